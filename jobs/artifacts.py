@@ -1,0 +1,146 @@
+"""Where jobs live: a store of files with the two guarantees everything else is built on.
+
+1. A file is seen whole or not at all, and once seen it survives a power cut (write, fsync, rename or link, fsync folder).
+2. `create` makes a file exactly once, whoever races for it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+
+class ArtifactStore(Protocol):
+    """Keys are relative POSIX paths chosen by us ("jobs/job_…/journal/000000.json")."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Durably create `key` with `data`; False if it exists already or its job folder is gone."""
+
+    def read(self, key: str) -> bytes | None:
+        """The whole content, or None if there is no such key."""
+
+    def put_file(self, source: Path, key: str) -> bool:
+        """Durably move the local file `source` to `key`, replacing it; False if its job folder is gone."""
+
+    def local_path(self, key: str) -> Path:
+        """A local file with the content of `key` (downloaded if the store is remote). Raises FileNotFoundError."""
+
+    def adopt_folder(self, source: Path, prefix: str) -> None:
+        """Durably move a local folder, all its files fsynced, to the new prefix, as one visible step."""
+
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names directly under `prefix`, sorted."""
+
+    def remove_folder(self, prefix: str) -> None:
+        """Remove everything under `prefix`, vanishing as one step. No error if there is nothing."""
+
+    def scratch(self) -> Path:
+        """A local folder for half-written files; whatever is left in it may be removed at any restart."""
+
+    def free_bytes(self) -> int:
+        """Space left for new files."""
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or a folder's list of names, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FolderStore:
+    """An `ArtifactStore` in a local folder (or a network file system with working hard links and rename)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        for name in ("jobs", "scratch", "trash"):
+            (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _path(self, key: str) -> Path:
+        path = self.root / key
+        if ".." in path.parts or not path.is_relative_to(self.root):
+            raise ValueError(f"key leaves the store: {key!r}")
+        return path
+
+    def create(self, key: str, data: bytes) -> bool:
+        target = self._path(key)
+        temporary = self.scratch() / f"create-{secrets.token_hex(8)}"
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            # link, unlike rename, refuses to replace: the kernel decides every race.
+            os.link(temporary, target)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        finally:
+            temporary.unlink()
+        fsync_path(target.parent)
+        return True
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put_file(self, source: Path, key: str) -> bool:
+        target = self._path(key)
+        fsync_path(source)
+        try:
+            source.rename(target)
+        except FileNotFoundError:
+            if not source.exists():
+                raise
+            return False
+        fsync_path(target.parent)
+        return True
+
+    def local_path(self, key: str) -> Path:
+        path = self._path(key)
+        if not path.exists():
+            raise FileNotFoundError(key)
+        return path
+
+    def adopt_folder(self, source: Path, prefix: str) -> None:
+        target = self._path(prefix)
+        for folder, _, names in os.walk(source):
+            for name in names:
+                fsync_path(Path(folder) / name)
+            fsync_path(Path(folder))
+        source.rename(target)
+        fsync_path(target.parent)
+
+    def list_folders(self, prefix: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._path(prefix)))
+        except FileNotFoundError:
+            return []
+
+    def remove_folder(self, prefix: str) -> None:
+        grave = self.root / "trash" / secrets.token_hex(8)
+        try:
+            self._path(prefix).rename(grave)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(grave)
+
+    def scratch(self) -> Path:
+        return self.root / "scratch"
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.root).free
+
+    def files(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(key, size) of every file under `prefix`."""
+        for folder, _, names in os.walk(self._path(prefix)):
+            for name in names:
+                path = Path(folder) / name
+                yield str(path.relative_to(self.root)), path.stat().st_size

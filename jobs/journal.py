@@ -1,0 +1,149 @@
+"""The journal of a job: numbered entries, each created exclusively. The only truth about what happened to a job.
+
+Why: claims, publishes, cancels and re-queues race between processes that may be stopped, killed, or cut off from Redis.
+An attempt appends entry n + 1 only on the strength of having read entry n; if anybody else appended first, the create
+fails, the loser reads what happened and decides anew. So a job cannot be claimed twice from one state, a stale attempt
+cannot publish over a newer one, and a canceled job cannot succeed, with nothing but an atomic create to rely on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.artifacts import ArtifactStore
+from jobs.contract import (
+    JOURNAL_ENTRY,
+    Canceled,
+    ClipFinished,
+    Failed,
+    Interrupted,
+    Job,
+    JobState,
+    JournalEntry,
+    Started,
+    Submitted,
+    Succeeded,
+)
+
+
+class JobNotFound(Exception):
+    """No job with this id is stored (it never was, or it was removed)."""
+
+
+class Outdated(Exception):
+    """Somebody else wrote to the journal first. Read the job again and decide anew."""
+
+
+def job_prefix(job_id: str) -> str:
+    return f"jobs/{job_id}"
+
+
+def entry_key(job_id: str, sequence: int) -> str:
+    return f"{job_prefix(job_id)}/journal/{sequence:06d}.json"
+
+
+def apply(job: Job, entry: JournalEntry) -> Job:
+    """The state after one more entry. Pure; the journal's whole meaning is in this function."""
+    sequence = job.sequence + 1
+    match entry:
+        case Submitted():
+            raise ValueError(f"job {job.id}: entry {sequence} is a second submission")
+        case Started():
+            return job.model_copy(
+                update={
+                    "sequence": sequence,
+                    "state": JobState.PROCESSING,
+                    "attempt": entry.attempt,
+                    "worker": entry.worker,
+                    "started_at": job.started_at or entry.at,
+                    "attempt_started_at": entry.at,
+                }
+            )
+        case ClipFinished():
+            return job.model_copy(
+                update={
+                    "sequence": sequence,
+                    "clips": (*job.clips, entry),
+                    "gpu_seconds": job.gpu_seconds + entry.gpu_seconds,
+                }
+            )
+        case Interrupted():
+            return job.model_copy(
+                update={
+                    "sequence": sequence,
+                    "state": JobState.QUEUED,
+                    "worker": None,
+                    "burned_attempts": job.burned_attempts + entry.burns_attempt,
+                }
+            )
+        case Succeeded():
+            return job.model_copy(
+                update={
+                    "sequence": sequence,
+                    "state": JobState.SUCCEEDED,
+                    "completed_at": entry.at,
+                    "video": entry.video,
+                    "poster": entry.poster,
+                    "duration_s": entry.duration_s,
+                    "gpu_seconds": job.gpu_seconds + entry.gpu_seconds,
+                    "worker": None,
+                }
+            )
+        case Failed():
+            return job.model_copy(
+                update={
+                    "sequence": sequence,
+                    "state": JobState.FAILED,
+                    "completed_at": entry.at,
+                    "error": entry.error,
+                    "worker": None,
+                }
+            )
+        case Canceled():
+            return job.model_copy(
+                update={
+                    "sequence": sequence,
+                    "state": JobState.CANCELED,
+                    "completed_at": entry.at,
+                    "worker": None,
+                }
+            )
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Reads and appends journals in a store. Holds no state of its own."""
+
+    store: ArtifactStore
+
+    def read(self, job_id: str, known: Job | None = None) -> Job:
+        """The job as of now. With `known` (an earlier read) only newer entries are read: one look-up if there are none.
+
+        Raises JobNotFound.
+        """
+        if known is None:
+            first = self.store.read(entry_key(job_id, 0))
+            if first is None:
+                raise JobNotFound(job_id)
+            submitted = JOURNAL_ENTRY.validate_json(first)
+            if not isinstance(submitted, Submitted):
+                raise ValueError(f"job {job_id}: the first entry is {submitted.type}, not submitted")
+            job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+        else:
+            job = known
+        while (data := self.store.read(entry_key(job_id, job.sequence + 1))) is not None:
+            job = apply(job, JOURNAL_ENTRY.validate_json(data))
+        return job
+
+    def append(self, job: Job, entry: JournalEntry) -> Job:
+        """Durably append `entry` on the strength of `job`; returns the new state.
+
+        Raises Outdated if the journal moved on since `job` was read, JobNotFound if the job was removed.
+        """
+        updated = apply(job, entry)  # before writing: an entry that cannot be applied must never reach the disk
+        data = entry.model_dump_json().encode()
+        if self.store.create(entry_key(job.id, updated.sequence), data):
+            return updated
+        if self.store.read(entry_key(job.id, 0)) is None:
+            raise JobNotFound(job.id)
+        raise Outdated(job.id)

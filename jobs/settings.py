@@ -1,0 +1,59 @@
+"""All settings of the service, read from the environment once, validated, frozen.
+
+Every field is an environment variable `COINTERACT_<FIELD>`; docs/settings.md lists them and a test keeps it complete.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="COINTERACT_", frozen=True, extra="forbid", populate_by_name=True)
+
+    # Where things are
+    data_dir: Path = Field(Path("data"), description="Folder that holds jobs, results and the embedded Redis.")
+    redis_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("COINTERACT_REDIS_URL", "REDIS_URL"),
+        description="Redis to use. Without it a private embedded one is started on a unix socket in the data folder.",
+    )
+    host: str = Field("127.0.0.1", description="Address the API binds to.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
+
+    # What a request may ask for
+    max_upload_bytes: int = Field(64 * 2**20, gt=0, description="Bytes of one whole request, all files together.")
+    upload_timeout_s: float = Field(120.0, gt=0, description="Seconds within which an upload must be complete.")
+    max_image_bytes: int = Field(20 * 2**20, gt=0, description="Bytes of one image file.")
+    max_image_pixels: int = Field(25_000_000, gt=0, description="Pixels (width × height) of one image.")
+    min_image_side: int = Field(32, gt=0, description="Smallest width and height of an image, in pixels.")
+    max_audio_bytes: int = Field(50 * 2**20, gt=0, description="Bytes of the audio file.")
+    max_audio_seconds: float = Field(300.0, gt=0, description="Seconds of decoded speech.")
+    min_audio_seconds: float = Field(0.2, gt=0, description="Shortest speech accepted, in seconds.")
+    max_video_bytes: int = Field(50 * 2**20, gt=0, description="Bytes of a pose video.")
+    max_prompt_chars: int = Field(4000, gt=0, description="Characters of one prompt.")
+    max_prompts: int = Field(100, gt=0, description="Prompts in one request (one per clip).")
+    max_steps: int = Field(100, gt=0, description="Largest num_inference_steps.")
+    max_clips: int = Field(100, gt=0, description="Largest number of clips in one video.")
+
+    # The queue and the workers
+    max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; more are refused with 429.")
+    max_attempts: int = Field(3, gt=0, description="Attempts that may end badly before a job fails.")
+    lease_ttl_s: float = Field(8.0, gt=0, description="Seconds without a heartbeat after which a worker counts as dead.")
+    heartbeat_s: float = Field(2.0, gt=0, description="Seconds between two heartbeats of a worker.")
+    reaper_interval_s: float = Field(1.0, gt=0, description="Seconds between two rounds of the reaper.")
+    stall_timeout_s: float = Field(1800.0, gt=0, description="Seconds without progress after which an attempt is stopped.")
+    stop_grace_s: float = Field(25.0, gt=0, description="Seconds a worker has to put its job back on SIGTERM.")
+    retention_s: int = Field(7 * 86400, gt=0, description="Seconds a finished job and its files are kept.")
+    min_free_bytes: int = Field(2**30, ge=0, description="Free disk space below which new jobs are refused.")
+
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_json: bool = Field(False, description="Write log lines as JSON objects.")
+
+    @property
+    def storage_dir(self) -> Path:
+        """Folder of the artifact store."""
+        return self.data_dir / "storage"
