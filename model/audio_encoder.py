@@ -1,0 +1,71 @@
+"""Speech → audio features (1, layers, D, T) at 25 fps, cut into one window per clip (official code; paper section 3)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+SAMPLE_RATE = 16_000
+FPS = 25
+WAV2VEC2_RATE = 50
+"""Nominal output rate of wav2vec2's convolutions at 16 kHz."""
+
+
+def video_frame_count(num_samples: int, sample_rate: int = SAMPLE_RATE) -> int:
+    """Frames at 25 fps that cover speech of `num_samples` samples, rounded up: the video never ends before the voice."""
+    return max(1, -(-num_samples * FPS // sample_rate))
+
+
+def clip_count(num_samples: int, frames_per_clip: int, sample_rate: int = SAMPLE_RATE) -> int:
+    """Clips that cover the speech. A last fraction of one frame does not cost a whole clip more."""
+    return max(1, math.ceil(num_samples * FPS // sample_rate / frames_per_clip))
+
+
+def official_clip_count(num_feature_frames: int, window_frames: int = 81) -> int:
+    """Clips that the official code makes of this many feature frames (before its cap of `num_clips`)."""
+    return num_feature_frames // window_frames + 1
+
+
+@torch.no_grad()
+def encode_audio(
+    encoder: Wav2Vec2Model, feature_extractor: Wav2Vec2FeatureExtractor, audio: np.ndarray, device: torch.device
+) -> torch.Tensor:
+    """All hidden states of the whole speech at 25 fps.
+
+    Args:
+        audio: (N,) float32, mono, 16 kHz, about -1..1.
+
+    Returns:
+        (layers, T, D) with layers = 1 + transformer layers and T = int(len / 50 · 25), in the encoder's dtype.
+
+    Raises:
+        ValueError: fewer samples than one output of the encoder needs (25 ms).
+    """
+    shortest = 1
+    for kernel, stride in zip(reversed(encoder.config.conv_kernel), reversed(encoder.config.conv_stride), strict=True):
+        shortest = (shortest - 1) * stride + kernel
+    if len(audio) < shortest:
+        raise ValueError(f"speech has {len(audio)} samples at 16 kHz; the audio encoder needs at least {shortest}")
+    values = feature_extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values  # (1, N)
+    hidden = encoder(values.to(device, encoder.dtype), output_hidden_states=True).hidden_states
+    features = torch.cat(hidden)  # (layers, T50, D)
+    num_frames = int(features.shape[1] / float(WAV2VEC2_RATE) * FPS)
+    if num_frames == 0:  # one 20 ms output only: there is nothing to interpolate between
+        return features[:, :1]
+    features = F.interpolate(features.transpose(1, 2), size=num_frames, mode="linear", align_corners=True)
+    return features.transpose(1, 2)  # (layers, T, D)
+
+
+def clip_features(features: torch.Tensor, clip: int, window_frames: int) -> torch.Tensor:
+    """Window of one clip, (1, layers, D, window_frames), zeros after the speech's end.
+
+    80-frame windows follow the 80 frames that each clip keeps. The official code uses 81, so that its lips run
+    40 ms further ahead of the sound with each clip.
+    """
+    window = features[:, clip * window_frames : (clip + 1) * window_frames]  # (layers, t, D)
+    window = F.pad(window, (0, 0, 0, window_frames - window.shape[1]))
+    return window.permute(0, 2, 1)[None]

@@ -1,0 +1,51 @@
+"""Prompt → `prompt_embeds` (B, 512, D): cleaning, tokens, UMT5 encoder, zeros after the real length (official code)."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+import ftfy
+import torch
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+PROMPT_TOKENS = 512
+"""Every prompt is padded or cut to this many tokens, as in training."""
+
+
+def clean_prompt(prompt: str) -> str:
+    """Mend broken unicode, decode HTML entities (twice: some data sets escape twice), collapse whitespace."""
+    prompt = html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()
+    return re.sub(r"\s+", " ", prompt).strip()
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, both (B, 512) int64."""
+    tokens = tokenizer(
+        [clean_prompt(prompt) for prompt in prompts],
+        padding="max_length",
+        truncation=True,
+        max_length=PROMPT_TOKENS,
+        add_special_tokens=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    return tokens["input_ids"], tokens["attention_mask"]
+
+
+@torch.no_grad()
+def encode_prompts(
+    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device
+) -> torch.Tensor:
+    """Embeds of each prompt, (B, 512, D) in the encoder's dtype; rows after a prompt's last token are exactly 0.
+
+    One prompt per encoder call: an embed must not depend, through the choice of matmul kernel for a batch, on the
+    other prompts of the video.
+    """
+    ids, mask = tokenize(tokenizer, prompts)
+    rows = []
+    for row_ids, row_mask in zip(ids.to(device), mask.to(device), strict=True):
+        embeds = encoder(input_ids=row_ids[None], attention_mask=row_mask[None]).last_hidden_state  # (1, 512, D)
+        rows.append(embeds * row_mask[None, :, None].to(embeds.dtype))
+    return torch.cat(rows)
