@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -30,7 +31,10 @@ class ArtifactStore(Protocol):
         """A local file with the content of `key` (downloaded if the store is remote). Raises FileNotFoundError."""
 
     def adopt_folder(self, source: Path, prefix: str) -> None:
-        """Durably move a local folder, all its files fsynced, to the new prefix, as one visible step."""
+        """Durably move a local folder, all its files fsynced, to the new prefix, as one visible step.
+
+        Raises FileExistsError if somebody else was first: of many racing calls exactly one succeeds.
+        """
 
     def list_folders(self, prefix: str) -> list[str]:
         """Names directly under `prefix`, sorted."""
@@ -115,7 +119,14 @@ class FolderStore:
             for name in names:
                 fsync_path(Path(folder) / name)
             fsync_path(Path(folder))
-        source.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            source.rename(target)
+        except OSError as error:
+            # rename replaces an empty folder but never a full one: the kernel decides the race here, too.
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise FileExistsError(prefix) from error
+            raise
         fsync_path(target.parent)
 
     def list_folders(self, prefix: str) -> list[str]:
