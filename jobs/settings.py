@@ -39,6 +39,19 @@ class Settings(BaseSettings):
     max_steps: int = Field(100, gt=0, description="Largest num_inference_steps.")
     max_clips: int = Field(100, gt=0, description="Largest number of clips in one video.")
 
+    max_video_pixels: int = Field(4_000_000, gt=0, description="Pixels of one frame of a pose video.")
+    max_concurrent_uploads: int = Field(64, gt=0, description="Submits being received at once; more are refused with 429.")
+    decode_timeout_s: float = Field(60.0, gt=0, description="Seconds the sandbox may take to decode one request's files.")
+    decode_processes: int = Field(2, gt=0, description="Sandboxed decodings at once.")
+    fetch_timeout_s: float = Field(30.0, gt=0, description="Seconds to fetch one https: input.")
+    max_wait_s: float = Field(60.0, gt=0, description="Longest wait that `Prefer: wait=N` is granted, in seconds.")
+    max_event_streams: int = Field(200, gt=0, description="Open event streams; more are refused with 429.")
+
+    # Who may ask
+    allow_anonymous: bool = Field(
+        False, description="Serve without API keys on addresses other than loopback. For networks closed by other means."
+    )
+
     # The queue and the workers
     max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; more are refused with 429.")
     max_attempts: int = Field(3, gt=0, description="Attempts that may end badly before a job fails.")
