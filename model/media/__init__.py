@@ -1,0 +1,23 @@
+"""Files in, files out: photos, speech and pose videos to arrays; frames and speech to MP4."""
+
+from model.media.audio import Speech, load_audio, load_speech, to_model_audio
+from model.media.errors import MediaError
+from model.media.images import cover, fit_person, load_image, place_product
+from model.media.pose import load_pose
+from model.media.video import ClipWriter, encode_clip, join_clips
+
+__all__ = [
+    "ClipWriter",
+    "MediaError",
+    "Speech",
+    "cover",
+    "encode_clip",
+    "fit_person",
+    "join_clips",
+    "load_audio",
+    "load_image",
+    "load_pose",
+    "load_speech",
+    "place_product",
+    "to_model_audio",
+]

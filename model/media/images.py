@@ -1,0 +1,98 @@
+"""Photos → RGB images of the frame's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from model.media.errors import MediaError
+
+PersonFit = Literal["cover", "contain", "stretch"]
+
+PRODUCT_MARGIN = 1.25
+"""The product fills 1/1.25 of the frame, as in training (official code)."""
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """PNG, JPEG or WebP → RGB, turned upright by its EXIF orientation, alpha composed on white.
+
+    Raises:
+        MediaError: not such an image, or truncated.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise MediaError(f"not a readable PNG, JPEG or WebP image: {error}") from error
+
+
+def fit_person(image: Image.Image, width: int, height: int, fit: PersonFit = "cover") -> Image.Image:
+    """Bring a person photo to the frame.
+
+    cover: fill the frame and crop the centre, as the training data were (default). contain: all of the photo, black
+    bars. stretch: what the official inference script does, distorting.
+    """
+    image = _to_rgb(image)
+    if fit == "stretch":
+        return image.resize((width, height))
+    if fit == "cover":
+        scale = max(width / image.width, height / image.height)
+        image = _resize(image, scale)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
+    if fit == "contain":
+        return _on_black(_resize(image, min(width / image.width, height / image.height)), width, height)
+    raise ValueError(f"fit must be cover, contain or stretch, not {fit!r}")
+
+
+def place_product(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Fit a product photo into the frame with a margin, centred on black (official code)."""
+    image = _to_rgb(image)
+    scale = min(width / image.width, height / image.height) / PRODUCT_MARGIN
+    return _on_black(_resize(image, scale), width, height)
+
+
+def cover(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Crop the centre to the frame's aspect ratio, then resize: how the official code treats pose frames."""
+    if image.size == (width, height):
+        return image
+    if image.height / image.width < height / width:
+        cropped = int(image.height / height * width)
+        left = (image.width - cropped) // 2
+        box = (left, 0, left + cropped, image.height)
+    else:
+        cropped = int(image.width / width * height)
+        top = (image.height - cropped) // 2
+        box = (0, top, image.width, top + cropped)
+    return image.crop(box).resize((width, height))
+
+
+def _resize(image: Image.Image, scale: float) -> Image.Image:
+    """Lanczos to shrink, bilinear to enlarge (official code)."""
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BILINEAR)
+
+
+def _on_black(image: Image.Image, width: int, height: int) -> Image.Image:
+    frame = Image.new("RGB", (width, height))
+    frame.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return frame
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion clips instead of scaling
+        grey = np.clip(np.asarray(image, dtype=np.int64) >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,71 @@
+"""Pose videos → frames at 25 fps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from model.media.errors import MediaError
+from model.media.images import cover
+
+FPS = 25
+
+
+def load_pose(
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    max_frames: int | None = None,
+    resample: bool = True,
+) -> np.ndarray:
+    """Decode a pose video to (T, H, W, 3) uint8 at 25 fps.
+
+    Args:
+        size: (width, height) to crop and resize each frame to while reading: a long video at its own size is large.
+        max_frames: stop after so many frames at 25 fps.
+        resample: False takes frame by frame whatever the video's rate, as the official code does.
+
+    Raises:
+        MediaError: no video in it, or nothing decodable.
+    """
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(str(path), mode="r") as container:
+            if not container.streams.video:
+                raise MediaError("the file has no video stream")
+            decoded = container.decode(container.streams.video[0])
+            for image in _at_25_fps(decoded) if resample else (f.to_ndarray(format="rgb24") for f in decoded):
+                if max_frames is not None and len(frames) >= max_frames:
+                    break
+                frames.append(image if size is None else np.asarray(cover(Image.fromarray(image), *size)))
+    except (av.FFmpegError, UnicodeDecodeError) as error:
+        raise MediaError(f"the video cannot be decoded: {error}") from error
+    if not frames:
+        raise MediaError("the video holds no frames")
+    return np.stack(frames)
+
+
+def _at_25_fps(decoded: Iterator[av.VideoFrame]) -> Iterator[np.ndarray]:
+    """For each 1/25 s the frame on screen at that moment, by timestamps: right for variable rates, too."""
+    shown: np.ndarray | None = None
+    start = Fraction(0)
+    end = Fraction(0)
+    tick = 0
+    for frame in decoded:
+        rate = Fraction(frame.time_base or Fraction(1, FPS))
+        time = (frame.pts or 0) * rate
+        if shown is None:
+            start = time
+        while shown is not None and Fraction(tick, FPS) < time - start:
+            yield shown
+            tick += 1
+        shown = frame.to_ndarray(format="rgb24")
+        end = time - start + (frame.duration * rate if frame.duration else Fraction(1, FPS))
+    while shown is not None and Fraction(tick, FPS) < end:
+        yield shown
+        tick += 1
