@@ -1,1 +1,3 @@
-"""The contract between server and workers: requests, jobs, storage, journal and queue. Imports no other package of ours."""
+"""The contract between server and workers: requests, jobs, storage, journal and queue. Imports no other
+package of ours.
+"""

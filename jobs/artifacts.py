@@ -1,6 +1,7 @@
 """Where jobs live: a store of files with the two guarantees everything else is built on.
 
-1. A file is seen whole or not at all, and once seen it survives a power cut (write, fsync, rename or link, fsync folder).
+1. A file is seen whole or not at all, and once seen it survives a power cut (write, fsync, rename or link,
+   fsync folder).
 2. `create` makes a file exactly once, whoever races for it.
 """
 
@@ -11,6 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -21,14 +23,22 @@ class ArtifactStore(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Durably create `key` with `data`; False if it exists already or its job folder is gone."""
 
+    def write(self, key: str, data: bytes) -> None:
+        """Durably create or replace `key`. For what is not part of a job, such as checkpoint cards."""
+
     def read(self, key: str) -> bytes | None:
         """The whole content, or None if there is no such key."""
+
+    def remove(self, key: str) -> None:
+        """Remove one file. No error if there is none."""
 
     def put_file(self, source: Path, key: str) -> bool:
         """Durably move the local file `source` to `key`, replacing it; False if its job folder is gone."""
 
     def local_path(self, key: str) -> Path:
-        """A local file with the content of `key` (downloaded if the store is remote). Raises FileNotFoundError."""
+        """A local file with the content of `key` (downloaded if the store is remote). Raises
+        FileNotFoundError.
+        """
 
     def adopt_folder(self, source: Path, prefix: str) -> None:
         """Durably move a local folder, all its files fsynced, to the new prefix, as one visible step.
@@ -63,7 +73,7 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for name in ("jobs", "scratch", "trash"):
+        for name in ("jobs", "done", "checkpoints", "scratch", "trash"):
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _path(self, key: str) -> Path:
@@ -72,22 +82,40 @@ class FolderStore:
             raise ValueError(f"key leaves the store: {key!r}")
         return path
 
+    @contextmanager
+    def _written(self, data: bytes) -> Iterator[Path]:
+        """A temporary file with durable content, gone afterwards whatever happens (a full disk must not fill
+        further).
+        """
+        temporary = self.scratch() / f"write-{secrets.token_hex(8)}"
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
     def create(self, key: str, data: bytes) -> bool:
         target = self._path(key)
-        temporary = self.scratch() / f"create-{secrets.token_hex(8)}"
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            # link, unlike rename, refuses to replace: the kernel decides every race.
-            os.link(temporary, target)
-        except (FileExistsError, FileNotFoundError):
-            return False
-        finally:
-            temporary.unlink()
-        fsync_path(target.parent)
+        with self._written(data) as temporary:
+            try:
+                # link, unlike rename, refuses to replace: the kernel decides every race.
+                os.link(temporary, target)
+                fsync_path(target.parent)
+            except (FileExistsError, FileNotFoundError):
+                return False
         return True
+
+    def write(self, key: str, data: bytes) -> None:
+        target = self._path(key)
+        with self._written(data) as temporary:
+            temporary.rename(target)
+        fsync_path(target.parent)
+
+    def remove(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
 
     def read(self, key: str) -> bytes | None:
         try:
@@ -100,11 +128,9 @@ class FolderStore:
         fsync_path(source)
         try:
             source.rename(target)
+            fsync_path(target.parent)
         except FileNotFoundError:
-            if not source.exists():
-                raise
             return False
-        fsync_path(target.parent)
         return True
 
     def local_path(self, key: str) -> Path:

@@ -1,7 +1,7 @@
 """Every message that passes between server, storage and workers, defined once.
 
-A job is a folder. Its history is a sequence of numbered entries (see `jobs.journal`); `Job` is the fold of that
-history. Nothing in this file touches a disk or a socket.
+A job is a folder. Its history is a sequence of numbered entries (see `jobs.journal`); `Job` is the fold of
+that history. Nothing in this file touches a disk or a socket.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ AUDIO_WINDOW_FRAMES_OF_OFFICIAL_CODE = 81
 
 
 class Frozen(BaseModel):
-    """Base of every value in the contract: immutable, and an unknown field is an error rather than a silent drop."""
+    """Base of every value in the contract: immutable, and an unknown field is an error rather than a silent
+    drop.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +85,8 @@ class GenerationParams(Frozen):
     seed: int
     num_clips: int
     num_frames: int
-    """Frames of the finished video at 25 fps: as long as the speech, or num_clips clips if that is shorter."""
+    """Frames of the finished video at 25 fps: as long as the speech, or num_clips clips if that is shorter.
+    """
     fit: Fit = Fit.COVER
     audio_face_mask: bool = False
     preset: Literal["exact", "parity"] = "exact"
@@ -107,7 +110,9 @@ class InputFiles(Frozen):
 
 
 class JobError(Frozen):
-    """Why a job failed. `code` is stable and documented, `message` is for people, `stage` says where it happened."""
+    """Why a job failed. `code` is stable and documented, `message` is for people, `stage` says where it
+    happened.
+    """
 
     code: str
     message: str
@@ -135,6 +140,8 @@ class Submitted(Entry):
     """Seconds after the terminal entry until the job and its files are removed."""
     cost: float
     """Estimated work in clip·step·megapixels; only ratios between jobs matter (fair share and estimates)."""
+    max_running: int | None = None
+    """Jobs the owner may have running at once; the job waits while that many run. None: no limit."""
 
 
 class Started(Entry):
@@ -154,12 +161,15 @@ class ClipFinished(Entry):
     gpu_seconds: float
 
 
+InterruptReason = Literal["shutdown", "worker_lost", "child_died", "out_of_memory", "error", "stalled"]
+
+
 class Interrupted(Entry):
     """An attempt ended without a verdict on the job, which is queued again."""
 
     type: Literal["interrupted"] = "interrupted"
     attempt: int
-    reason: Literal["shutdown", "worker_lost", "child_died", "out_of_memory", "error", "stalled"]
+    reason: InterruptReason
     burns_attempt: bool
     """A graceful stop burns no attempt; anything that could be the job's own fault does."""
     message: str = ""
@@ -186,7 +196,8 @@ class Canceled(Entry):
 
 
 JournalEntry = Annotated[
-    Submitted | Started | ClipFinished | Interrupted | Succeeded | Failed | Canceled, Field(discriminator="type")
+    Submitted | Started | ClipFinished | Interrupted | Succeeded | Failed | Canceled,
+    Field(discriminator="type"),
 ]
 JOURNAL_ENTRY: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)
 
@@ -200,7 +211,9 @@ class Job(Frozen):
     submitted: Submitted
     state: JobState
     attempt: int = 0
-    """Number of the newest attempt; it is also the fencing token, because only one attempt can append entry n + 1."""
+    """Number of the newest attempt; it is also the fencing token, because only one attempt can append entry n
+    + 1.
+    """
     burned_attempts: int = 0
     worker: str | None = None
     started_at: datetime | None = None
@@ -226,10 +239,14 @@ class LiveProgress(Frozen):
     num_steps: int
 
     def percent(self) -> float:
-        """0–100 over the whole job. Denoising is nearly all of the work, so it alone moves the bar within a clip."""
+        """0–100 over the whole job. Denoising is nearly all of the work, so it alone moves the bar within a
+        clip.
+        """
         if self.stage in (Stage.MUXING, Stage.DONE):
             return 99.0
-        within = 1.0 if self.stage is Stage.DECODING else self.step / self.num_steps if self.num_steps else 0.0
+        within = (
+            1.0 if self.stage is Stage.DECODING else self.step / self.num_steps if self.num_steps else 0.0
+        )
         return min(99.0, 100.0 * (self.clip + within) / max(1, self.num_clips))
 
 
@@ -241,7 +258,7 @@ class CheckpointDefaults(Frozen):
 
 
 class CheckpointCard(BaseModel):
-    """`cointeract.json` in a checkpoint folder: what the server must know about a model without loading it."""
+    """`cointeract.json` in a checkpoint folder: what the server must know of a model without loading it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -258,15 +275,34 @@ class CheckpointCard(BaseModel):
     license: str = ""
 
 
+class RunningJob(Frozen):
+    """The attempt a worker is busy with. As long as a live worker names it, the attempt is not lost."""
+
+    job_id: str
+    attempt: int
+    owner: str
+    priority: Priority
+    cost: float
+    started_at: datetime
+    progress: LiveProgress
+
+    def fraction_done(self) -> float:
+        return self.progress.percent() / 100
+
+
 class WorkerInfo(Frozen):
     """What a worker says about itself with each heartbeat."""
 
     name: str
     checkpoint: str
     device: str
-    job_id: str | None = None
+    ready: bool = False
+    """False while the model is being loaded."""
+    running: RunningJob | None = None
     seconds_per_cost: float | None = None
-    """Measured speed (seconds per unit of `Submitted.cost`), for estimates; None until the first clip is done."""
+    """Measured speed (seconds per unit of `Submitted.cost`), for estimates; None until the first clip is
+    done.
+    """
 
 
 def utcnow() -> datetime:
@@ -274,7 +310,9 @@ def utcnow() -> datetime:
 
 
 def new_job_id() -> str:
-    """`job_` + 48 bits of time + 128 random bits: sorts by creation, cannot be guessed, is safe in a path and a URL."""
+    """`job_` + 48 bits of time + 128 random bits: sorts by creation, cannot be guessed, is safe in a path and
+    a URL.
+    """
     raw = int(time.time() * 1000).to_bytes(6, "big") + secrets.token_bytes(16)
     # base32hex, unlike base32, keeps the order of the bytes, so a directory listing is in order of creation.
     return "job_" + base64.b32hexencode(raw).decode().rstrip("=").lower()

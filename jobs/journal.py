@@ -1,14 +1,17 @@
-"""The journal of a job: numbered entries, each created exclusively. The only truth about what happened to a job.
+"""The journal of a job: numbered entries, each created exclusively. The only truth about what happened to a
+job.
 
-Why: claims, publishes, cancels and re-queues race between processes that may be stopped, killed, or cut off from Redis.
-An attempt appends entry n + 1 only on the strength of having read entry n; if anybody else appended first, the create
-fails, the loser reads what happened and decides anew. So a job cannot be claimed twice from one state, a stale attempt
-cannot publish over a newer one, and a canceled job cannot succeed, with nothing but an atomic create to rely on.
+Why: claims, publishes, cancels and re-queues race between processes that may be stopped, killed, or cut off
+from Redis. An attempt appends entry n + 1 only on the strength of having read entry n; if anybody else
+appended first, the create fails, the loser reads what happened and decides anew. So a job cannot be claimed
+twice from one state, a stale attempt cannot publish over a newer one, and a canceled job cannot succeed, with
+nothing but an atomic create to rely on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from jobs.artifacts import ArtifactStore
 from jobs.contract import (
@@ -17,12 +20,16 @@ from jobs.contract import (
     ClipFinished,
     Failed,
     Interrupted,
+    InterruptReason,
     Job,
+    JobError,
     JobState,
     JournalEntry,
+    Stage,
     Started,
     Submitted,
     Succeeded,
+    utcnow,
 )
 
 
@@ -34,6 +41,12 @@ class Outdated(Exception):
     """Somebody else wrote to the journal first. Read the job again and decide anew."""
 
 
+class IllegalEntry(Exception):
+    """The entry cannot follow the state it was meant for, such as a cancel after the end. Nothing was
+    written.
+    """
+
+
 def job_prefix(job_id: str) -> str:
     return f"jobs/{job_id}"
 
@@ -42,12 +55,30 @@ def entry_key(job_id: str, sequence: int) -> str:
     return f"{job_prefix(job_id)}/journal/{sequence:06d}.json"
 
 
-def apply(job: Job, entry: JournalEntry) -> Job:
-    """The state after one more entry. Pure; the journal's whole meaning is in this function."""
-    sequence = job.sequence + 1
+def _may_follow(job: Job, entry: JournalEntry) -> bool:
     match entry:
         case Submitted():
-            raise ValueError(f"job {job.id}: entry {sequence} is a second submission")
+            return False
+        case Started():
+            return job.state is JobState.QUEUED and entry.attempt == job.attempt + 1
+        case Canceled():
+            return not job.state.is_terminal
+        case ClipFinished() | Interrupted() | Succeeded() | Failed():
+            return job.state is JobState.PROCESSING and entry.attempt == job.attempt
+
+
+def apply(job: Job, entry: JournalEntry) -> Job:
+    """The state after one more entry. Pure; the journal's whole meaning is in this function. Raises
+    IllegalEntry.
+    """
+    sequence = job.sequence + 1
+    if not _may_follow(job, entry):
+        raise IllegalEntry(
+            f"job {job.id} ({job.state}, attempt {job.attempt}): {entry!r} cannot be entry {sequence}"
+        )
+    match entry:
+        case Submitted():
+            raise IllegalEntry(f"job {job.id}: entry {sequence} is a second submission")
         case Started():
             return job.model_copy(
                 update={
@@ -117,7 +148,8 @@ class Journal:
     store: ArtifactStore
 
     def read(self, job_id: str, known: Job | None = None) -> Job:
-        """The job as of now. With `known` (an earlier read) only newer entries are read: one look-up if there are none.
+        """The job as of now. With `known` (an earlier read) only newer entries are read: one look-up if there
+        are none.
 
         Raises JobNotFound.
         """
@@ -138,12 +170,49 @@ class Journal:
     def append(self, job: Job, entry: JournalEntry) -> Job:
         """Durably append `entry` on the strength of `job`; returns the new state.
 
-        Raises Outdated if the journal moved on since `job` was read, JobNotFound if the job was removed.
+        Raises Outdated if the journal moved on since `job` was read, JobNotFound if the job was removed,
+        IllegalEntry if `entry` makes no sense after `job`, OSError if the store cannot write.
         """
-        updated = apply(job, entry)  # before writing: an entry that cannot be applied must never reach the disk
+        updated = apply(
+            job, entry
+        )  # before writing: an entry that cannot be applied must never reach the disk
         data = entry.model_dump_json().encode()
         if self.store.create(entry_key(job.id, updated.sequence), data):
             return updated
         if self.store.read(entry_key(job.id, 0)) is None:
             raise JobNotFound(job.id)
         raise Outdated(job.id)
+
+    def submit(self, job_id: str, folder: Path, submitted: Submitted) -> Job:
+        """Make `folder` (a local folder holding the input files under their stored names) the job `job_id`.
+
+        Durable, and visible in one step, when it returns. The caller then announces the job to the queue; if
+        it dies before, the reaper does.
+        """
+        journal = folder / "journal"
+        journal.mkdir()
+        (journal / "000000.json").write_bytes(submitted.model_dump_json().encode())
+        self.store.adopt_folder(folder, job_prefix(job_id))
+        return Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+
+
+def verdict(
+    job: Job,
+    *,
+    reason: InterruptReason,
+    message: str,
+    max_attempts: int,
+    stage: Stage = Stage.LOADING,
+    burns_attempt: bool = True,
+) -> Interrupted | Failed:
+    """How an attempt that ended badly is recorded: the job is queued again, or fails if that was its last
+    attempt.
+    """
+    if not burns_attempt or job.burned_attempts + 1 < max_attempts:
+        return Interrupted(
+            at=utcnow(), attempt=job.attempt, reason=reason, burns_attempt=burns_attempt, message=message
+        )
+    total = f" (attempt {job.burned_attempts + 1} of {max_attempts})" if max_attempts > 1 else ""
+    return Failed(
+        at=utcnow(), attempt=job.attempt, error=JobError(code=reason, message=message + total, stage=stage)
+    )

@@ -12,10 +12,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="COINTERACT_", frozen=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="COINTERACT_", frozen=True, extra="forbid", populate_by_name=True
+    )
 
     # Where things are
-    data_dir: Path = Field(Path("data"), description="Folder that holds jobs, results and the embedded Redis.")
+    data_dir: Path = Field(
+        Path("data"), description="Folder that holds jobs, results and the embedded Redis."
+    )
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("COINTERACT_REDIS_URL", "REDIS_URL"),
@@ -25,8 +29,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
 
     # What a request may ask for
-    max_upload_bytes: int = Field(64 * 2**20, gt=0, description="Bytes of one whole request, all files together.")
-    upload_timeout_s: float = Field(120.0, gt=0, description="Seconds within which an upload must be complete.")
+    max_upload_bytes: int = Field(
+        64 * 2**20, gt=0, description="Bytes of one whole request, all files together."
+    )
+    upload_timeout_s: float = Field(
+        120.0, gt=0, description="Seconds within which an upload must be complete."
+    )
     max_image_bytes: int = Field(20 * 2**20, gt=0, description="Bytes of one image file.")
     max_image_pixels: int = Field(25_000_000, gt=0, description="Pixels (width × height) of one image.")
     min_image_side: int = Field(32, gt=0, description="Smallest width and height of an image, in pixels.")
@@ -40,28 +48,45 @@ class Settings(BaseSettings):
     max_clips: int = Field(100, gt=0, description="Largest number of clips in one video.")
 
     max_video_pixels: int = Field(4_000_000, gt=0, description="Pixels of one frame of a pose video.")
-    max_concurrent_uploads: int = Field(64, gt=0, description="Submits being received at once; more are refused with 429.")
-    decode_timeout_s: float = Field(60.0, gt=0, description="Seconds the sandbox may take to decode one request's files.")
+    max_concurrent_uploads: int = Field(
+        64, gt=0, description="Submits being received at once; more are refused with 429."
+    )
+    decode_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds the sandbox may take to decode one request's files."
+    )
     decode_processes: int = Field(2, gt=0, description="Sandboxed decodings at once.")
     fetch_timeout_s: float = Field(30.0, gt=0, description="Seconds to fetch one https: input.")
-    max_wait_s: float = Field(60.0, gt=0, description="Longest wait that `Prefer: wait=N` is granted, in seconds.")
+    max_wait_s: float = Field(
+        60.0, gt=0, description="Longest wait that `Prefer: wait=N` is granted, in seconds."
+    )
     max_event_streams: int = Field(200, gt=0, description="Open event streams; more are refused with 429.")
 
     # Who may ask
     allow_anonymous: bool = Field(
-        False, description="Serve without API keys on addresses other than loopback. For networks closed by other means."
+        False,
+        description="Serve without API keys on addresses other than loopback. For networks closed by other means.",
     )
 
     # The queue and the workers
     max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; more are refused with 429.")
     max_attempts: int = Field(3, gt=0, description="Attempts that may end badly before a job fails.")
-    lease_ttl_s: float = Field(8.0, gt=0, description="Seconds without a heartbeat after which a worker counts as dead.")
-    heartbeat_s: float = Field(2.0, gt=0, description="Seconds between two heartbeats of a worker.")
+    lease_ttl_s: float = Field(
+        6.0, gt=0, description="Seconds without a heartbeat after which a worker counts as dead."
+    )
+    heartbeat_s: float = Field(1.5, gt=0, description="Seconds between two heartbeats of a worker.")
     reaper_interval_s: float = Field(1.0, gt=0, description="Seconds between two rounds of the reaper.")
-    stall_timeout_s: float = Field(1800.0, gt=0, description="Seconds without progress after which an attempt is stopped.")
-    stop_grace_s: float = Field(25.0, gt=0, description="Seconds a worker has to put its job back on SIGTERM.")
+    stall_timeout_s: float = Field(
+        1800.0, gt=0, description="Seconds without progress after which an attempt is stopped."
+    )
+    stop_grace_s: float = Field(
+        25.0, gt=0, description="Seconds a worker has to put its job back on SIGTERM."
+    )
     retention_s: int = Field(7 * 86400, gt=0, description="Seconds a finished job and its files are kept.")
     min_free_bytes: int = Field(2**30, ge=0, description="Free disk space below which new jobs are refused.")
+
+    worker_metrics_port: int | None = Field(
+        None, description="Port of the worker's /metrics; none by default."
+    )
 
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(False, description="Write log lines as JSON objects.")

@@ -1,0 +1,31 @@
+"""Checkpoint cards: how the server learns which models exist without loading one."""
+
+from __future__ import annotations
+
+import re
+
+from jobs.artifacts import ArtifactStore
+from jobs.contract import CheckpointCard
+
+CARD_FILE = "cointeract.json"
+"""Name of the card inside a checkpoint folder."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def publish_card(store: ArtifactStore, card: CheckpointCard) -> None:
+    """Make a checkpoint known to every process that shares the store. Raises ValueError for a bad name."""
+    if not _NAME.fullmatch(card.name):
+        raise ValueError(f"checkpoint name {card.name!r}: use 1–64 letters, digits, '.', '_' and '-'")
+    store.write(f"checkpoints/{card.name}.json", card.model_dump_json().encode())
+
+
+def read_cards(store: ArtifactStore) -> dict[str, CheckpointCard]:
+    """All known checkpoints by name."""
+    cards = {}
+    for file in store.list_folders("checkpoints"):
+        data = store.read(f"checkpoints/{file}")
+        if data is not None:
+            card = CheckpointCard.model_validate_json(data)
+            cards[card.name] = card
+    return cards

@@ -1,0 +1,239 @@
+"""The queue: hints in Redis about which jobs wait and who works on them. Losing all of it loses no job.
+
+RQ carries *tickets*. A ticket says "render the next job of this checkpoint"; the worker that gets one picks
+the job by `jobs.scheduling` and claims it in the journal. Fairness is therefore decided when a worker is
+free, not when a job is submitted, and a ticket delivered twice, or for a job that is gone, does no harm. The
+reaper sees to it that there are at least as many tickets as waiting jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING, cast
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from jobs.contract import Job, LiveProgress, Priority, WorkerInfo, utcnow
+from jobs.scheduling import PRICE, QueueSnapshot, WaitingJob, start_order
+from jobs.settings import Settings
+from jobs.tickets import RENDER_NEXT, Ticket
+
+if TYPE_CHECKING:
+    from redis.client import Pipeline
+
+SERVED_WINDOW_S = 600.0
+"""How long work an owner has had served counts against it."""
+
+_SNAPSHOT_AGE_S = 0.3
+_PREFIX = "cointeract:"
+_WORKERS = _PREFIX + "workers"
+_CHECKPOINTS = _PREFIX + "checkpoints"
+
+
+def connect(redis_url: str, *, timeout_s: float = 2.0) -> Redis:
+    """A client that fails fast: Redis is a hint, and nobody should wait long for a hint."""
+    return Redis.from_url(
+        redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 1)
+    )
+
+
+def queue_name(checkpoint: str) -> str:
+    """Name of the RQ queue that carries a checkpoint's tickets."""
+    return f"render.{checkpoint}"
+
+
+def _waiting_key(checkpoint: str) -> str:
+    return f"{_PREFIX}waiting:{checkpoint}"
+
+
+def _served_key(checkpoint: str) -> str:
+    return f"{_PREFIX}served:{checkpoint}"
+
+
+def _worker_key(name: str) -> str:
+    return f"{_PREFIX}worker:{name}"
+
+
+def _progress_key(job_id: str) -> str:
+    return f"{_PREFIX}progress:{job_id}"
+
+
+def _speed_key(checkpoint: str) -> str:
+    return f"{_PREFIX}speed:{checkpoint}"
+
+
+class JobQueue:
+    """All methods may raise redis.exceptions.RedisError; safe to share between threads."""
+
+    def __init__(self, settings: Settings, redis_url: str) -> None:
+        self.settings = settings
+        self.redis = connect(redis_url)
+        self._tickets: dict[str, Queue] = {}
+        self._snapshots: dict[str, tuple[float, QueueSnapshot]] = {}
+        self._snapshot_lock = threading.Lock()
+
+    # What the server calls
+
+    def announce(self, job: Job) -> None:
+        """Make a queued job known: an entry in the waiting set and one ticket."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            self._add_waiting([job], pipeline)
+            self._add_tickets(job.submitted.checkpoint, 1, pipeline)
+            pipeline.execute()
+
+    def withdraw(self, job_id: str, checkpoint: str) -> None:
+        """The job no longer waits. Its ticket stays, and will be of no effect."""
+        self.redis.hdel(_waiting_key(checkpoint), job_id)
+
+    def snapshot(self, checkpoint: str, *, max_age_s: float = _SNAPSHOT_AGE_S) -> QueueSnapshot:
+        """Waiting jobs in the order they will start, and the live workers; at most `max_age_s` old."""
+        with self._snapshot_lock:
+            taken, snapshot = self._snapshots.get(checkpoint, (-1e9, None))
+            if snapshot is None or time.monotonic() - taken > max_age_s:
+                snapshot = self._take_snapshot(checkpoint)
+                self._snapshots[checkpoint] = (time.monotonic(), snapshot)
+            return snapshot
+
+    def progress(self, job_id: str) -> LiveProgress | None:
+        data = self.redis.get(_progress_key(job_id))
+        return LiveProgress.model_validate_json(cast(bytes, data)) if data else None
+
+    def workers(self) -> list[WorkerInfo]:
+        """Workers with a live lease."""
+        names = sorted(name.decode() for name in cast(set[bytes], self.redis.smembers(_WORKERS)))
+        if not names:
+            return []
+        answers = cast(list[bytes | None], self.redis.mget([_worker_key(name) for name in names]))
+        dead = [name for name, answer in zip(names, answers, strict=True) if answer is None]
+        if dead:
+            self.redis.srem(_WORKERS, *dead)  # a live one adds itself again with its next heartbeat
+        return [WorkerInfo.model_validate_json(answer) for answer in answers if answer is not None]
+
+    def depth(self) -> int:
+        """Waiting jobs of all checkpoints."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for checkpoint in self.checkpoints():
+                pipeline.hlen(_waiting_key(checkpoint))
+            return sum(cast(list[int], pipeline.execute()))
+
+    def ping(self) -> None:
+        self.redis.ping()
+
+    # What workers and the reaper call
+
+    def checkpoints(self) -> list[str]:
+        """Checkpoints that had a job announced."""
+        return sorted(name.decode() for name in cast(set[bytes], self.redis.smembers(_CHECKPOINTS)))
+
+    def tickets(self, checkpoint: str) -> Queue:
+        """The RQ queue of a checkpoint's tickets."""
+        if checkpoint not in self._tickets:
+            self._tickets[checkpoint] = Queue(
+                queue_name(checkpoint), connection=self.redis, job_class=Ticket, serializer=JSONSerializer
+            )
+        return self._tickets[checkpoint]
+
+    def waiting_ids(self, checkpoint: str) -> set[str]:
+        return {name.decode() for name in cast(list[bytes], self.redis.hkeys(_waiting_key(checkpoint)))}
+
+    def add_waiting(self, jobs: list[Job]) -> None:
+        """Enter queued jobs into the waiting set without issuing tickets."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            self._add_waiting(jobs, pipeline)
+            pipeline.execute()
+
+    def top_up_tickets(self, checkpoint: str) -> int:
+        """Issue tickets until there is one for each waiting job; returns how many were missing."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.hlen(_waiting_key(checkpoint))
+            pipeline.llen(self.tickets(checkpoint).key)
+            waiting, issued = cast(list[int], pipeline.execute())
+        missing = max(0, waiting - issued)
+        with self.redis.pipeline(transaction=False) as pipeline:
+            self._add_tickets(checkpoint, missing, pipeline)
+            pipeline.execute()
+        return missing
+
+    def beat(self, info: WorkerInfo) -> None:
+        """Renew a worker's lease on itself and on the attempt it names."""
+        ttl_ms = int(self.settings.lease_ttl_s * 1000)
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.sadd(_WORKERS, info.name)
+            pipeline.set(_worker_key(info.name), info.model_dump_json(), px=ttl_ms)
+            if info.running is not None:
+                progress = info.running.progress.model_dump_json()
+                pipeline.set(_progress_key(info.running.job_id), progress, px=ttl_ms)
+            if info.seconds_per_cost is not None:
+                pipeline.set(_speed_key(info.checkpoint), info.seconds_per_cost)
+            pipeline.execute()
+
+    def retire(self, name: str) -> None:
+        """A worker says goodbye."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.srem(_WORKERS, name)
+            pipeline.delete(_worker_key(name))
+            pipeline.execute()
+
+    def bill(self, job: Job, fraction: float) -> None:
+        """Count served work against its owner's fair share for a while."""
+        request = job.submitted
+        amount = request.cost * PRICE[request.priority] * fraction
+        record = json.dumps([request.owner, amount, f"{job.id}.{job.attempt}"])
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.zadd(_served_key(request.checkpoint), {record: time.time()})
+            pipeline.zremrangebyscore(_served_key(request.checkpoint), 0, time.time() - SERVED_WINDOW_S)
+            pipeline.execute()
+
+    def epoch(self) -> str:
+        """Changes whenever Redis has forgotten something (a flush, a restart without its file, another
+        server).
+        """
+        key = _PREFIX + "epoch"
+        self.redis.set(key, secrets.token_hex(8), nx=True)
+        info = cast(dict[str, str], self.redis.info("server"))
+        return f"{cast(bytes, self.redis.get(key)).decode()}:{info['run_id']}"
+
+    def _add_waiting(self, jobs: list[Job], pipeline: Pipeline) -> None:
+        for job in jobs:
+            waiting = WaitingJob.of(job)
+            record = json.dumps([waiting.owner, waiting.priority, waiting.cost, waiting.max_running])
+            pipeline.sadd(_CHECKPOINTS, job.submitted.checkpoint)
+            pipeline.hset(_waiting_key(job.submitted.checkpoint), job.id, record)
+
+    def _add_tickets(self, checkpoint: str, count: int, pipeline: Pipeline) -> None:
+        tickets = self.tickets(checkpoint)
+        for _ in range(count):
+            # timeout -1: how long a render may take is the stall watchdog's business, not RQ's.
+            tickets.enqueue_call(
+                RENDER_NEXT, args=(checkpoint,), timeout=-1, result_ttl=0, failure_ttl=60, pipeline=pipeline
+            )
+
+    def _take_snapshot(self, checkpoint: str) -> QueueSnapshot:
+        workers = [worker for worker in self.workers() if worker.checkpoint == checkpoint]
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.hgetall(_waiting_key(checkpoint))
+            pipeline.zrangebyscore(_served_key(checkpoint), time.time() - SERVED_WINDOW_S, "+inf")
+            pipeline.get(_speed_key(checkpoint))
+            records, served_records, speed = pipeline.execute()
+        waiting = []
+        for job_id, record in cast(dict[bytes, bytes], records).items():
+            owner, priority, cost, max_running = json.loads(record)
+            waiting.append(WaitingJob(job_id.decode(), owner, Priority(priority), cost, max_running))
+        served: dict[str, float] = {}
+        for record in cast(list[bytes], served_records):
+            owner, amount, _ = json.loads(record)
+            served[owner] = served.get(owner, 0.0) + amount
+        running = [worker.running for worker in workers if worker.running is not None]
+        return QueueSnapshot(
+            taken_at=utcnow(),
+            waiting=start_order(waiting, running, served),
+            workers=workers,
+            seconds_per_cost=float(speed) if speed else None,
+        )

@@ -1,0 +1,129 @@
+"""Which waiting job starts next, and when. Pure functions over values; no clock, no Redis.
+
+Fair share is weighted fair queueing between owners: each owner has a bill of the work it has running, had
+served recently, and has been granted so far; the next job is the one that leaves its owner with the smallest
+bill. So a burst of one owner delays another owner's single job by at most one job, and no owner or priority
+ever starves.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from jobs.contract import Job, Priority, RunningJob, WorkerInfo
+
+PRICE = {Priority.HIGH: 0.25, Priority.NORMAL: 1.0, Priority.LOW: 4.0}
+"""What a unit of work costs its owner. Within one owner priority is strict; between owners it is this factor.
+"""
+
+_RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+
+
+@dataclass(frozen=True)
+class WaitingJob:
+    """What scheduling must know of a waiting job."""
+
+    id: str
+    owner: str
+    priority: Priority
+    cost: float
+    max_running: int | None = None
+
+    @staticmethod
+    def of(job: Job) -> WaitingJob:
+        request = job.submitted
+        return WaitingJob(job.id, request.owner, request.priority, request.cost, request.max_running)
+
+
+def start_order(
+    waiting: Iterable[WaitingJob],
+    running: Iterable[RunningJob] = (),
+    served: Mapping[str, float] | None = None,
+) -> list[WaitingJob]:
+    """All of `waiting` in the order they will start. Job ids sort by age. `served`: recent bills by owner."""
+    bills = defaultdict(float, served or {})
+    running_count = Counter(busy.owner for busy in running)
+    for busy in running:
+        bills[busy.owner] += busy.cost * PRICE[busy.priority]
+
+    lines: dict[str, list[WaitingJob]] = defaultdict(list)
+    for candidate in waiting:
+        lines[candidate.owner].append(candidate)
+    heap: list[tuple[bool, float, int, str]] = []
+
+    def offer(owner: str) -> None:
+        """Put the owner's next job up. Owners at their limit of running jobs come after all others."""
+        job = lines[owner][-1]
+        at_limit = job.max_running is not None and running_count[owner] >= job.max_running
+        heapq.heappush(
+            heap, (at_limit, bills[owner] + job.cost * PRICE[job.priority], _RANK[job.priority], job.id)
+        )
+
+    by_id = {}
+    for owner, line in lines.items():
+        line.sort(key=lambda job: (_RANK[job.priority], job.id), reverse=True)
+        by_id.update({job.id: job for job in line})
+        offer(owner)
+    ordered = []
+    while heap:
+        _, bill, _, job_id = heapq.heappop(heap)
+        job = by_id[job_id]
+        ordered.append(job)
+        lines[job.owner].pop()
+        bills[job.owner] = bill
+        running_count[job.owner] += 1
+        if lines[job.owner]:
+            offer(job.owner)
+    return ordered
+
+
+def may_start(job: WaitingJob, running: Iterable[RunningJob]) -> bool:
+    """False while the owner has as many jobs running as it may."""
+    return job.max_running is None or sum(other.owner == job.owner for other in running) < job.max_running
+
+
+@dataclass(frozen=True)
+class QueueSnapshot:
+    """The queue of one checkpoint at one moment."""
+
+    taken_at: datetime
+    waiting: Sequence[WaitingJob]
+    """In the order they will start."""
+    workers: Sequence[WorkerInfo]
+    seconds_per_cost: float | None
+    """Measured speed of a worker, None before the first measurement."""
+
+    @property
+    def running(self) -> list[RunningJob]:
+        return [worker.running for worker in self.workers if worker.running is not None]
+
+    def position(self, job_id: str) -> int | None:
+        """1 for the job that starts next; None if the job is not waiting."""
+        return next((place for place, job in enumerate(self.waiting, start=1) if job.id == job_id), None)
+
+    def estimate(self, job_id: str) -> tuple[datetime, datetime] | None:
+        """When the job starts (or started) and finishes if nothing else is submitted; None if that is
+        unknown.
+        """
+        if self.seconds_per_cost is None or not self.workers:
+            return None
+        free_at = []
+        for worker in self.workers:
+            remaining = 0.0
+            if job := worker.running:
+                remaining = job.cost * (1 - job.fraction_done()) * self.seconds_per_cost
+                if job.job_id == job_id:
+                    return job.started_at, self.taken_at + timedelta(seconds=remaining)
+            free_at.append(remaining)
+        heapq.heapify(free_at)
+        for waiting in self.waiting:
+            start = free_at[0]
+            finish = start + waiting.cost * self.seconds_per_cost
+            heapq.heapreplace(free_at, finish)
+            if waiting.id == job_id:
+                return self.taken_at + timedelta(seconds=start), self.taken_at + timedelta(seconds=finish)
+        return None
