@@ -18,7 +18,7 @@ WINDOW = 480  # 20 ms
 
 @dataclass(frozen=True)
 class Sound:
-    """One phoneme: its formants (Hz), the loudness of voice and noise (0–1), how long it lasts (ms)."""
+    """One phoneme: its formants (Hz), the waveform of voice and noise (0–1), how long it lasts (ms)."""
 
     formants: tuple[int, int, int]
     voice: float
@@ -96,7 +96,8 @@ def speak() -> NDArray[np.float32]:
     )
     source = voice * _glottis(pitch) + noise * np.random.default_rng(0).standard_normal(samples)
     speech = _resonate(source, track[:, :3])
-    return (0.8 * speech / np.abs(speech).max()).astype(np.float32)
+    waveform: NDArray[np.float32] = (0.8 * speech / np.abs(speech).max()).astype(np.float32)
+    return waveform
 
 
 def _contour(names: list[str]) -> list[tuple[float, ...]]:

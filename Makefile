@@ -1,0 +1,38 @@
+# make demo    a video from bundled sample inputs, on any machine
+# make test    linter, type checker, all tests
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUTPUT ?= demo-output
+# The lock names torch by version alone: the package index in use decides whether it is a CPU or a GPU build.
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types tests lock clean
+
+demo: $(INSTALLED)
+	$(BIN)/cointeract demo --output $(DEMO_OUTPUT)
+
+test: lint types tests
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+tests: $(INSTALLED)
+	$(BIN)/pytest
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name yours: make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,dev]'
+	touch $@
+
+# Refresh the lock from what is installed and tested now.
+lock: $(INSTALLED)
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUTPUT) data .mypy_cache .ruff_cache .pytest_cache

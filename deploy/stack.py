@@ -1,0 +1,245 @@
+"""Everything on one machine: starts Redis, API, reaper and workers, restarts what dies, stops them in order.
+
+The parts are the same processes that a larger deployment runs on several machines; only their parent is ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 10.0
+HEALTHY_AFTER_S = 30.0
+"""A part that ran this long had a good start: its next death is not counted as one of a series."""
+
+MAX_LOG_BYTES = 50 * 2**20
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class StackError(Exception):
+    """The stack cannot start or go on. The message says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One supervised process. `waiting_for` returns what is still missing until it can be used, or None."""
+
+    name: str
+    argv: tuple[str, ...]
+    waiting_for: Callable[[], str | None]
+    stop_after_s: float = 10.0
+    """Seconds between SIGTERM and SIGKILL."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A part died and was, or will be, started again."""
+
+    part: str
+    exit_status: str
+    delay_s: float
+    in_a_row: int
+
+
+@dataclass
+class _Child:
+    part: Part
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    deaths: int = 0
+
+
+@dataclass
+class Supervisor:
+    """Keeps parts alive. Not thread-safe: start, poll and stop belong to one thread, the one that lives longest,
+    because the kernel ends the children when the thread that started them ends."""
+
+    log_dir: Path
+    environment: Mapping[str, str]
+    _children: list[_Child] = field(default_factory=list)
+
+    def start(self, part: Part) -> None:
+        child = _Child(part)
+        self._children.append(child)
+        self._spawn(child)
+
+    def poll(self) -> list[Restart]:
+        """Restart what died since the last call; call it a few times a second."""
+        restarts: list[Restart] = []
+        now = time.monotonic()
+        for child in self._children:
+            if child.process is None:
+                if now >= child.start_at:
+                    self._spawn(child)
+                continue
+            code = child.process.poll()
+            if code is None:
+                continue
+            child.deaths = 1 if now - child.started_at > HEALTHY_AFTER_S else child.deaths + 1
+            delay = 0.0 if child.deaths == 1 else min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**child.deaths)
+            restarts.append(Restart(child.part.name, describe_exit(code), delay, child.deaths))
+            child.process = None
+            child.start_at = now + delay
+            if not delay:
+                self._spawn(child)
+        return restarts
+
+    def pid(self, name: str) -> int | None:
+        """The part's process id, None while it waits for its restart. Raises KeyError for an unknown part."""
+        for child in self._children:
+            if child.part.name == name:
+                return child.process.pid if child.process and child.process.poll() is None else None
+        raise KeyError(name)
+
+    def waiting(self) -> dict[str, str]:
+        """What each part that is not ready yet waits for."""
+        found: dict[str, str] = {}
+        for child in self._children:
+            reason = "restart" if child.process is None else child.part.waiting_for()
+            if reason is not None:
+                found[child.part.name] = reason
+        return found
+
+    def stop(self) -> None:
+        """End all parts, the last started first: a worker still needs Redis to hand its job back."""
+        for child in reversed(self._children):
+            process = child.process
+            if process is None or process.poll() is not None:
+                continue
+            process.terminate()
+            try:
+                process.wait(child.part.stop_after_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._children.clear()
+
+    def log_path(self, name: str) -> Path:
+        return self.log_dir / f"{name}.log"
+
+    def log_tail(self, name: str, lines: int = 12) -> str:
+        """The last lines that a part wrote."""
+        try:
+            with self.log_path(name).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 16_384))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+    def _spawn(self, child: _Child) -> None:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        path = self.log_path(child.part.name)
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        with path.open("ab") as log:
+            child.process = subprocess.Popen(
+                child.part.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(self.environment),
+                # A session of its own: Ctrl-C reaches us alone, and we stop the parts in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        child.started_at = time.monotonic()
+
+
+def _die_with_parent() -> None:
+    """In the child: ask the kernel for SIGTERM when the supervisor is gone, even by SIGKILL (Linux only)."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def describe_exit(code: int) -> str:
+    """`-9` → "killed by SIGKILL", `1` → "exit status 1"."""
+    if code < 0:
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
+    return f"exit status {code}"
+
+
+@contextmanager
+def only_stack_in(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder for this stack. Raises StackError if another one runs on it."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "stack.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip()
+            raise StackError(
+                f"Another stack (process {holder or 'unknown'}) already runs on {data_dir}. "
+                "Stop it, or choose another folder with --data."
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raises StackError if nobody could listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StackError(
+                f"Cannot listen on {host}:{port} ({error.strerror}). Choose another port with --port."
+            ) from error
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def devices() -> list[str]:
+    """The devices to start workers on: every visible GPU, or the CPU. Asks the driver's tool, not torch (slow)."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        count = len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    elif tool := shutil.which("nvidia-smi"):
+        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False)
+        count = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    else:
+        count = 0
+    return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    name: str
+    device: str
+    checkpoint: str
+    folder: Path
+
+
+def plan_workers(found: Sequence[str], checkpoints: Mapping[str, Path]) -> list[WorkerPlan]:
+    """One worker per device, but at least one per checkpoint; both are dealt out in turn."""
+    names = list(checkpoints)
+    plans: list[WorkerPlan] = []
+    for index in range(max(len(found), len(names))):
+        checkpoint = names[index % len(names)]
+        device = found[index % len(found)]
+        plans.append(WorkerPlan(f"worker-{index + 1}", device, checkpoint, checkpoints[checkpoint]))
+    return plans
