@@ -208,12 +208,9 @@ class JobQueue:
             pipeline.hset(_waiting_key(job.submitted.checkpoint), job.id, record)
 
     def _add_tickets(self, checkpoint: str, count: int, pipeline: Pipeline) -> None:
-        tickets = self.tickets(checkpoint)
-        for _ in range(count):
-            # timeout -1: how long a render may take is the stall watchdog's business, not RQ's.
-            tickets.enqueue_call(
-                RENDER_NEXT, args=(checkpoint,), timeout=-1, result_ttl=0, failure_ttl=60, pipeline=pipeline
-            )
+        # timeout -1: how long a render may take is the stall watchdog's business, not RQ's.
+        ticket = Queue.prepare_data(RENDER_NEXT, args=(checkpoint,), timeout=-1, result_ttl=0, failure_ttl=60)
+        self.tickets(checkpoint).enqueue_many([ticket] * count, pipeline=pipeline)
 
     def _take_snapshot(self, checkpoint: str) -> QueueSnapshot:
         workers = [worker for worker in self.workers() if worker.checkpoint == checkpoint]
