@@ -52,27 +52,22 @@ class RedisServer:
     def url(self) -> str:
         return f"unix://{self.socket}"
 
+    @property
+    def command(self) -> list[str]:
+        """What `start` runs, for those who supervise the process themselves."""
+        return [
+            server_binary(),
+            *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
+            # The journal in storage is the truth, so losing a second of hints is cheaper than an fsync each.
+            *("--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+            *("--logfile", str(self.folder / "redis.log"), "--daemonize", "no"),
+        ]
+
     def start(self) -> None:
         """Start and wait until it answers. Raises RuntimeError with the server's own words if it does not."""
         log = self.folder / "redis.log"
         self.process = subprocess.Popen(
-            [
-                server_binary(),
-                *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
-                # The journal in storage is the truth, so losing a second of hints is cheaper than an fsync
-                # each.
-                *(
-                    "--dir",
-                    str(self.folder),
-                    "--appendonly",
-                    "yes",
-                    "--appendfsync",
-                    "everysec",
-                    "--save",
-                    "",
-                ),
-                *("--logfile", str(log), "--daemonize", "no"),
-            ],
+            self.command,
             stdin=subprocess.DEVNULL,
             # Ctrl-C in a terminal goes to the whole foreground group; Redis must outlive those who use it.
             start_new_session=True,
