@@ -30,6 +30,20 @@ def official_clip_count(num_feature_frames: int, window_frames: int = 81) -> int
     return num_feature_frames // window_frames + 1
 
 
+def feature_frame_count(encoder: Wav2Vec2Model, num_samples: int) -> int:
+    """Feature frames at 25 fps that `encode_audio` makes of so many samples.
+
+    Raises:
+        ValueError: fewer samples than one output of the encoder needs (25 ms).
+    """
+    num_outputs = num_samples
+    for kernel, stride in zip(encoder.config.conv_kernel, encoder.config.conv_stride, strict=True):
+        num_outputs = (num_outputs - kernel) // stride + 1
+        if num_outputs < 1:
+            raise ValueError(f"speech of {num_samples} samples at 16 kHz is too short for the audio encoder")
+    return max(1, int(num_outputs / float(WAV2VEC2_RATE) * FPS))
+
+
 @torch.no_grad()
 def encode_audio(
     encoder: Wav2Vec2Model, feature_extractor: Wav2Vec2FeatureExtractor, audio: np.ndarray, device: torch.device
@@ -45,17 +59,10 @@ def encode_audio(
     Raises:
         ValueError: fewer samples than one output of the encoder needs (25 ms).
     """
-    shortest = 1
-    for kernel, stride in zip(reversed(encoder.config.conv_kernel), reversed(encoder.config.conv_stride), strict=True):
-        shortest = (shortest - 1) * stride + kernel
-    if len(audio) < shortest:
-        raise ValueError(f"speech has {len(audio)} samples at 16 kHz; the audio encoder needs at least {shortest}")
+    num_frames = feature_frame_count(encoder, len(audio))
     values = feature_extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values  # (1, N)
     hidden = encoder(values.to(device, encoder.dtype), output_hidden_states=True).hidden_states
     features = torch.cat(hidden)  # (layers, T50, D)
-    num_frames = int(features.shape[1] / float(WAV2VEC2_RATE) * FPS)
-    if num_frames == 0:  # one 20 ms output only: there is nothing to interpolate between
-        return features[:, :1]
     features = F.interpolate(features.transpose(1, 2), size=num_frames, mode="linear", align_corners=True)
     return features.transpose(1, 2)  # (layers, T, D)
 

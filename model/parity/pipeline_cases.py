@@ -1,0 +1,148 @@
+"""Whole-pipeline cases: the official settings and inputs, in parity mode, clip by clip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from transformers import (
+    ByT5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
+
+from model.audio_encoder import clip_features, encode_audio
+from model.official_components import rename, t5_config, t5_name, vae_config, vae_name, wav2vec2_name
+from model.official_names import dit_config, dit_name, is_hoi_name
+from model.parity.result import CaseResult, compare, compare_frames
+from model.pipeline import OFFICIAL_AUDIO_WINDOW, CoInteractPipeline, VideoRequest
+from model.transformer import CoInteractTransformer3DModel
+
+FIRST_CLIP_LIMIT = 1e-3
+LATER_CLIP_LIMIT = 2e-2
+"""Looser, because the previous clip's frames come back as motion after rounding to uint8."""
+FRAMES_LIMIT = 1e-3
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def is_pipeline_case(cases: Tensors) -> bool:
+    """Whether a cases file is of this kind."""
+    return "in.person" in cases and "in.wav" in cases
+
+
+def build_text_encoder(official: Tensors) -> UMT5EncoderModel:
+    """The text encoder of official T5 tensors; dims are read from their shapes."""
+    encoder = UMT5EncoderModel(UMT5Config(**t5_config(_shapes(official)))).eval()
+    tensors = rename(official, t5_name)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+    encoder.load_state_dict(tensors, strict=True)
+    return encoder
+
+
+def build_vae(official: Tensors) -> AutoencoderKLWan:
+    """The VAE of official Wan tensors; dims are read from their shapes."""
+    config = vae_config(_shapes(official))
+    vae = AutoencoderKLWan(**config).eval()
+    vae.load_state_dict(rename(official, lambda key: vae_name(key, config["num_res_blocks"])), strict=True)
+    return vae
+
+
+def build_audio_encoder(official: Tensors, config: Mapping[str, Any]) -> Wav2Vec2Model:
+    """wav2vec2 of official `Wav2Vec2ForCTC` tensors."""
+    encoder = Wav2Vec2Model(Wav2Vec2Config(**config)).eval()
+    tensors = rename(official, wav2vec2_name)
+    if not hasattr(encoder, "masked_spec_embed"):  # a training aid that some configurations leave out
+        tensors.pop("masked_spec_embed", None)
+    encoder.load_state_dict(tensors, strict=True)
+    return encoder
+
+
+def build_transformer(official: Tensors, config: Mapping[str, Any]) -> CoInteractTransformer3DModel:
+    """The RGB-only network of official tensors."""
+    ours = dit_config(config, hoi_branch=False)
+    layers = ours["audio_inject_layers"]
+    transformer = CoInteractTransformer3DModel(**ours).eval()
+    kept = {key: tensor for key, tensor in official.items() if not is_hoi_name(key)}
+    transformer.load_state_dict(rename(kept, lambda key: dit_name(key, layers)), strict=True)
+    return transformer
+
+
+def build_pipeline(weights: Tensors, metadata: Mapping[str, str]) -> CoInteractPipeline:
+    """A pipeline from one file of official tensors prefixed `dit.`, `vae.`, `t5.` and `w2v.`."""
+    meta = json.loads(metadata["meta"])
+    dit = {**meta["dit_config"], "expert_hidden_dim": meta.get("expert_hidden_dim", 256)}
+    return CoInteractPipeline(
+        transformer=build_transformer(_part(weights, "dit."), dit),
+        vae=build_vae(_part(weights, "vae.")),
+        text_encoder=build_text_encoder(_part(weights, "t5.")),
+        tokenizer=ByT5Tokenizer(),
+        audio_encoder=build_audio_encoder(_part(weights, "w2v."), meta["w2v_config"]),
+        feature_extractor=Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def request_of(cases: Tensors, metadata: Mapping[str, str]) -> VideoRequest:
+    """The official run that a cases file records."""
+    meta = json.loads(metadata["meta"])
+    noise = sorted((int(k.removeprefix("in.noise")), v) for k, v in cases.items() if k.startswith("in.noise"))
+    product, pose = cases.get("in.product"), cases.get("in.pose")
+    return VideoRequest(
+        person=cases["in.person"].numpy(),
+        product=None if product is None else product.numpy(),
+        audio=cases["in.wav"].float().numpy(),
+        prompts=tuple(meta["prompts"]),
+        negative_prompt=meta.get("negative_prompt", ""),
+        pose_frames=None if pose is None else pose.numpy(),
+        num_clips=meta.get("clips"),
+        num_inference_steps=meta["steps"],
+        guidance_scale=meta.get("cfg", 1.0),
+        flow_shift=meta["shift"],
+        product_scale=meta.get("product_scale", 1.0),
+        seed=0,
+        parity=True,
+        audio_face_mask=meta.get("audio_face_mask", False),
+        noise=tuple(tensor for _, tensor in noise) or None,
+    )
+
+
+def run_pipeline_cases(
+    pipeline: CoInteractPipeline, cases: Tensors, metadata: Mapping[str, str]
+) -> Iterator[CaseResult]:
+    """Run the recorded video and compare what the file holds of each clip: audio features, latents, frames."""
+    request = request_of(cases, metadata)
+    features = encode_audio(
+        pipeline.audio_encoder, pipeline.feature_extractor, request.audio, pipeline.transformer.device
+    )
+    clips = 0
+    for clip in pipeline.run(request):
+        clips += 1
+        name = f"clip{clip.index}"
+        if (official := cases.get(f"{name}.audio_features")) is not None:
+            ours = clip_features(features, clip.index, OFFICIAL_AUDIO_WINDOW)
+            yield compare(f"{name}.audio_features", ours, official, limit=1e-5, relative=True)
+        if (official := cases.get(f"{name}.latents")) is not None:
+            limit = FIRST_CLIP_LIMIT if clip.index == 0 else LATER_CLIP_LIMIT
+            yield compare(f"{name}.latents", clip.latents, official, limit=limit)
+        if (official := cases.get(f"{name}.frames")) is not None:
+            # A file may hold every n-th frame only, to be small enough to travel with the tests.
+            frames = torch.from_numpy(clip.frames)[:: len(clip.frames) // len(official)]
+            yield compare_frames(f"{name}.frames", frames, official, limit=FRAMES_LIMIT)
+    recorded = {key.split(".")[0] for key in cases if key.startswith("clip")}
+    if len(recorded) != clips:
+        raise ValueError(f"the file records {len(recorded)} clips, {clips} were generated")
+
+
+def _part(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
