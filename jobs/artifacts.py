@@ -73,7 +73,7 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for name in ("jobs", "done", "checkpoints", "scratch", "trash"):
+        for name in ("jobs", "done", "checkpoints", "keys", "idempotency", "usage", "scratch", "trash"):
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _path(self, key: str) -> Path:
