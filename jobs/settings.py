@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         64 * 2**20, gt=0, description="Bytes of one whole request, all files together."
     )
+    max_json_bytes: int = Field(
+        24 * 2**20, gt=0, description="Bytes of a request sent as JSON (it is held in memory)."
+    )
     upload_timeout_s: float = Field(
         120.0, gt=0, description="Seconds within which an upload must be complete."
     )
