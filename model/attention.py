@@ -1,7 +1,7 @@
 """Attention with RMS-normalised queries and keys, on diffusers' backends.
 
-Keys and values are computed apart from queries. That is what lets text and audio keys be computed once per clip,
-the last block query from target tokens only, and the HOI stream attend to the video's keys without touching them.
+Keys and values are computed apart from queries. That is what lets text and audio keys be computed once per
+clip, the last block query from target tokens only, and the HOI stream read the video's keys and no more.
 """
 
 import torch
@@ -50,8 +50,9 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
     """
 
     _default_processor_cls = CoInteractAttnProcessor
-    _available_processors = [CoInteractAttnProcessor]
+    _available_processors = (CoInteractAttnProcessor,)
     _supports_qkv_fusion = False
+    processor: CoInteractAttnProcessor
 
     def __init__(self, dim: int, heads: int, eps: float, is_cross_attention: bool) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
         self.norm_q = nn.RMSNorm(dim, eps=eps)
         self.norm_k = nn.RMSNorm(dim, eps=eps)
-        self.set_processor(CoInteractAttnProcessor())
+        self.processor = CoInteractAttnProcessor()
 
     def key_value(self, states: torch.Tensor, rotary_emb: RotaryTable | None = None) -> KeyValue:
         """Keys and values of `states` (B, N, D)."""

@@ -1,4 +1,4 @@
-"""How speech enters the network: one encoder per clip, one injection after some of the blocks (official code)."""
+"""How speech enters the network: one encoder per clip, injections after some blocks (official code)."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """The Human-Aware mixture of experts on target tokens (paper section 3; official code).
 
-The shared feed-forward is the base expert and stays outside: this module adds what hands and faces need on top.
+The shared feed-forward is the base expert and stays outside: this module adds what hands and faces need.
 """
 
 import torch
@@ -37,5 +37,5 @@ class HumanAwareMoE(nn.Module):
 
 
 def face_weight(logits: torch.Tensor) -> torch.Tensor:
-    """The router's weight for the face expert, (B, N, 1), without gradient: a soft map of where the face is."""
+    """The router's weight for the face expert, (B, N, 1), without gradient: a soft map of the face."""
     return logits.detach().softmax(dim=-1)[..., FACE : FACE + 1]

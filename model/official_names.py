@@ -40,7 +40,10 @@ _MODULES = {
 }
 
 _BLOCK = re.compile(r"blocks\.(?P<layer>\d+)\.(?P<rest>.+)")
-_INJECTOR = re.compile(r"audio_injector\.(?P<part>injector|injector_adain_layers)\.(?P<index>\d+)\.(?P<rest>.+)")
+_INJECTOR = re.compile(
+    r"audio_injector\.(?P<part>injector|injector_adain_layers)\.(?P<index>\d+)\.(?P<rest>.+)"
+)
+_TAIL = re.compile(r"(weight|bias)|lora_[AB]\.(default\.)?weight")
 
 
 def is_hoi_name(official: str) -> bool:
@@ -52,8 +55,8 @@ def dit_name(official: str, audio_inject_layers: Sequence[int]) -> str:
     """Our name of an official transformer tensor.
 
     Args:
-        official: name as in the base model's shards or the CoInteract file, without `diffusion_model.` prefix;
-            LoRA names (`….lora_A.default.weight`) map to the name of their module with the same ending.
+        official: name as in the base model's shards or the CoInteract file, without `diffusion_model.`;
+            LoRA names (`….lora_A.default.weight`) map to their module's name with the same ending.
         audio_inject_layers: the blocks that the audio injectors belong to, in order.
 
     Raises:
@@ -89,8 +92,9 @@ def _block_name(rest: str, official: str) -> str:
     if module in ("self_attn", "cross_attn"):
         head, tail = _split(inner, _HEADS, official)
         return f"{'attn1' if module == 'self_attn' else 'attn2'}.{_HEADS[head]}.{tail}"
-    if module == "norm3":  # theirs before cross-attention; diffusers counts it as the second
-        return f"norm2.{inner}"
+    if module == "norm3":  # before cross-attention; diffusers counts it as the second
+        _, tail = _split(rest, {"norm3": ""}, official)
+        return f"norm2.{tail}"
     if module != "ffn":
         raise KeyError(f"{official}: no such tensor in the official network")
     inner = inner.removeprefix("ffn_base.")
@@ -113,15 +117,12 @@ def _split(name: str, modules: Mapping[str, str], official: str) -> tuple[str, s
     raise KeyError(f"{official}: no such tensor in the official network")
 
 
-_TAIL = re.compile(r"(weight|bias)|lora_[AB]\.(default\.)?weight")
-
-
 def dit_config(official: Mapping[str, Any], hoi_branch: bool) -> dict[str, Any]:
     """Our constructor arguments from the official ones.
 
     Args:
-        official: `config.json` of the base model, or the settings of an official instance; what is absent takes
-            the official default.
+        official: `config.json` of the base model, or the settings of an official instance; what is absent
+            takes the official default.
         hoi_branch: whether the HOI stream's tensors are at hand.
     """
     dim, heads = int(official.get("dim", 5120)), int(official.get("num_heads", 40))

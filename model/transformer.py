@@ -1,78 +1,55 @@
-"""The CoInteract diffusion transformer (arXiv 2604.19636, section 3): Wan2.2-S2V, Human-Aware MoE, HOI stream.
+"""The CoInteract diffusion transformer (arXiv 2604.19636, section 3): Wan2.2-S2V, experts, HOI stream.
 
-Read top to bottom: what a clip's conditioning holds, one block, then the model, whose `forward` is six numbered
-stages. Shapes: B batch, F latent frames, (rows, columns) the patch grid, N tokens, D width.
-
-Token order is target, person, product, motion, and last the HOI stream. Only target tokens are noisy; the others
-are clean and are modulated as at timestep 0, so every block works with two rows of modulation, never one per token.
+Read top to bottom: what a clip's conditioning holds, the ends of the network, then the model, whose `forward`
+is five numbered stages. Shapes: B batch, F latent frames, h × w latent size, N tokens, D width.
 """
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin, FeedForward
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from model.attention import CoInteractAttention, KeyValue, join, part
-from model.audio_injection import AudioEncoder, AudioInjection, AudioTokens, InjectionInputs
-from model.moe import ROUTING_LIMIT, HumanAwareMoE, face_weight
+from model.attention import KeyValue
+from model.audio_injection import AudioEncoder, AudioTokens, InjectionInputs
+from model.block import NOISY, BlockMode, CoInteractBlock, TokenLayout, Visibility, modulated_norm
+from model.moe import ROUTING_LIMIT
 from model.rope import (
+    GridRope,
+    Positions,
     RotaryTable,
-    hoi_angles,
-    motion_angles,
-    person_angles,
-    product_angles,
+    hoi_positions,
+    motion_positions,
+    person_positions,
+    product_positions,
     rotary_table,
-    select,
-    target_angles,
+    target_positions,
 )
 
-Visibility = Literal["asymmetric", "mutual"]
-
 TARGET_TYPE, REFERENCE_TYPE, MOTION_TYPE = 0, 1, 2  # rows of the type embedding
-NOISY, CLEAN = 0, 1  # rows of the modulation
-MOTION_LATENT_FRAMES = 19
-MOTION_PACKS = ((1, (1, 2, 2)), (2, (2, 4, 4)), (16, (4, 8, 8)))  # newest first: latent frames, patch
+# Newest first: latent frames, patch. Together the 19 latent frames of the previous clip's last 73.
+MOTION_PACKS = ((1, (1, 2, 2)), (2, (2, 4, 4)), (16, (4, 8, 8)))
 
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """How many tokens of each kind stand in the sequence, in order."""
-
-    grid: tuple[int, int, int]  # latent frames, rows, columns of the target
-    person: int
-    product: int = 0
-    motion: int = 0
-    hoi: int = 0
-
-    @property
-    def target(self) -> int:
-        return math.prod(self.grid)
-
-    @property
-    def video(self) -> int:
-        """All tokens but the HOI stream's."""
-        return self.target + self.person + self.product + self.motion
-
-    @property
-    def product_tokens(self) -> slice:
-        start = self.target + self.person
-        return slice(start, start + self.product)
+# Context parallelism splits every grid of tokens by rows, so that each rank holds a share of every latent
+# frame and speech, which acts frame by frame, needs no exchange. Uneven rows need `ulysses_anything`.
+_SPLIT_ROWS = {0: ContextParallelInput(split_dim=3, expected_dims=5, split_output=True)}
+_GATHER_ROWS = ContextParallelOutput(gather_dim=2, expected_dims=5)
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything that stays the same through the denoising steps of one clip; made by `prepare_conditioning`."""
+    """Everything that stays the same through the denoising steps of one clip; see `prepare_conditioning`."""
 
+    latent_size: tuple[int, int, int]  # F, h, w of the target
     layout: TokenLayout
     rotary_emb: RotaryTable  # (N, head_dim), HOI tokens last
     target_bias: torch.Tensor  # (B, N_target or 1, D): pose and type embedding, added to the noisy tokens
@@ -90,19 +67,9 @@ class TransformerOutput:
     """What one call predicts."""
 
     sample: torch.Tensor  # (B, C, F, h, w) velocity of the target latents
+    conditioning: Conditioning  # for the next steps of the same clip
     hoi_sample: torch.Tensor | None = None  # (B, C, F, h, w) velocity of the HOI latents
     router_logits: tuple[torch.Tensor, ...] | None = None  # per block (B, N_target, 3): base, hand, face
-
-
-@dataclass(frozen=True)
-class BlockMode:
-    """The switches of one block call; all of them are known without looking at a tensor."""
-
-    visibility: Visibility = "asymmetric"
-    experts: bool = True  # False: no sample of the batch is below the routing limit
-    audio_face_mask: bool = False
-    target_queries_only: bool = False  # last block: nobody reads the reference tokens after it
-    return_router_logits: bool = False
 
 
 def timestep_features(timesteps: torch.Tensor, channels: int) -> torch.Tensor:
@@ -111,169 +78,6 @@ def timestep_features(timesteps: torch.Tensor, channels: int) -> torch.Tensor:
     exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
     angles = torch.outer(timesteps.double(), 10000.0**-exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
-
-
-def modulated_norm(
-    states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, rows: tuple[int, ...], eps: float
-) -> torch.Tensor:
-    """LayerNorm of (B, N, D), then scale and shift, in one pass per group of tokens.
-
-    `shift` and `scale` are (B, R, D); the first rows[0] tokens take row 0, the next rows[1] row 1 and so on.
-    """
-    gain = (1 + scale).to(states.dtype)
-    shift = shift.to(states.dtype)
-    samples = []
-    for sample, sample_gain, sample_shift in zip(states.split(1), gain, shift, strict=True):
-        groups = sample.split(rows, dim=1)
-        parts = [
-            F.layer_norm(group, group.shape[-1:], sample_gain[row], sample_shift[row], eps)
-            for row, group in enumerate(groups)
-            if group.shape[1]
-        ]
-        samples.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
-    return samples[0] if len(samples) == 1 else torch.cat(samples)
-
-
-def gated_sum(
-    states: torch.Tensor, added: torch.Tensor, gate: torch.Tensor, rows: tuple[int, ...]
-) -> torch.Tensor:
-    """states + gate · added over (B, N, D), with one row of `gate` (B, R, D) per group of tokens."""
-    gate = gate.to(states.dtype).unsqueeze(2)
-    groups = zip(states.split(rows, dim=1), added.split(rows, dim=1), strict=True)
-    parts = [
-        torch.addcmul(group, extra, gate[:, row]) for row, (group, extra) in enumerate(groups) if group.shape[1]
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-class CoInteractBlock(nn.Module):
-    """One of the 40 layers: self-attention, prompt, feed-forward with experts, speech."""
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        ffn_dim: int,
-        expert_hidden_dim: int,
-        eps: float,
-        injects_audio: bool,
-        hoi_branch: bool,
-    ) -> None:
-        super().__init__()
-        self.eps = eps
-        self.attn1 = CoInteractAttention(dim, heads, eps, is_cross_attention=False)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.attn2 = CoInteractAttention(dim, heads, eps, is_cross_attention=True)
-        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
-        self.moe = HumanAwareMoE(dim, expert_hidden_dim)
-        self.audio_injection = AudioInjection(dim, heads) if injects_audio else None
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
-        self.hoi_scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5) if hoi_branch else None
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | KeyValue,
-        temb: torch.Tensor,
-        rotary_emb: RotaryTable,
-        layout: TokenLayout,
-        audio: AudioTokens | InjectionInputs | None,
-        mode: BlockMode,
-        expert_gate: torch.Tensor | None = None,
-        hoi_encoder_hidden_states: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Run the layer.
-
-        Args:
-            hidden_states: (B, N, D), all tokens.
-            encoder_hidden_states: the prompt, (B, L, D) or its keys and values.
-            temb: (B, 2, 6, D), modulation of noisy and clean tokens.
-            rotary_emb: tables of all N tokens.
-            audio: the clip's speech, as tokens or prepared for this block.
-            expert_gate: (B, 1, 1), 0 for the samples at or above the routing limit; None when the whole batch
-                is on one side of it (`mode.experts` says which).
-            hoi_encoder_hidden_states: (B, L, D), the prompt of the HOI stream.
-
-        Returns:
-            (B, N, D), without the reference tokens if `mode.target_queries_only`; a bare tensor, as diffusers'
-            step caches expect. With `mode.return_router_logits` also (B, N_target, 3).
-        """
-        video, hoi = hidden_states[:, : layout.video], None
-        video_rotary = select(rotary_emb, slice(0, layout.video))
-        # (B, rows, D) each
-        shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = (
-            self.scale_shift_table.unsqueeze(1) + temb.float()
-        ).unbind(2)
-        rows = (layout.target, layout.video - layout.target)
-
-        # 1. Self-attention. The video runs in calls of its own, so the HOI stream cannot change a bit of it
-        #    unless both see each other.
-        normed = modulated_norm(video, shift_msa, scale_msa, rows, self.eps)
-        key_value = self.attn1.key_value(normed, video_rotary)
-        if layout.hoi:
-            if self.hoi_scale_shift_table is None or hoi_encoder_hidden_states is None:
-                raise ValueError("HOI tokens need a model built with hoi_branch=True and an HOI prompt")
-            hoi_rotary = select(rotary_emb, slice(layout.video, None))
-            hoi_rows = self.hoi_scale_shift_table.unsqueeze(1) + temb[:, CLEAN:].float()
-            hoi = hidden_states[:, layout.video :]
-            hoi_normed = modulated_norm(hoi, hoi_rows[:, :, 0], hoi_rows[:, :, 1], (layout.hoi,), self.eps)
-            hoi_key_value = self.attn1.key_value(hoi_normed, hoi_rotary)
-            if mode.visibility == "mutual":
-                key_value = visible = join(key_value, hoi_key_value)
-            else:
-                target, product = slice(0, layout.target), layout.product_tokens
-                visible = join(hoi_key_value, part(key_value, target), part(key_value, product))
-            hoi_attended = self.attn1(hoi_normed, visible, hoi_rotary)
-            hoi = gated_sum(hoi, hoi_attended, hoi_rows[:, :, 2], (layout.hoi,))
-        if mode.target_queries_only:
-            rows = (layout.target, 0)
-            video, normed = video[:, : layout.target], normed[:, : layout.target]
-            video_rotary = select(video_rotary, slice(0, layout.target))
-        attended = self.attn1(normed, key_value, video_rotary)
-        video = gated_sum(video, attended, gate_msa, rows)
-
-        # 2. The prompt
-        if isinstance(encoder_hidden_states, torch.Tensor):
-            encoder_hidden_states = self.attn2.key_value(encoder_hidden_states)
-        video = video + self.attn2(self.norm2(video), encoder_hidden_states)
-
-        # 3. Feed-forward, and experts on target tokens
-        normed = modulated_norm(video, shift_ffn, scale_ffn, rows, self.eps)
-        added = self.ffn(normed)
-        target_normed = normed[:, : layout.target]
-        masks_audio = mode.audio_face_mask and self.audio_injection is not None
-        logits = None
-        if mode.experts or masks_audio or mode.return_router_logits:
-            logits = self.moe.route(target_normed)
-        if mode.experts and logits is not None:
-            expert_added = self.moe(target_normed, logits)
-            if expert_gate is not None:
-                expert_added = expert_added * expert_gate.to(expert_added.dtype)
-            expert_added = added[:, : layout.target] + expert_added
-            added = torch.cat([expert_added, added[:, layout.target :]], dim=1)
-        video = gated_sum(video, added, gate_ffn, rows)
-
-        if hoi is not None and hoi_encoder_hidden_states is not None:
-            hoi = hoi + self.attn2(self.norm2(hoi), self.attn2.key_value(hoi_encoder_hidden_states))
-            hoi_normed = modulated_norm(hoi, hoi_rows[:, :, 3], hoi_rows[:, :, 4], (layout.hoi,), self.eps)
-            hoi = gated_sum(hoi, self.ffn(hoi_normed), hoi_rows[:, :, 5], (layout.hoi,))
-
-        # 4. Speech, on target tokens
-        tail = [] if hoi is None else [hoi]
-        if self.audio_injection is not None and audio is not None:
-            inputs = self.audio_injection.prepare(audio) if isinstance(audio, AudioTokens) else audio
-            target = video[:, : layout.target]
-            spoken = self.audio_injection(target, inputs)
-            if masks_audio and logits is not None:
-                spoken = spoken * face_weight(logits).to(spoken.dtype)
-            tail = [target + spoken, video[:, layout.target :], *tail]
-        else:
-            tail = [video, *tail]
-        hidden_states = tail[0] if len(tail) == 1 else torch.cat(tail, dim=1)
-
-        if mode.return_router_logits and logits is not None:
-            return hidden_states, logits
-        return hidden_states
 
 
 class TimeTextEmbedding(nn.Module):
@@ -303,15 +107,14 @@ class MotionPacker(nn.Module):
             [nn.Conv3d(in_channels, dim, kernel_size=patch, stride=patch) for _, patch in MOTION_PACKS]
         )
 
-    def forward(self, motion_latents: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        """(B, C, ≤19, h, w) → tokens (B, N, D), newest first, and each resolution's (rows, columns)."""
-        missing = MOTION_LATENT_FRAMES - motion_latents.shape[2]
+    def forward(self, motion_latents: torch.Tensor) -> list[torch.Tensor]:
+        """(B, C, up to 19, h, w) → grids (B, D, T, rows, columns), newest first."""
+        lengths = [frames for frames, _ in MOTION_PACKS]
+        missing = sum(lengths) - motion_latents.shape[2]
         if missing < 0:
-            raise ValueError(f"motion latents hold {-missing} frames more than {MOTION_LATENT_FRAMES}")
-        oldest_first = F.pad(motion_latents, (0, 0, 0, 0, missing, 0)).split([16, 2, 1], dim=2)
-        grids = [conv(frames) for conv, frames in zip(self.packs, reversed(oldest_first), strict=True)]
-        tokens = torch.cat([_flatten_grid(grid) for grid in grids], dim=1)
-        return tokens, [(grid.shape[3], grid.shape[4]) for grid in grids]
+            raise ValueError(f"motion latents hold {-missing} frames more than {sum(lengths)}")
+        oldest_first = F.pad(motion_latents, (0, 0, 0, 0, missing, 0)).split(lengths[::-1], dim=2)
+        return [conv(frames) for conv, frames in zip(self.packs, reversed(oldest_first), strict=True)]
 
 
 def _flatten_grid(grid: torch.Tensor) -> torch.Tensor:
@@ -326,7 +129,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         num_attention_heads, attention_head_dim, num_layers, ffn_dim: size of the network.
         in_channels, out_channels: latent channels.
         text_dim, freq_dim: width of prompt embeddings and of the timestep's sinusoids.
-        audio_dim, num_audio_layers, num_audio_tokens: speech features' width and layers, local tokens per frame.
+        audio_dim, num_audio_layers, num_audio_tokens: width and layers of speech features, tokens per frame.
         audio_inject_layers: the blocks followed by an audio injection.
         expert_hidden_dim: hidden width of the hand and face experts.
         hoi_branch: build the HOI structure stream used in training (paper section 3; pruned for serving).
@@ -346,6 +149,13 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
     _no_split_modules = ("CoInteractBlock",)
     _repeated_blocks = ("CoInteractBlock",)
     _keep_in_fp32_modules = ("time_embedder", "scale_shift_table", "hoi_scale_shift_table")
+    _cp_plan = {  # noqa: RUF012 (diffusers reads a plain class attribute)
+        "rope": {0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True)},
+        "patch_embedding": _SPLIT_ROWS,
+        "pose_embedding": _SPLIT_ROWS,
+        "motion_packer.packs.*": _SPLIT_ROWS,
+        "proj_out": _GATHER_ROWS,
+    }
 
     @register_to_config
     def __init__(
@@ -376,6 +186,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             raise ValueError(f"audio_inject_layers {beyond} lie beyond the {num_layers} layers")
 
         # 1. Latents → tokens
+        self.rope = GridRope(attention_head_dim)
         self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.pose_embedding = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.motion_packer = MotionPacker(in_channels, dim)
@@ -411,6 +222,11 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             self.hoi_type_embedding = nn.Embedding(1, dim)
             self.hoi_proj_out = nn.Linear(dim, out_channels * math.prod(patch_size))
             self.hoi_scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+            self._cp_plan = {
+                **self._cp_plan,
+                "hoi_patch_embedding": _SPLIT_ROWS,
+                "hoi_proj_out": _GATHER_ROWS,
+            }
 
         self.gradient_checkpointing = False
 
@@ -443,41 +259,49 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
                 prompt 2 · layers · L · D values: 0.42 GB in bf16 at full size).
 
         Raises:
-            ValueError: motion or pose latents differ in size from the person's, or the speech covers another number of frames.
+            ValueError: motion or pose latents differ in size from the person's, or pose or speech cover
+                another number of frames.
         """
-        head_dim: int = self.config.attention_head_dim
         device, dtype = person_latents.device, person_latents.dtype
-        _, rows, columns = (
-            size // patch
-            for size, patch in zip(person_latents.shape[2:], self.config.patch_size, strict=True)
-        )
-        grid = (num_latent_frames, rows, columns)
+        height, width = person_latents.shape[-2:]
         for name, latents in (("motion", motion_latents), ("pose", pose_latents)):
-            if latents is not None and latents.shape[-2:] != person_latents.shape[-2:]:
-                raise ValueError(
-                    f"{name} latents are {tuple(latents.shape[-2:])}, person's {tuple(person_latents.shape[-2:])}"
-                )
+            if latents is not None and latents.shape[-2:] != (height, width):
+                found = tuple(latents.shape[-2:])
+                raise ValueError(f"{name} latents are {found}, person's {(height, width)}")
+        rows, columns = height // 2, width // 2
         types = self.type_embedding.weight.to(dtype)
 
-        references = [_flatten_grid(self.patch_embedding(person_latents)) + types[REFERENCE_TYPE]]
-        angles = [target_angles(*grid, head_dim), person_angles(rows, columns, head_dim)]
-        layout = TokenLayout(grid, person=references[0].shape[1])
+        angles = [self.rope(target_positions(num_latent_frames, rows, columns))]
+        layout = TokenLayout(grid=angles[0].shape[:3], person=0)
+        references = []
+
+        def add(grid: torch.Tensor, row: int, positions: Positions) -> int:
+            references.append(_flatten_grid(grid) + types[row])
+            angles.append(self.rope(positions))
+            return references[-1].shape[1]
+
+        person = self.patch_embedding(person_latents)
+        layout = replace(layout, person=add(person, REFERENCE_TYPE, person_positions(rows, columns)))
         if product_latents is not None:
-            product_grid = self.patch_embedding(product_latents)
-            references.append(_flatten_grid(product_grid) + types[REFERENCE_TYPE])
-            angles.append(product_angles(*product_grid.shape[3:], product_scale, head_dim))
-            layout = replace(layout, product=references[-1].shape[1])
+            positions = product_positions(
+                product_latents.shape[-2] // 2, product_latents.shape[-1] // 2, product_scale
+            )
+            product = self.patch_embedding(product_latents)
+            layout = replace(layout, product=add(product, REFERENCE_TYPE, positions))
         if motion_latents is not None and motion_latents.shape[2]:
-            motion_tokens, motion_grids = self.motion_packer(motion_latents)
-            references.append(motion_tokens + types[MOTION_TYPE])
-            angles.append(motion_angles(motion_grids, rows, columns, head_dim))
-            layout = replace(layout, motion=motion_tokens.shape[1])
+            packed = motion_positions(
+                [(height // patch[1], width // patch[2]) for _, patch in MOTION_PACKS], rows, columns
+            )
+            grids = zip(self.motion_packer(motion_latents), packed, strict=True)
+            layout = replace(
+                layout, motion=sum(add(grid, MOTION_TYPE, positions) for grid, positions in grids)
+            )
         if hoi_encoder_hidden_states is not None:
-            angles.append(hoi_angles(*grid, head_dim))
+            angles.append(self.rope(hoi_positions(num_latent_frames, rows, columns)))
             layout = replace(layout, hoi=layout.target)
 
         if pose_latents is None:  # the convolution of zeros is its bias
-            pose = self.pose_embedding.bias.to(dtype).expand(person_latents.shape[0], 1, -1)
+            pose = cast(torch.Tensor, self.pose_embedding.bias).to(dtype).view(1, 1, -1)
         elif pose_latents.shape[2] != num_latent_frames:
             raise ValueError(f"pose covers {pose_latents.shape[2]} latent frames, target {num_latent_frames}")
         else:
@@ -491,8 +315,9 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             )
         text = self.condition_embedder.text_embedder(encoder_hidden_states)
         return Conditioning(
+            latent_size=(num_latent_frames, height, width),
             layout=layout,
-            rotary_emb=rotary_table(torch.cat(angles), device),
+            rotary_emb=rotary_table(torch.cat([grid.flatten(0, 2) for grid in angles]), device),
             target_bias=pose + types[TARGET_TYPE],
             reference_tokens=torch.cat(references, dim=1),
             encoder_hidden_states=text,
@@ -500,16 +325,19 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             if hoi_encoder_hidden_states is None
             else self.condition_embedder.text_embedder(hoi_encoder_hidden_states),
             audio=audio,
-            text_key_values=tuple(block.attn2.key_value(text) for block in self.blocks)
+            text_key_values=tuple(block.attn2.key_value(text) for block in self._layers())
             if keep_key_values
             else None,
             injections=tuple(
                 None if block.audio_injection is None else block.audio_injection.prepare(audio)
-                for block in self.blocks
+                for block in self._layers()
             )
             if keep_key_values
             else None,
         )
+
+    def _layers(self) -> list[CoInteractBlock]:
+        return cast(list[CoInteractBlock], list(self.blocks))
 
     def forward(
         self,
@@ -536,17 +364,20 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             hidden_states: (B, C, F, h, w) noisy target latents.
             timestep: 0..1000, one number or one per sample (B,). Give a number or a CPU tensor: whether the
                 experts run is decided from it, and a tensor on the GPU has to be waited for.
-            conditioning: from `prepare_conditioning`. Without it, the raw inputs (see there) are required.
+            conditioning: from `prepare_conditioning` or an earlier output. Without it, the raw inputs (see
+                there) are required.
             hoi_latents: (B, C, F, h, w) noisy HOI latents, together with an HOI prompt.
-            hoi_visibility: "asymmetric": video tokens do not see the HOI stream, which sees itself, target and
-                product; "mutual": all tokens see each other.
+            hoi_visibility: "asymmetric": video tokens do not see the HOI stream, which sees itself, target
+                and product; "mutual": all tokens see each other.
             audio_face_mask: weaken speech where the router sees no face.
             return_router_logits: also return each block's routing, at every timestep.
         """
         batch, _, frames, height, width = hidden_states.shape
         if conditioning is None:
             if person_latents is None or encoder_hidden_states is None or audio_embeds is None:
-                raise ValueError("without conditioning, person_latents, encoder_hidden_states and audio_embeds are required")
+                raise ValueError(
+                    "person_latents, encoder_hidden_states and audio_embeds are required without conditioning"
+                )
             conditioning = self.prepare_conditioning(
                 num_latent_frames=frames,
                 person_latents=person_latents,
@@ -561,8 +392,10 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         layout = conditioning.layout
         if (hoi_latents is not None) != bool(layout.hoi):
             raise ValueError("hoi_latents and the HOI prompt go together")
-        if (height // 2, width // 2) != layout.grid[1:] or frames != layout.grid[0]:
-            raise ValueError(f"target latents {(frames, height, width)} do not fit a conditioning of {layout.grid} tokens")
+        if (frames, height, width) != conditioning.latent_size:
+            raise ValueError(
+                f"target latents are {(frames, height, width)}, conditioning fits {conditioning.latent_size}"
+            )
 
         # 1. Tokens
         target = _flatten_grid(self.patch_embedding(hidden_states)) + conditioning.target_bias
@@ -590,7 +423,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             return_router_logits=return_router_logits,
         )
         router_logits = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._layers()):
             # Step caches subtract block outputs from one another and need them all of one length.
             if index == len(self.blocks) - 1 and not self.is_cache_enabled:
                 mode = replace(mode, target_queries_only=True)
@@ -622,37 +455,39 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
                 states = result
 
         # 4. Heads
-        sample = self._head(states[:, : layout.target], temb[:, NOISY], self.scale_shift_table, self.proj_out)
+        sample = self._head(
+            states[:, : layout.target], layout, temb[:, NOISY], self.scale_shift_table, self.proj_out
+        )
         hoi_sample = None
         if layout.hoi:
             hoi_sample = self._head(
-                states[:, -layout.hoi :], temb[:, NOISY], self.hoi_scale_shift_table, self.hoi_proj_out
+                states[:, -layout.hoi :],
+                layout,
+                temb[:, NOISY],
+                self.hoi_scale_shift_table,
+                self.hoi_proj_out,
             )
-
-        # 5. Patches → latents
         return TransformerOutput(
-            sample=self._unpatchify(sample, layout.grid),
-            hoi_sample=None if hoi_sample is None else self._unpatchify(hoi_sample, layout.grid),
+            sample=sample,
+            conditioning=conditioning,
+            hoi_sample=hoi_sample,
             router_logits=tuple(router_logits) if return_router_logits else None,
         )
 
     def _head(
-        self, states: torch.Tensor, temb: torch.Tensor, table: torch.Tensor, projection: nn.Module
+        self,
+        states: torch.Tensor,
+        layout: TokenLayout,
+        temb: torch.Tensor,
+        table: torch.Tensor,
+        projection: nn.Module,
     ) -> torch.Tensor:
-        """(B, N, D) → (B, N, patch · C)."""
+        """5. Tokens (B, N, D) → latents (B, C, F, h, w)."""
         shift, scale = (table + temb.float().unsqueeze(1)).unsqueeze(2).unbind(1)  # (B, 1, D) each
         normed = modulated_norm(states, shift, scale, (states.shape[1],), self.config.eps)
-        projected: torch.Tensor = projection(normed)
-        return projected
-
-    def _unpatchify(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-        """(B, N, patch · C) → (B, C, F, h, w)."""
+        # (B, F, rows, columns, patch · C)
+        patches: torch.Tensor = projection(normed.unflatten(1, layout.grid))
         p_t, p_h, p_w = self.config.patch_size
-        patches = patches.reshape(patches.shape[0], *grid, p_t, p_h, p_w, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return patches.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-TransformerBlockRegistry.register(
-    CoInteractBlock,
-    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
-)
+        latents = patches.unflatten(-1, (p_t, p_h, p_w, -1)).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        merged: torch.Tensor = latents.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return merged
