@@ -1,4 +1,4 @@
-"""A client of the HTTP API: submit a job, follow it, fetch its video. Used by `cointeract generate --url` and the demo."""
+"""A client of the HTTP API: submit a job, follow it, fetch its video. `cointeract generate --url` uses it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class JobStatus(BaseModel):
 
 
 class ServiceClient:
-    """Speaks to one server. Every error it raises is a `ServiceError` with a sentence that says what to do."""
+    """Speaks to one server. Every error is a `ServiceError` with a sentence that says what to do."""
 
     def __init__(
         self, url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None
@@ -80,11 +80,12 @@ class ServiceClient:
                 name: (path.name, opened.enter_context(path.open("rb")), "application/octet-stream")
                 for name, path in files.items()
             }
+            form = {name: value if isinstance(value, str) else list(value) for name, value in fields.items()}
             try:
                 response = self._http.post(
                     "/v1/generate",
                     files=upload,
-                    data={name: value if isinstance(value, str) else list(value) for name, value in fields.items()},
+                    data=form,
                     headers={"Idempotency-Key": uuid.uuid4().hex},
                 )
             except httpx.HTTPError as error:

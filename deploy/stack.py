@@ -40,6 +40,8 @@ class Part:
     name: str
     argv: tuple[str, ...]
     waiting_for: Callable[[], str | None]
+    stop_phase: int
+    """Parts of phase 0 are stopped first, together, then those of phase 1, …"""
     stop_after_s: float = 10.0
     """Seconds between SIGTERM and SIGKILL."""
 
@@ -65,8 +67,11 @@ class _Child:
 
 @dataclass
 class Supervisor:
-    """Keeps parts alive. Not thread-safe: start, poll and stop belong to one thread, the one that lives longest,
-    because the kernel ends the children when the thread that started them ends."""
+    """Keeps parts alive.
+
+    Not thread-safe: start, poll and stop belong to one thread, the one that lives longest, because the kernel
+    ends the children when the thread that started them ends.
+    """
 
     log_dir: Path
     environment: Mapping[str, str]
@@ -114,18 +119,28 @@ class Supervisor:
                 found[child.part.name] = reason
         return found
 
+    def names(self) -> list[str]:
+        return [child.part.name for child in self._children]
+
     def stop(self) -> None:
-        """End all parts, the last started first: a worker still needs Redis to hand its job back."""
-        for child in reversed(self._children):
-            process = child.process
-            if process is None or process.poll() is not None:
-                continue
-            process.terminate()
-            try:
-                process.wait(child.part.stop_after_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """End all parts, phase by phase: a worker still needs Redis to hand its job back."""
+        for phase in sorted({child.part.stop_phase for child in self._children}):
+            running = [
+                (child.part, child.process)
+                for child in self._children
+                if child.part.stop_phase == phase
+                and child.process is not None
+                and child.process.poll() is None
+            ]
+            for _, process in running:
+                process.terminate()
+            asked_at = time.monotonic()
+            for part, process in running:
+                try:
+                    process.wait(max(0.0, asked_at + part.stop_after_s - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
         self._children.clear()
 
     def log_path(self, name: str) -> Path:
@@ -214,7 +229,7 @@ def free_port(host: str) -> int:
 
 
 def devices() -> list[str]:
-    """The devices to start workers on: every visible GPU, or the CPU. Asks the driver's tool, not torch (slow)."""
+    """What to start workers on: all visible GPUs, or the CPU. Asks the driver's tool: torch takes seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         count = len([name for name in visible.split(",") if name.strip() not in ("", "-1")])

@@ -1,0 +1,306 @@
+"""The `cointeract` command. Every command is a thin layer over the module that does the work.
+
+Imports inside the commands are on purpose, here and nowhere else: `cointeract --help` answers in a fraction
+of a second, and only commands that compute load torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="CoInteract: a person photo, a product photo, prompts and speech become a video.",
+)
+console = Console()
+complaints = Console(stderr=True)
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+class Fit(StrEnum):
+    COVER = "cover"
+    CONTAIN = "contain"
+    STRETCH = "stretch"
+
+
+class Preset(StrEnum):
+    EXACT = "exact"
+    PARITY = "parity"
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Errors we foresee become a red sentence and exit status 1; everything else keeps its traceback."""
+    from pydantic import ValidationError
+
+    from deploy.client import ServiceError
+    from deploy.generate import GenerationFailed
+    from deploy.stack import StackError
+
+    try:
+        yield
+    except (ServiceError, GenerationFailed, StackError) as error:
+        complaints.print(str(error), style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED) from error
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            complaints.print(f"Setting {name}: {problem['msg']}", style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED) from error
+    except KeyboardInterrupt:
+        complaints.print("Interrupted.", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def settings_with(**given: Any) -> Settings:
+    """Settings from the environment, with what the command line gives on top."""
+    from jobs.settings import Settings
+
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", help="Folder for jobs, results and the embedded Redis. Default: ./data"
+    ),
+]
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="Address the API binds to. Default: 127.0.0.1")
+]
+PortOption = Annotated[int | None, typer.Option("--port", "-p", help="Port the API binds to. Default: 8000")]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", envvar="COINTERACT_URL", help="Server to use, such as http://127.0.0.1:8000"),
+]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="COINTERACT_API_KEY", help="API key, if the server asks for one."),
+]
+
+
+@app.command(rich_help_panel="Run the service")
+def up(
+    port: PortOption = None,
+    host: HostOption = None,
+    data: DataOption = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            metavar="[NAME=]DIR",
+            help="Checkpoint folder to serve; repeat it to serve several. Default: a tiny untrained one.",
+        ),
+    ] = None,
+) -> None:
+    """Run everything on this machine: Redis, API, reaper, and a worker per GPU (or one on the CPU).
+
+    Whatever dies is restarted. Ctrl-C stops everything; jobs and results stay in the data folder.
+    """
+    from deploy.up import run_up
+
+    with explained_errors():
+        run_up(settings_with(data_dir=data, host=host, port=port), checkpoint or [], console)
+
+
+@app.command(rich_help_panel="Run the service")
+def serve(port: PortOption = None, host: HostOption = None, data: DataOption = None) -> None:
+    """Run the HTTP API alone. It needs Redis (COINTERACT_REDIS_URL) and the data folder of the workers."""
+    from server.main import run_server
+
+    with explained_errors():
+        run_server(settings_with(data_dir=data, host=host, port=port))
+
+
+@app.command(rich_help_panel="Run the service")
+def worker(
+    checkpoint: Annotated[
+        str,
+        typer.Option("--checkpoint", "-c", metavar="[NAME=]DIR", help="Checkpoint folder to render with."),
+    ],
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+    ] = "auto",
+    data: DataOption = None,
+) -> None:
+    """Run one worker alone: a supervisor and the child process that holds the model."""
+    from workers.main import run_worker
+
+    from deploy.up import named_checkpoints
+
+    with explained_errors():
+        ((name, folder),) = named_checkpoints([checkpoint]).items()
+        run_worker(settings_with(data_dir=data), name, folder, device)
+
+
+@app.command(rich_help_panel="Run the service")
+def reaper(data: DataOption = None) -> None:
+    """Run the reaper alone: it puts back jobs of dead workers and repairs whatever Redis forgot."""
+    from workers.reaper import run_reaper
+
+    with explained_errors():
+        run_reaper(settings_with(data_dir=data))
+
+
+@app.command(rich_help_panel="Make videos")
+def generate(
+    person: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Photo of the person.")],
+    audio: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="The speech: WAV, MP3, FLAC, OGG or M4A.")
+    ],
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", help="What happens; repeat it for one prompt per clip of 3.2 s.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="Where to save the MP4.")],
+    product: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Photo of the product.")
+    ] = None,
+    pose: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Video of poses to follow, for pose checkpoints."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT, multiples of 16. Default: the checkpoint's.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps. Default: the checkpoint's.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 switches it off.")] = None,
+    flow_shift: Annotated[float | None, typer.Option(help="Shift of the noise schedule.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the video should not look like.")] = None,
+    product_scale: Annotated[float, typer.Option(help="Size of the product relative to the frame.")] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Same seed, same video. Default: drawn and reported.")
+    ] = None,
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="At most this many clips. Default: as the speech needs.")
+    ] = None,
+    fit: Annotated[
+        Fit, typer.Option(help="How a person photo of another shape fills the frame.")
+    ] = Fit.COVER,
+    preset: Annotated[
+        Preset, typer.Option(help="parity repeats the official code's behaviour, defects included.")
+    ] = Preset.EXACT,
+    audio_face_mask: Annotated[
+        bool, typer.Option("--audio-face-mask", help="Let the speech move the face only.")
+    ] = False,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --url: name of the checkpoint, where a server has several.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            file_okay=False,
+            metavar="DIR",
+            help="Without --url: checkpoint folder to render with.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Without --url: cpu, cuda, cuda:N or auto.")] = "auto",
+    data: DataOption = None,
+) -> None:
+    """Make one video: through a server with --url, otherwise in this process.
+
+    Exit status: 0 saved, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted.
+    """
+    from deploy.client import ServiceClient
+    from deploy.generate import GenerateOptions, generate_over_http
+
+    options = GenerateOptions(
+        person=person,
+        audio=audio,
+        prompts=tuple(prompt),
+        product=product,
+        pose=pose,
+        negative_prompt=negative_prompt,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        flow_shift=flow_shift,
+        product_scale=product_scale,
+        seed=seed,
+        clips=clips,
+        fit=fit.value,
+        preset="parity" if preset is Preset.PARITY else "exact",
+        audio_face_mask=audio_face_mask,
+        model=model,
+    )
+    with explained_errors():
+        if url is not None:
+            with ServiceClient(url, api_key) as client:
+                used_seed = generate_over_http(options, output, client, console)
+        else:
+            from deploy.generate_local import generate_here
+
+            used_seed = generate_here(
+                options, output, checkpoint, device, settings_with(data_dir=data), console
+            )
+        console.print(f"Saved [bold]{output}[/] (seed {used_seed})", highlight=False)
+
+
+@app.command(rich_help_panel="Make videos")
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, help="Folder for inputs and video.")
+    ] = Path("demo-output"),
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Make a video from the bundled sample inputs: through the server at --url, or a stack started for it."""
+    from deploy.demo import run_demo
+
+    with explained_errors():
+        run_demo(output, url, api_key, console)
+
+
+@app.command(rich_help_panel="Make videos")
+def samples(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write them to.")],
+) -> None:
+    """Write sample inputs, drawn and spoken by this program: two pictures, speech and prompts."""
+    from deploy.samples import write_samples
+
+    written = write_samples(folder)
+    for path in (written.person, written.product, written.audio, written.prompts):
+        console.print(str(path), highlight=False, markup=False)
+
+
+@app.command("tiny-checkpoint", rich_help_panel="Checkpoints")
+def tiny_checkpoint(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write; it must not exist yet.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+) -> None:
+    """Write a complete checkpoint with small random networks: videos are noise, but every part runs."""
+    if folder.exists() and any(folder.iterdir()):
+        complaints.print(f"{folder} exists and is not empty.", style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED)
+    with console.status("Writing the tiny checkpoint …"):
+        from model.tiny import write_tiny_checkpoint
+
+        write_tiny_checkpoint(folder, seed)
+    console.print(str(folder), highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    app(prog_name=os.environ.get("COINTERACT_PROGRAM", "cointeract"))
