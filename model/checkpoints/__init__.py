@@ -1,1 +1,2 @@
-"""Official weight files → a checkpoint folder: fetch, read, check, merge, prune, write. See docs/weights.md."""
+"""Official weight files → a checkpoint folder: fetch, read, check, merge, prune, write. See
+docs/weights.md."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _SHOWN = 20
-"""Problems listed in one message. A wrong file differs in hundreds of tensors; the first ones tell which file it is."""
+"""Problems listed in one message. A wrong file differs in hundreds of tensors; the first ones tell which
+file it is."""
 
 
 class Fault(StrEnum):

@@ -1,7 +1,8 @@
-"""Which tensors official files must hold: every name the official networks can have, kept if our network has a place.
+"""Which tensors official files must hold: every name the official networks can have, kept if our network has
+a place.
 
-The networks are built on the meta device, so shapes come from the same classes that will load the result, and a name
-that maps nowhere, or two that map to one place, is found before a byte of data is read.
+The networks are built on the meta device, so shapes come from the same classes that will load the result, and
+a name that maps nowhere, or two that map to one place, is found before a byte of data is read.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ Layout = Mapping[str, Place]
 
 
 def transformer_layout(model: nn.Module, audio_inject_layers: Sequence[int]) -> Layout:
-    """Base, MoE and (if the model has it) HOI tensors under official names; the shared FFN is `ffn.0` and `ffn.2`."""
+    """Base, MoE and (if the model has it) HOI tensors under official names; the shared FFN is `ffn.0` and
+    `ffn.2`."""
     return _layout(_transformer_names(), lambda name: dit_name(name, audio_inject_layers), model)
 
 
@@ -54,7 +56,10 @@ def vae_layout(model: nn.Module, num_res_blocks: int) -> Layout:
 
 
 def audio_encoder_layout(model: nn.Module) -> Layout:
-    inverse = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    inverse = {
+        "parametrizations.weight.original0": "weight_g",
+        "parametrizations.weight.original1": "weight_v",
+    }
     names = list(model.state_dict())
     for ours, theirs in inverse.items():
         names = [name.replace(ours, theirs) for name in names]
@@ -66,7 +71,8 @@ def is_moe_name(official: str) -> bool:
 
 
 def is_lora_target(official: str) -> bool:
-    """What official training puts LoRA on: every q, k, v, o of blocks and audio injectors, and the shared FFN."""
+    """What official training puts LoRA on: every q, k, v, o of blocks and audio injectors, and the shared
+    FFN."""
     stem, _, leaf = official.rpartition(".")
     last = stem.rpartition(".")[2]
     attention = ".self_attn." in official or ".cross_attn." in official or ".injector." in official

@@ -1,7 +1,10 @@
-"""Readers of weight files: safetensors and torch `.pth`/`.bin`, reduced to "this tensor is at this byte of this file".
+"""Readers of weight files: safetensors and torch `.pth`/`.bin`, reduced to "this tensor is at this byte of
+this file".
 
-Nothing is mapped into memory: tensors are read in slices with plain reads, so converting 45 GB of files needs memory
-for one slice, and the figure a system shows for the process is what it really needs (mapped pages would count too).
+Nothing is mapped into memory: tensors are read in slices with plain reads, so converting 45 GB of files needs
+memory
+for one slice, and the figure a system shows for the process is what it really needs (mapped pages would count
+too).
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ class TensorInfo:
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
     def read(self) -> torch.Tensor:
-        """The whole tensor, on the CPU in its own memory. CheckpointError if the file is too short or not finite."""
+        """The whole tensor, on the CPU in its own memory. CheckpointError if the file is too short or not
+        finite."""
         if self.in_memory is not None:
             tensor = self.in_memory.contiguous()
         elif self.stride is not None:
@@ -80,7 +84,8 @@ class TensorInfo:
         return self._checked(self._read_elements(start * row, stop * row).view(stop - start, *self.shape[1:]))
 
     def row_ranges(self, max_bytes: int) -> Iterator[tuple[int, int]]:
-        """Ranges of rows that cover the tensor, each of at most `max_bytes` in fp32 (but at least one row)."""
+        """Ranges of rows that cover the tensor, each of at most `max_bytes` in fp32 (but at least one
+        row)."""
         if not self.shape:
             raise ValueError(f"{self.name} is a scalar and has no rows")
         row_bytes = 4 * self.numel // self.shape[0]
@@ -123,7 +128,8 @@ def read_table(*files: Path) -> TensorTable:
     """Names, shapes and places of all tensors of these files, read from their headers only.
 
     Raises:
-        CheckpointError: a file that is missing, empty, truncated or not a weight file, a pickle that wants to run
+        CheckpointError: a file that is missing, empty, truncated or not a weight file, a pickle that wants to
+        run
             code, a tensor that is there twice, has no elements or does not hold floating-point numbers.
     """
     table: TensorTable = {}
@@ -132,9 +138,13 @@ def read_table(*files: Path) -> TensorTable:
         for info in _read_file(file):
             if info.name in table:
                 first = table[info.name].file.name
-                problems.append(Problem(Fault.DUPLICATE, info.name, f"expected once; in {first} and in {file.name}"))
+                problems.append(
+                    Problem(Fault.DUPLICATE, info.name, f"expected once; in {first} and in {file.name}")
+                )
             elif info.numel == 0:
-                problems.append(Problem(Fault.EMPTY, info.name, f"has shape {list(info.shape)} in {file.name}"))
+                problems.append(
+                    Problem(Fault.EMPTY, info.name, f"has shape {list(info.shape)} in {file.name}")
+                )
             elif info.dtype not in _SAFETENSORS_DTYPES.values():
                 detail = f"expected floating-point numbers, found {info.dtype} in {file.name}"
                 problems.append(Problem(Fault.WRONG_TYPE, info.name, detail))
@@ -167,12 +177,16 @@ def find_shards(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Pat
         raise unreadable(folder, f"expected one set of shards, found a mixture: {', '.join(names)}")
     (count,) = counts
     problems = [
-        Problem(Fault.UNREADABLE, f"{stem}-{n:05d}-of-{count:05d}.safetensors", f"expected in {folder}, not there")
+        Problem(
+            Fault.UNREADABLE, f"{stem}-{n:05d}-of-{count:05d}.safetensors", f"expected in {folder}, not there"
+        )
         for n in range(1, count + 1)
         if n not in shards
     ]
     if problems or len(shards) != count:
-        raise CheckpointError(problems or [Problem(Fault.UNREADABLE, str(folder), f"more shards than {count}")])
+        raise CheckpointError(
+            problems or [Problem(Fault.UNREADABLE, str(folder), f"more shards than {count}")]
+        )
     return [shards[n] for n in sorted(shards)]
 
 
@@ -184,8 +198,8 @@ def _read_file(path: Path) -> list[TensorInfo]:
     return _safetensors_table(path) if path.suffix == ".safetensors" else _torch_table(path)
 
 
-# safetensors: 8 bytes header length, JSON header, data. The format is parsed here because its library gives tensors
-# as mapped memory only, and silently takes the last of two equal names.
+# safetensors: 8 bytes header length, JSON header, data. The format is parsed here because its library gives
+# tensors as mapped memory only, and silently takes the last of two equal names.
 
 
 def _safetensors_table(path: Path) -> list[TensorInfo]:
@@ -220,7 +234,9 @@ def _safetensors_entry(path: Path, size: int, data_start: int, name: str, entry:
         raise CheckpointError([Problem(Fault.WRONG_TYPE, name, detail)])
     info = TensorInfo(name, shape, _SAFETENSORS_DTYPES[dtype_name], path, data_start + begin)
     if begin < 0 or end - begin != info.nbytes:
-        raise unreadable(path, f"tensor {name} {list(shape)} should take {info.nbytes} bytes, has {end - begin}")
+        raise unreadable(
+            path, f"tensor {name} {list(shape)} should take {info.nbytes} bytes, has {end - begin}"
+        )
     if data_start + end > size:
         raise unreadable(
             path, f"truncated: tensor {name} ends at byte {data_start + end}, the file at byte {size}"
@@ -241,14 +257,17 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-# torch files: a zip archive with one uncompressed record per storage. Loading "onto" the meta device unpickles the
-# names and shapes (weights_only: no code is run) and leaves the byte offset of each storage on it.
+# torch files: a zip archive with one uncompressed record per storage. Loading "onto" the meta device
+# unpickles the names and shapes (weights_only: no code is run) and leaves the byte offset of each storage on
+# it.
 
 
 def _torch_table(path: Path) -> list[TensorInfo]:
     sliced = zipfile.is_zipfile(path)
     if not sliced and path.stat().st_size > _MAX_OLD_TORCH_FILE:
-        raise unreadable(path, "expected a torch file (zip archive): truncated, or written by torch before 1.6")
+        raise unreadable(
+            path, "expected a torch file (zip archive): truncated, or written by torch before 1.6"
+        )
     try:
         state = torch.load(path, map_location="meta" if sliced else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
