@@ -17,6 +17,7 @@ from torch import nn
 
 from model.attention import CoInteractAttention, KeyValue, join, part
 from model.audio_injection import AudioInjection, AudioTokens, InjectionInputs
+from model.fp8_linear import Fp8Linear
 from model.moe import HumanAwareMoE, face_weight
 from model.rope import RotaryTable, select
 
@@ -107,6 +108,7 @@ class CoInteractBlock(nn.Module):
         eps: float,
         injects_audio: bool,
         hoi_branch: bool,
+        fp8_ffn: bool = False,
     ) -> None:
         super().__init__()
         self.eps = eps
@@ -114,6 +116,8 @@ class CoInteractBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.attn2 = CoInteractAttention(dim, heads, eps, is_cross_attention=True)
         self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        if fp8_ffn:
+            self.ffn.net[0].proj, self.ffn.net[2] = Fp8Linear(dim, ffn_dim), Fp8Linear(ffn_dim, dim)
         self.moe = HumanAwareMoE(dim, expert_hidden_dim)
         self.audio_injection = AudioInjection(dim, heads) if injects_audio else None
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)

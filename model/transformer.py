@@ -133,6 +133,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         audio_inject_layers: the blocks followed by an audio injection.
         expert_hidden_dim: hidden width of the hand and face experts.
         hoi_branch: build the HOI structure stream used in training (paper section 3; pruned for serving).
+        fp8_ffn: the blocks' feed-forward weights are stored in 8 bits (`convert --fp8-ffn`).
     """
 
     _supports_gradient_checkpointing = True
@@ -176,6 +177,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39),
         expert_hidden_dim: int = 256,
         hoi_branch: bool = False,
+        fp8_ffn: bool = False,
     ) -> None:
         super().__init__()
         dim = num_attention_heads * attention_head_dim
@@ -207,6 +209,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
                     eps,
                     injects_audio=layer in audio_inject_layers,
                     hoi_branch=hoi_branch,
+                    fp8_ffn=fp8_ffn,
                 )
                 for layer in range(num_layers)
             ]
