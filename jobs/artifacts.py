@@ -11,8 +11,9 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -167,13 +168,22 @@ class FolderStore:
             self._path(prefix).rename(grave)
         except FileNotFoundError:
             return
-        shutil.rmtree(grave)
+        shutil.rmtree(grave, ignore_errors=True)  # what resists is left to remove_leftovers
 
     def scratch(self) -> Path:
         return self.root / "scratch"
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.root).free
+
+    def remove_leftovers(self, age_s: float) -> None:
+        """Delete what dead processes left in scratch (untouched for `age_s`) and in the trash."""
+        for folder in ("scratch", "trash"):
+            for path in (self.root / folder).iterdir():
+                with suppress(FileNotFoundError):  # somebody else was faster
+                    newest = max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
+                    if time.time() - newest > age_s:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def files(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size) of every file under `prefix`."""

@@ -1,10 +1,12 @@
 """All settings of the service, read from the environment once, validated, frozen.
 
-Every field is an environment variable `COINTERACT_<FIELD>`; docs/settings.md lists them and a test keeps it complete.
+Every field is an environment variable `COINTERACT_<FIELD>`; docs/settings.md lists them and a test keeps it
+complete.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pydantic import AliasChoices, Field
@@ -23,7 +25,7 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("COINTERACT_REDIS_URL", "REDIS_URL"),
-        description="Redis to use. Without it a private embedded one is started on a unix socket in the data folder.",
+        description="Redis to use. Without it a private one is started on a unix socket in the data folder.",
     )
     host: str = Field("127.0.0.1", description="Address the API binds to.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
@@ -67,7 +69,7 @@ class Settings(BaseSettings):
     # Who may ask
     allow_anonymous: bool = Field(
         False,
-        description="Serve without API keys on addresses other than loopback. For networks closed by other means.",
+        description="Serve without API keys beyond loopback. For networks closed by other means.",
     )
 
     # The queue and the workers
@@ -98,3 +100,9 @@ class Settings(BaseSettings):
     def storage_dir(self) -> Path:
         """Folder of the artifact store."""
         return self.data_dir / "storage"
+
+    @property
+    def rq_lease_s(self) -> int:
+        """Seconds until RQ gives a ticket up; generous, because journal and our own lease decide on the
+        job."""
+        return math.ceil(2 * self.lease_ttl_s)

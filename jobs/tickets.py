@@ -9,6 +9,7 @@ web hooks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rq.job import Job as RqJob
@@ -24,7 +25,7 @@ class UnknownFunction(Exception):
 class Ticket(RqJob):
     """An RQ job that can only run what `functions` allows."""
 
-    functions: Mapping[str, Callable[..., None]] = {}
+    functions: Mapping[str, Callable[..., None]] = MappingProxyType({})
 
     @property
     def func(self) -> Callable[..., None]:

@@ -1,0 +1,3 @@
+"""GPU workers: a supervisor per device, the child that holds the model, and the reaper. Imports jobs and
+model.
+"""

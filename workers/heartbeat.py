@@ -1,0 +1,92 @@
+"""The supervisor's heartbeats: its lease on the worker and its attempt, and RQ's on the worker and its
+ticket.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import suppress
+from typing import cast
+
+from redis.exceptions import RedisError
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
+from rq.worker import BaseWorker
+
+from jobs.contract import RunningJob, WorkerInfo
+from jobs.queue import JobQueue
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SHORTEST_INTERVAL_S = 0.1
+"""Progress is passed on at most this often."""
+
+
+class Heartbeat(threading.Thread):
+    """Beats every `heartbeat_s`, and soon after each `update`. A Redis that is away is only noted."""
+
+    def __init__(
+        self, settings: Settings, queue: JobQueue, worker: str, checkpoint: str, device: str
+    ) -> None:
+        super().__init__(daemon=True, name="heartbeat")
+        self.seconds_per_cost: float | None = None
+        self._settings = settings
+        self._queue = queue
+        self._info = WorkerInfo(name=worker, checkpoint=checkpoint, device=device)
+        self._changed = threading.Event()
+        self._stopping = threading.Event()
+        self._redis_is_away = False
+
+    def update(self, ready: bool, running: RunningJob | None) -> None:
+        """What the next beats say."""
+        self._info = self._info.model_copy(
+            update={"ready": ready, "running": running, "seconds_per_cost": self.seconds_per_cost}
+        )
+        self._changed.set()
+
+    def stop(self) -> None:
+        """End, and take the worker off the list of live ones."""
+        self._stopping.set()
+        self._changed.set()
+        self.join()
+        with suppress(RedisError):
+            self._queue.retire(self._info.name)
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            self._changed.clear()
+            started = time.monotonic()
+            self._beat()
+            self._changed.wait(max(0.0, self._settings.heartbeat_s - (time.monotonic() - started)))
+            self._stopping.wait(SHORTEST_INTERVAL_S)
+
+    def _beat(self) -> None:
+        try:
+            self._queue.beat(self._info)
+            self._beat_for_rq()
+        except RedisError as error:
+            if not self._redis_is_away:
+                log.warning("Redis is away (%s); rendering goes on", error)
+            self._redis_is_away = True
+        else:
+            if self._redis_is_away:
+                log.info("Redis is back")
+            self._redis_is_away = False
+
+    def _beat_for_rq(self) -> None:
+        """What RQ's forking worker does for its child: keep the worker's and the ticket's records from
+        expiring.
+        """
+        redis, name, ttl = self._queue.redis, self._info.name, self._settings.rq_lease_s
+        executions_key = WORKER_EXECUTIONS_KEY_TEMPLATE.format(name)
+        keys = cast(set[bytes], redis.smembers(executions_key))
+        executions = [Execution.from_composite_key(key.decode(), connection=redis) for key in keys]
+        registry = self._queue.tickets(self._info.checkpoint).started_job_registry
+        with redis.pipeline(transaction=False) as pipeline:
+            pipeline.expire(BaseWorker.redis_worker_namespace_prefix + name, ttl + 60)
+            pipeline.expire(executions_key, ttl + 60)
+            for execution in executions:
+                execution.heartbeat(registry, ttl, pipeline)
+            pipeline.execute()

@@ -1,0 +1,63 @@
+"""What the child tells its supervisor, one JSON line each over a pipe. Defined once, tagged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from jobs.contract import Frozen, LiveProgress, RunningJob, Stage
+from jobs.settings import Settings
+
+
+class ChildConfig(Frozen):
+    """All a child must know; the supervisor writes it to the child's standard input as one line."""
+
+    settings: Settings
+    redis_url: str
+    name: str
+    checkpoint: str
+    folder: Path
+    device: str
+    parent_pid: int
+    report_fd: int
+
+
+class Ready(Frozen):
+    """The model is loaded."""
+
+    type: Literal["ready"] = "ready"
+
+
+class Working(Frozen):
+    """The child has claimed a job and begins the attempt."""
+
+    type: Literal["working"] = "working"
+    running: RunningJob
+
+
+class Progressed(Frozen):
+    """The attempt got on."""
+
+    type: Literal["progressed"] = "progressed"
+    progress: LiveProgress
+
+
+class ClipDone(Frozen):
+    type: Literal["clip_done"] = "clip_done"
+    seconds: float
+    seconds_per_cost: float
+
+
+class Ended(Frozen):
+    """The attempt is over and the journal knows how, or somebody else has taken the job away."""
+
+    type: Literal["ended"] = "ended"
+    outcome: Literal["succeeded", "failed", "interrupted", "superseded"]
+    cause: str = ""
+    stage: Stage
+
+
+Message = Annotated[Ready | Working | Progressed | ClipDone | Ended, Field(discriminator="type")]
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)

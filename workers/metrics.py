@@ -1,0 +1,21 @@
+"""What workers and the reaper count, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+ATTEMPTS = Counter("cointeract_attempts_total", "Attempts by how they ended.", ["outcome", "stage", "cause"])
+CHILD_DEATHS = Counter("cointeract_child_deaths_total", "Times a worker's child had to be replaced.")
+CLIP_SECONDS = Histogram(
+    "cointeract_clip_seconds",
+    "Time to render one clip.",
+    buckets=(0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1200, 2400, 4800),
+)
+LOST_ATTEMPTS = Counter("cointeract_lost_attempts_total", "Attempts whose worker vanished.")
+LIVE_JOBS = Gauge("cointeract_live_jobs", "Jobs that are not finished.", ["state"])
+REPAIRS = Counter("cointeract_repairs_total", "Hints in Redis that were wrong and were put right.", ["kind"])
+
+
+def serve_metrics(port: int) -> None:
+    """Answer GET /metrics on `port` from a thread of its own."""
+    start_http_server(port)

@@ -1,0 +1,239 @@
+"""The reaper: makes what Redis says agree with the journals, ends lost attempts, and removes what is too old.
+
+It may be killed at any moment and several may run at once: each thing it does is decided by the journal or
+can be done twice. A round costs time in proportion to the live jobs, not to all that are stored: finished
+ones leave a marker "done/<expiry>-<job id>".
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from redis.exceptions import RedisError
+from rq.registry import clean_registries
+from rq.serializers import JSONSerializer
+from rq.worker import SimpleWorker
+from rq.worker_registration import clean_worker_registry
+
+from jobs.artifacts import FolderStore
+from jobs.contract import Job, JobState, Stage
+from jobs.journal import JobNotFound, Journal, job_prefix
+from jobs.logs import configure_logging
+from jobs.queue import JobQueue
+from jobs.settings import Settings
+from jobs.tickets import Ticket
+from workers.attempts import end_attempt
+from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, REPAIRS
+
+log = logging.getLogger(__name__)
+
+SCAN_SHARE = 0.05
+"""Largest share of the time that may go into listing stored jobs, however many there are."""
+
+EXPIRY_INTERVAL_S = 30.0
+SCRATCH_AGE_S = 3600.0
+"""Half-written files untouched for so long belong to nobody: an upload or a clip takes minutes."""
+
+
+@dataclass
+class Reaper:
+    """`round` is one pass. Everything it remembers can be found out again from storage."""
+
+    settings: Settings
+    store: FolderStore
+    queue: JobQueue
+    live: dict[str, Job] = field(default_factory=dict)
+    """Jobs not known to be finished, as last read."""
+    _unheard: dict[tuple[str, int], float] = field(default_factory=dict)
+    """Attempts no live worker names, and since when."""
+    _epoch: str = ""
+    _last_round: float = 0.0
+    _next_scan: float = 0.0
+    _next_expiry: float = 0.0
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.store)
+
+    @property
+    def grace_s(self) -> float:
+        """How long an attempt must go unheard of: a live supervisor beats twice in this time."""
+        return 2 * self.settings.heartbeat_s
+
+    def round(self) -> None:
+        """Raises OSError if storage fails; a Redis that is away is waited for."""
+        self._find_new_jobs()
+        self._read_live_jobs()
+        try:
+            self._repair_queue()
+            self._end_lost_attempts()
+        except RedisError as error:
+            self._unheard.clear()  # nobody could be heard
+            log.warning("Redis is away: %s", error)
+        self._remove_expired()
+
+    def _find_new_jobs(self) -> None:
+        """Learn of jobs whose announcement was lost, and of all when starting."""
+        started = time.monotonic()
+        if started < self._next_scan:
+            return
+        done = {name.partition("-")[2] for name in self.store.list_folders("done")}
+        for job_id in self.store.list_folders("jobs"):
+            if job_id not in self.live and job_id not in done:
+                try:
+                    self.live[job_id] = self.journal.read(job_id)
+                except JobNotFound:
+                    continue
+        now = time.monotonic()
+        self._next_scan = now + max(self.settings.reaper_interval_s, (now - started) / SCAN_SHARE)
+
+    def _read_live_jobs(self) -> None:
+        for job_id, known in list(self.live.items()):
+            try:
+                job = self.journal.read(job_id, known=known)
+            except JobNotFound:
+                del self.live[job_id]
+                continue
+            self.live[job_id] = job
+            if job.completed_at is not None:
+                expiry = int(job.completed_at.timestamp()) + job.submitted.retention_s
+                self.store.create(f"done/{expiry:012d}-{job_id}", b"")
+                del self.live[job_id]
+        states = [job.state for job in self.live.values()]
+        for state in (JobState.QUEUED, JobState.PROCESSING):
+            LIVE_JOBS.labels(state).set(states.count(state))
+
+    def _repair_queue(self) -> None:
+        """The waiting set holds exactly the queued jobs, and there is a ticket for each."""
+        queued: dict[str, dict[str, Job]] = defaultdict(dict)
+        for job in self.live.values():
+            if job.state is JobState.QUEUED:
+                queued[job.submitted.checkpoint][job.id] = job
+        for checkpoint in set(self.queue.checkpoints()) | set(queued):
+            waiting = self.queue.waiting_ids(checkpoint)
+            if missing := [job for job in queued[checkpoint].values() if job.id not in waiting]:
+                self.queue.add_waiting([job for job in missing if self._is_queued(job.id)])
+                REPAIRS.labels("waiting").inc(len(missing))
+            for job_id in waiting - queued[checkpoint].keys():
+                if not self._is_queued(job_id):
+                    self.queue.withdraw(job_id, checkpoint)
+                    REPAIRS.labels("withdrawn").inc()
+            if issued := self.queue.top_up_tickets(checkpoint):
+                REPAIRS.labels("ticket").inc(issued)
+            self._run_rq_maintenance(checkpoint)
+
+    def _is_queued(self, job_id: str) -> bool:
+        """Asked of the journal at the last moment: what this round has read may be outdated by now."""
+        try:
+            return self.journal.read(job_id).state is JobState.QUEUED
+        except JobNotFound:
+            return False
+
+    def _run_rq_maintenance(self, checkpoint: str) -> None:
+        """What RQ's workers would do every ten minutes between two jobs."""
+        tickets = self.queue.tickets(checkpoint)
+        clean_registries(tickets)
+        clean_worker_registry(tickets)
+        if tickets.intermediate_queue.get_job_ids():
+            worker = SimpleWorker(
+                [tickets],
+                connection=self.queue.redis,
+                job_class=Ticket,
+                serializer=JSONSerializer,
+                prepare_for_work=False,
+            )
+            tickets.intermediate_queue.cleanup(worker, tickets)
+
+    def _end_lost_attempts(self) -> None:
+        """Queue jobs again whose worker has been silent for its lease and then for our grace.
+
+        The grace protects live workers where the lease alone would not: when Redis was away, was wiped, or
+        when this process itself was stopped for a while, all leases look expired until the workers have
+        beaten again.
+        """
+        now = time.monotonic()
+        epoch = self.queue.epoch()
+        if (
+            epoch != self._epoch
+            or now - self._last_round > self.grace_s / 2 + self.settings.reaper_interval_s
+        ):
+            self._unheard.clear()
+        self._epoch, self._last_round = epoch, now
+        heard = {
+            (running.job_id, running.attempt)
+            for worker in self.queue.workers()
+            if (running := worker.running) is not None
+        }
+        attempts = {
+            (job.id, job.attempt): job for job in self.live.values() if job.state is JobState.PROCESSING
+        }
+        self._unheard = {key: self._unheard.get(key, now) for key in attempts if key not in heard}
+        for key, since in list(self._unheard.items()):
+            if now - since >= self.grace_s:
+                job = attempts[key]
+                entry = end_attempt(
+                    self.journal,
+                    self.queue,
+                    job.id,
+                    job.attempt,
+                    reason="worker_lost",
+                    message=f"the worker {job.worker} vanished",
+                    burns_attempt=True,
+                    max_attempts=self.settings.max_attempts,
+                    stage=Stage.DENOISING,
+                )
+                LOST_ATTEMPTS.inc(entry is not None)
+
+    def _remove_expired(self) -> None:
+        if time.monotonic() < self._next_expiry:
+            return
+        self._next_expiry = time.monotonic() + min(EXPIRY_INTERVAL_S, 10 * self.settings.reaper_interval_s)
+        now = time.time()
+        for name in self.store.list_folders("done"):
+            expiry, _, job_id = name.partition("-")
+            if int(expiry) > now:
+                break  # names sort by expiry
+            self.store.remove_folder(job_prefix(job_id))
+            self.store.remove(f"done/{name}")
+            log.info("removed: its time was up", extra={"job_id": job_id})
+        self.store.remove_leftovers(SCRATCH_AGE_S)
+
+
+def run(settings: Settings, redis_url: str, stopping: threading.Event) -> None:
+    """Reap until `stopping` is set. Survives Redis and storage being away."""
+    reaper = Reaper(settings, FolderStore(settings.storage_dir), JobQueue(settings, redis_url))
+    while not stopping.is_set():
+        try:
+            reaper.round()
+        except OSError as error:
+            log.error("storage failed: %s", error)
+        stopping.wait(settings.reaper_interval_s)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m workers.reaper", description="The reaper.")
+    parser.parse_args(arguments)
+    settings = Settings()
+    if settings.redis_url is None:
+        parser.error("set COINTERACT_REDIS_URL")
+    configure_logging(settings)
+    stopping = threading.Event()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    run(settings, settings.redis_url, stopping)
+
+
+if __name__ == "__main__":
+    main()
