@@ -108,7 +108,171 @@ class Supervisor:
         self._stopping.set()
         os.write(self._wake_write, b"x")
 
-    def run(
+    def run(self) -> None:
+        """Supervise until `stop`; then the child has put its job back or is killed."""
+        publish_card(self.store, self.card)
+        self.heartbeat.start()
+        backoff = FIRST_BACKOFF_S
+        try:
+            while not self._stopping.is_set():
+                child = self._start_child()
+                try:
+                    self._watch(child)
+                    self._bury(child)
+                finally:
+                    child.close()
+                if self._stopping.is_set():
+                    break
+                # A child that got as far as being ready was healthy: only a failing start is retried slowly.
+                backoff = FIRST_BACKOFF_S if child.ready else min(LONGEST_BACKOFF_S, backoff * 2)
+                if not child.ready:
+                    self._stopping.wait(backoff)
+        finally:
+            self.heartbeat.stop()
+
+    def _start_child(self) -> Child:
+        reports, child_end = os.pipe()
+        os.set_blocking(reports, False)
+        config = ChildConfig(
+            settings=self.settings,
+            redis_url=self.redis_url,
+            name=self.name,
+            checkpoint=self.card.name,
+            folder=self.folder,
+            device=self.device,
+            parent_pid=os.getpid(),
+            report_fd=child_end,
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers.gpu_worker"], stdin=subprocess.PIPE, pass_fds=[child_end]
+        )
+        os.close(child_end)
+        # Over the pipe, not the command line: the Redis URL may hold a password.
+        stdin: IO[bytes] | None = process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(config.model_dump_json().encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError:
+            log.error("the child died before it read its configuration")
+        return Child(process, reports)
+
+    def _watch(self, child: Child) -> None:
+        """Follow the child until it ends, by itself or because we end it."""
+        stop_at: float | None = None
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.reports, selectors.EVENT_READ)
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            while True:
+                ready = {key.fd for key, _ in selector.select(POLL_S)}
+                if child.reports in ready:
+                    messages = child.receive()
+                    if messages is None:
+                        break
+                    for message in messages:
+                        self._take_note(child, message)
+                if self._stopping.is_set():
+                    if stop_at is None:
+                        selector.unregister(self._wake_read)
+                        child.process.terminate()
+                        stop_at = time.monotonic() + self.settings.stop_grace_s
+                    elif time.monotonic() > stop_at:
+                        log.error("the child did not stop in %g s; killing it", self.settings.stop_grace_s)
+                        child.process.kill()
+                        break
+                if self._is_stalled(child):
+                    self._end_stalled(child)
+                    break
+        try:
+            child.process.wait(5)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+
+    def _take_note(self, child: Child, message: Message) -> None:
+        child.last_report_at = time.monotonic()
+        match message:
+            case Ready():
+                child.ready = True
+                log.info("the model is loaded", extra={"checkpoint": self.card.name})
+            case Working():
+                child.running = message.running
+            case Progressed():
+                if child.running is not None:
+                    child.running = child.running.model_copy(update={"progress": message.progress})
+            case ClipDone():
+                CLIP_SECONDS.observe(message.seconds)
+                self.heartbeat.seconds_per_cost = message.seconds_per_cost
+            case Ended():
+                child.running = None
+                ATTEMPTS.labels(message.outcome, message.stage, message.cause).inc()
+        self.heartbeat.update(child.ready, child.running)
+
+    def _is_stalled(self, child: Child) -> bool:
+        busy = child.running is not None or not child.ready
+        return busy and time.monotonic() - child.last_report_at > self.settings.stall_timeout_s
+
+    def _end_stalled(self, child: Child) -> None:
+        seconds = self.settings.stall_timeout_s
+        log.error("no progress for %g s; killing the child", seconds)
+        child.process.kill()
+        child.process.wait()
+        if child.running is not None:
+            self._record(
+                child, child.running, "stalled", f"no progress for {seconds:g} s", burns_attempt=True
+            )
+            child.running = None
+
+    def _bury(self, child: Child) -> None:
+        """Write down what the dead child was doing."""
+        while messages := child.receive():
+            for message in messages:
+                self._take_note(child, message)
+        status = child.process.returncode
+        if child.running is not None:
+            if self._stopping.is_set():
+                self._record(child, child.running, "shutdown", "the worker was stopped", burns_attempt=False)
+            else:
+                cause = _describe(status)
+                self._record(
+                    child, child.running, "child_died", f"the worker process {cause}", burns_attempt=True
+                )
+        if not self._stopping.is_set():
+            CHILD_DEATHS.inc()
+            log.warning("the child %s; starting another", _describe(status))
+        self.heartbeat.update(False, None)
+
+    def _record(
+        self, child: Child, running: RunningJob, reason: InterruptReason, message: str, *, burns_attempt: bool
+    ) -> None:
+        stage: Stage = running.progress.stage
+        try:
+            end_attempt(
+                self.journal,
+                self.queue,
+                running.job_id,
+                running.attempt,
+                reason=reason,
+                message=message,
+                burns_attempt=burns_attempt,
+                max_attempts=self.settings.max_attempts,
+                stage=stage,
+            )
+        except OSError as error:
+            # The reaper will find an attempt that nobody works on, and write this down when it can.
+            log.error("cannot write to storage: %s", error, extra={"job_id": running.job_id})
+        ATTEMPTS.labels("interrupted", stage, reason).inc()
+
+
+def _describe(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed (SIGKILL: by hand, or by the kernel when memory ran out)"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def run(
     settings: Settings,
     redis_url: str,
     folder: Path,
