@@ -7,7 +7,7 @@ DEMO_OUTPUT ?= demo-output
 # The lock names torch by version alone: the package index in use decides whether it is a CPU or a GPU build.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types tests lock clean
+.PHONY: demo test lint types tests docs lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/cointeract demo --output $(DEMO_OUTPUT)
@@ -29,6 +29,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,dev]'
 	touch $@
+
+# Settings and commands change: write their reference pages again.
+docs: $(INSTALLED)
+	$(BIN)/python -m deploy.reference
 
 # Refresh the lock from what is installed and tested now.
 lock: $(INSTALLED)

@@ -7,6 +7,8 @@ of a second, and only commands that compute load torch.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -38,6 +40,11 @@ class Fit(StrEnum):
     COVER = "cover"
     CONTAIN = "contain"
     STRETCH = "stretch"
+
+
+class HealthCheck(StrEnum):
+    API = "api"
+    WORKER = "worker"
 
 
 class Preset(StrEnum):
@@ -74,6 +81,15 @@ def settings_with(**given: Any) -> Settings:
     from jobs.settings import Settings
 
     return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def connected(settings: Settings) -> tuple[Settings, str]:
+    """The settings and the Redis that a part of the service needs. Raises StackError if none is set."""
+    from deploy.stack import StackError
+
+    if settings.redis_url is None:
+        raise StackError("Set COINTERACT_REDIS_URL. (`cointeract up` brings a Redis of its own.)")
+    return settings, settings.redis_url
 
 
 DataOption = Annotated[
@@ -124,10 +140,18 @@ def up(
 @app.command(rich_help_panel="Run the service")
 def serve(port: PortOption = None, host: HostOption = None, data: DataOption = None) -> None:
     """Run the HTTP API alone. It needs Redis (COINTERACT_REDIS_URL) and the data folder of the workers."""
-    from server.main import run_server
+    from deploy.stack import StackError
+    from jobs.logs import configure_logging
+    from server.app import StartRefusedError
+    from server.app import serve as serve_api
 
     with explained_errors():
-        run_server(settings_with(data_dir=data, host=host, port=port))
+        settings, _ = connected(settings_with(data_dir=data, host=host, port=port))
+        configure_logging(settings)
+        try:
+            serve_api(settings)
+        except StartRefusedError as error:
+            raise StackError(str(error)) from error
 
 
 @app.command(rich_help_panel="Run the service")
@@ -142,22 +166,49 @@ def worker(
     data: DataOption = None,
 ) -> None:
     """Run one worker alone: a supervisor and the child process that holds the model."""
-    from workers.main import run_worker
-
+    from deploy.stack import devices
     from deploy.up import named_checkpoints
+    from jobs.logs import configure_logging
+    from workers.main import run
 
     with explained_errors():
         ((name, folder),) = named_checkpoints([checkpoint]).items()
-        run_worker(settings_with(data_dir=data), name, folder, device)
+        settings, redis_url = connected(settings_with(data_dir=data))
+        configure_logging(settings)
+        run(settings, redis_url, folder, devices()[0] if device == "auto" else device, checkpoint=name)
 
 
 @app.command(rich_help_panel="Run the service")
 def reaper(data: DataOption = None) -> None:
     """Run the reaper alone: it puts back jobs of dead workers and repairs whatever Redis forgot."""
-    from workers.reaper import run_reaper
+    from jobs.logs import configure_logging
+    from workers.reaper import run
 
     with explained_errors():
-        run_reaper(settings_with(data_dir=data))
+        settings, redis_url = connected(settings_with(data_dir=data))
+        configure_logging(settings)
+        stopping = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopping.set())
+        run(settings, redis_url, stopping)
+
+
+@app.command(rich_help_panel="Run the service")
+def healthy(
+    part: Annotated[HealthCheck, typer.Argument(help="The part that should run on this host.")],
+) -> None:
+    """Exit with status 0 if this host's API or worker is alive: what a container's health check asks."""
+    from deploy.health import why_api_is_unhealthy, why_worker_is_unhealthy
+
+    with explained_errors():
+        settings = settings_with()
+        if part is HealthCheck.API:
+            reason = why_api_is_unhealthy(settings)
+        else:
+            reason = why_worker_is_unhealthy(*connected(settings))
+    if reason is not None:
+        complaints.print(reason, style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED)
 
 
 @app.command(rich_help_panel="Make videos")

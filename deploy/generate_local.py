@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import torch
 from rich.console import Console
-from workers.pipeline_engine import PipelineEngine
 
 from deploy.generate import GenerateOptions, GenerationFailed, ProgressDisplay
 from deploy.up import default_checkpoint, read_card
@@ -21,6 +20,7 @@ from model.audio_encoder import video_frame_count
 from model.media.audio import load_audio
 from model.tiny import write_tiny_checkpoint
 from workers.engine import DeviceFailed, OutOfMemory, RenderRequest
+from workers.pipeline_engine import PipelineEngine
 
 Value = TypeVar("Value")
 

@@ -213,7 +213,8 @@ def _worker_waits_for(queue: JobQueue, plan: WorkerPlan, rank: int) -> Callable[
 
     def waiting_for() -> str | None:
         def enough() -> None:
-            if sum(worker.checkpoint == plan.checkpoint for worker in queue.workers()) < rank:
+            alive = [worker for worker in queue.workers() if worker.checkpoint == plan.checkpoint]
+            if sum(worker.ready for worker in alive) < rank:
                 raise LookupError
 
         return _unless_redis_fails(enough, f"loading {plan.checkpoint} on {plan.device}")

@@ -1,0 +1,86 @@
+"""docs/settings.md and docs/cli.md, written from the code by `make docs`. A test fails while they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import AliasChoices
+
+from deploy.cli import app
+from jobs.settings import Settings
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+SETTINGS_INTRODUCTION = """\
+# Settings
+
+Every setting is an environment variable, read once when a process starts and checked before anything else
+happens; what makes no sense stops the process and is named. This page is written from `jobs/settings.py` by
+`make docs`.
+
+| variable | default | meaning |
+|---|---|---|
+"""
+
+CLI_INTRODUCTION = """\
+# The `cointeract` command
+
+Exit status: 0 done, 1 failed (a sentence on stderr says why), 2 wrong usage, 130 interrupted. This page is
+written from `deploy/cli.py` by `make docs`; `cointeract COMMAND --help` says the same.
+"""
+
+
+def settings_page() -> str:
+    """A table row per field of `Settings`."""
+    prefix = Settings.model_config["env_prefix"]
+    rows = []
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        names = alias.choices if isinstance(alias, AliasChoices) else [f"{prefix}{name}".upper()]
+        variables = " or ".join(f"`{each}`" for each in names)
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| {variables} | {default} | {field.description} |\n")
+    return SETTINGS_INTRODUCTION + "".join(rows)
+
+
+def cli_page() -> str:
+    """A section per command, with its arguments and options."""
+    sections = [CLI_INTRODUCTION]
+    for name, command in _commands(typer.main.get_command(app), "cointeract"):
+        usage = " ".join(command.collect_usage_pieces(typer.Context(command, info_name=name)))
+        sections.append(f"## `{name}`\n\n{command.help}\n\n```\n{name} {usage}\n```\n")
+        rows = [_row(parameter) for parameter in command.params]
+        if rows:
+            sections.append("| option | default | meaning |\n|---|---|---|\n" + "".join(rows))
+    return "\n".join(sections)
+
+
+def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every command under `command` with its full name. Typer's own command classes carry no public types."""
+    for name, child in getattr(command, "commands", {}).items():
+        if hasattr(child, "commands"):
+            yield from _commands(child, f"{path} {name}")
+        else:
+            yield f"{path} {name}", child
+
+
+def _row(parameter: Any) -> str:
+    names = parameter.opts if parameter.param_type_name == "option" else [str(parameter.name).upper()]
+    default = "required" if parameter.required else ""
+    if not parameter.required and parameter.default is not None and parameter.default is not False:
+        default = f"`{parameter.default}`"
+    meaning = parameter.help + (f" Environment: `{parameter.envvar}`." if parameter.envvar else "")
+    meaning += " May be repeated." if parameter.multiple and "repeat" not in meaning else ""
+    return f"| {', '.join(f'`{name}`' for name in names)} | {default} | {meaning} |\n"
+
+
+def main() -> None:
+    (DOCS / "settings.md").write_text(settings_page(), encoding="utf-8")
+    (DOCS / "cli.md").write_text(cli_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
