@@ -42,5 +42,5 @@ def frames_from_pixels(pixels: torch.Tensor) -> np.ndarray:
 
 def pixels_from_frames(frames: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """uint8 frames (T, H, W, 3) → VAE input (1, 3, T, H, W) in -1..1."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device).to(torch.float32)
+    pixels = torch.tensor(frames, device=device).to(torch.float32)
     return (pixels * (2.0 / 255.0) - 1.0).permute(3, 0, 1, 2)[None].to(dtype)
