@@ -6,7 +6,7 @@ is five numbered stages. Shapes: B batch, F latent frames, h × w latent size, N
 
 import math
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
     """
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = (
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
         "patch_embedding",
         "pose_embedding",
         "motion_packer",
@@ -146,11 +146,15 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         "type_embedding",
         "norm",
         "router",
-    )
-    _no_split_modules = ("CoInteractBlock",)
-    _repeated_blocks = ("CoInteractBlock",)
-    _keep_in_fp32_modules = ("time_embedder", "scale_shift_table", "hoi_scale_shift_table")
-    _cp_plan = {  # noqa: RUF012 (diffusers reads a plain class attribute)
+    ]
+    _no_split_modules: ClassVar[list[str]] = ["CoInteractBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["CoInteractBlock"]
+    _keep_in_fp32_modules: ClassVar[list[str]] = [
+        "time_embedder",
+        "scale_shift_table",
+        "hoi_scale_shift_table",
+    ]
+    _cp_plan: dict[str, Any] = {  # noqa: RUF012 (an instance with an HOI branch has a longer one)
         "rope": {0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True)},
         "patch_embedding": _SPLIT_ROWS,
         "pose_embedding": _SPLIT_ROWS,

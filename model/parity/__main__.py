@@ -9,7 +9,7 @@ Exit status: 0 if every case is within its limit, 1 if one is not, 2 if the file
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -51,13 +51,13 @@ def _required(weights_file: Path | None) -> Path:
     return weights_file
 
 
-def main() -> int:
+def main(arguments_line: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.parity", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", type=Path, help="official tensors, settings in the file's metadata")
     source.add_argument("--checkpoint", type=Path, help="a converted checkpoint folder")
     parser.add_argument("--cases", type=Path, required=True, help="recorded inputs and outputs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments_line)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     passed = True
     try:

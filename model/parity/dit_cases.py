@@ -1,6 +1,6 @@
 """Transformer cases: one forward each, told apart by their names.
 
-A case is called `<parts>_t<timestep>`, for instance `product_motion_pose_t500`. Parts say what is switched on:
+A case is called `<parts>_t<timestep>`, such as `product_motion_pose_t500`. Parts say what is on:
 
 | part | means |
 |---|---|
@@ -111,7 +111,8 @@ def build_transformer(official: Tensors, config: Mapping[str, Any]) -> CoInterac
     """
     settings = dit_config(config, hoi_branch=any(is_hoi_name(key) for key in official))
     layers = settings["audio_inject_layers"]
-    transformer = CoInteractTransformer3DModel(**settings).eval()
+    transformer: CoInteractTransformer3DModel = CoInteractTransformer3DModel(**settings)
+    transformer.eval()
     transformer.load_state_dict(rename(official, lambda key: dit_name(key, layers)), strict=True)
     return transformer
 
@@ -126,15 +127,16 @@ def load_checkpoint(folder: Path) -> CoInteractTransformer3DModel:
     model: CoInteractTransformer3DModel = CoInteractTransformer3DModel.from_pretrained(
         folder, subfolder="transformer", torch_dtype=torch.float32
     )
-    return model.eval()
+    model.eval()
+    return model
 
 
 @torch.no_grad()
 def run_dit_cases(transformer: CoInteractTransformer3DModel, cases: Tensors) -> Iterator[CaseResult]:
     """Compare every output that the file holds.
 
-    Cases that need an HOI branch are left out, with a warning, if the network has none; under the asymmetric mask
-    the video's output does not need one.
+    Cases that need an HOI branch are left out, with a warning, if the network has none; under the asymmetric
+    mask the video's output does not need one.
     """
     if "out.audio_emb_local" in cases:
         audio = transformer.audio_encoder(cases["in.audio_features"])
@@ -142,10 +144,8 @@ def run_dit_cases(transformer: CoInteractTransformer3DModel, cases: Tensors) -> 
         overall = cases["out.audio_emb_global"]
         yield compare("audio_emb_global", audio.overall.view_as(overall), overall, limit=LIMIT)
 
-    names = sorted(
-        {key.split(".", 1)[1].rsplit(".", 1)[0] for key in cases if re.search(r"\.(rgb|hoi)$", key)}
-    )
-    for name in names:
+    outputs = [match[1] for key in cases if (match := re.fullmatch(r"out\.(.+)\.(?:rgb|hoi)", key))]
+    for name in sorted(set(outputs)):
         case = parse_case(name)
         recorded = {kind: cases[key] for kind in ("rgb", "hoi") if (key := f"out.{name}.{kind}") in cases}
         if case.hoi and not transformer.config.hoi_branch:
