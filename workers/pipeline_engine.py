@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from jobs.contract import FPS, Stage
-from model.checkpoints import load_pipeline
+from model.checkpoint import load_pipeline
 from model.media import encode_clip, join_clips, load_audio, load_image, load_pose
 from model.pipeline import Clip, Progress
 from workers.engine import DeviceFailed, FinishedVideo, OnProgress, OutOfMemory, RenderRequest
