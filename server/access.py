@@ -1,0 +1,153 @@
+"""Who is asking, and what they may do. Every route of a job goes through `owned_job`: other people's jobs do
+not exist.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends, Path, Query, Request, Security
+from fastapi.security import HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
+
+from jobs.contract import Job, Priority
+from jobs.settings import Settings
+from server.errors import ApiError
+from server.keys import KeyLimits, Scope, any_keys, authenticate
+from server.services import Services
+
+ANONYMOUS_OWNER: Final = "local"
+JOB_ID_PATTERN: Final = r"^job_[0-9a-v]{36}$"
+
+_bearer = HTTPBearer(
+    auto_error=False, description="An API key (`cointeract keys create`). Not needed while there is none."
+)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who is asking. `owner` marks the jobs they submit."""
+
+    owner: str
+    scopes: frozenset[Scope]
+    limits: KeyLimits
+    highest_priority: Priority
+
+    @property
+    def is_admin(self) -> bool:
+        return Scope.ADMIN in self.scopes
+
+    def may_see(self, job: Job) -> bool:
+        return self.is_admin or job.submitted.owner == self.owner
+
+
+ANONYMOUS: Final = Principal(ANONYMOUS_OWNER, frozenset(Scope), KeyLimits(), Priority.HIGH)
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesOf = Annotated[Services, Depends(services_of)]
+
+
+def principal_of(
+    services: ServicesOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> Principal:
+    """The owner of the key sent along; anybody while no key exists. Raises ApiError (401)."""
+    if credentials is None:
+        if any_keys(services.store):
+            raise ApiError("unauthorized", "Send an API key: `Authorization: Bearer ck_…`.")
+        return ANONYMOUS
+    key = authenticate(services.store, credentials.credentials)
+    if key is None:
+        if not any_keys(services.store):
+            return ANONYMOUS  # clients such as OpenAI's cannot be used without sending some key
+        raise ApiError("unauthorized", "This API key is not valid.")
+    return Principal(key.id, frozenset(key.scopes), key.limits, key.highest_priority)
+
+
+def requires(scope: Scope) -> Callable[[Principal], Principal]:
+    """A dependency: the principal, who must have `scope`."""
+
+    def check(principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
+        if scope not in principal.scopes and not principal.is_admin:
+            raise ApiError(
+                "insufficient_scope", f"This key lacks the scope {scope.value!r}.", limit=scope.value
+            )
+        return principal
+
+    return check
+
+
+Submitter = Annotated[Principal, Depends(requires(Scope.SUBMIT))]
+Reader = Annotated[Principal, Depends(requires(Scope.READ))]
+Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
+JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="Id of a job.")]
+
+
+def owned_job(job_id: str, services: Services, principal: Principal) -> Job:
+    """The job, if it is the principal's to see. Raises ApiError (404) just as if it did not exist."""
+    job = services.journal.read(job_id)
+    if not principal.may_see(job):
+        raise ApiError("job_not_found", "There is no such job.")
+    return job
+
+
+def read_job(job_id: JobId, services: ServicesOf, principal: Reader) -> Job:
+    return owned_job(job_id, services, principal)
+
+
+def writable_job(job_id: JobId, services: ServicesOf, principal: Submitter) -> Job:
+    return owned_job(job_id, services, principal)
+
+
+def downloadable_job(
+    request: Request,
+    job_id: JobId,
+    services: ServicesOf,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    expires: Annotated[str | None, Query(description="Of a signed URL.")] = None,
+    signature: Annotated[str | None, Query(description="Of a signed URL.")] = None,
+) -> Job:
+    """The job whose file is asked for: with a key, or by a signed URL."""
+    if signature is None:
+        return owned_job(job_id, services, requires(Scope.READ)(principal_of(services, credentials)))
+    if not services.signer.verify(request.url.path, expires or "", signature):
+        raise ApiError("bad_signature", "This link is not valid, or not any more.")
+    return services.journal.read(job_id)
+
+
+ReadableJob = Annotated[Job, Depends(read_job)]
+WritableJob = Annotated[Job, Depends(writable_job)]
+DownloadableJob = Annotated[Job, Depends(downloadable_job)]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address or a Host header (with or without port) means this very machine."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def why_not_to_start(settings: Settings, keys_exist: bool) -> str | None:
+    """The reason why this configuration would let strangers in, or None."""
+    if keys_exist or settings.allow_anonymous or is_loopback(settings.host):
+        return None
+    return (
+        f"Refusing to listen on {settings.host} without API keys: anybody who reaches this machine could "
+        "use it. Create a key (`cointeract keys create`), listen on 127.0.0.1, or set "
+        "COINTERACT_ALLOW_ANONYMOUS=true if the network is closed by other means."
+    )

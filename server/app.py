@@ -1,0 +1,204 @@
+"""The application: routes, middleware and the things they work with, put together. Torch is never imported
+here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.artifacts import FolderStore
+from jobs.journal import Journal
+from jobs.queue import JobQueue
+from jobs.settings import Settings
+from server import errors
+from server.access import is_loopback, why_not_to_start
+from server.errors import ApiError
+from server.fetch import Fetcher
+from server.hints import Hints
+from server.idempotency import IdempotencyKeys
+from server.index import JobIndex
+from server.keys import any_keys
+from server.metrics import Metrics
+from server.routes import health, jobs
+from server.sandbox import Sandbox
+from server.services import Services
+from server.signing import UrlSigner
+
+log = logging.getLogger(__name__)
+INDEX_EVERY_S: Final = 1.0
+EXPIRE_EVERY_S: Final = 3600.0
+GRACEFUL_STOP_S: Final = 5
+STATIC: Final = Path(__file__).parent / "static"
+
+SECURITY_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+CONTENT_SECURITY_POLICY: Final = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    b"media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class StartRefusedError(RuntimeError):
+    """The configuration is not safe to serve; the message says what to change."""
+
+
+class Guard:
+    """Outermost layer: foreign sites kept out, security headers, metrics. Plain ASGI, so that streams stay
+    streams.
+    """
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app, self._services = app, services
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        settings = self._services.settings
+        local_only = is_loopback(settings.host) and not settings.allow_anonymous
+        # A foreign name that resolves to this machine (DNS rebinding) would let a web page talk to us.
+        if local_only and not is_loopback(host) and not any_keys(self._services.store):
+            detail = "Without API keys this server answers on loopback names only."
+            return ApiError("misdirected_host", detail)
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if (
+            scope["method"] not in ("GET", "HEAD", "OPTIONS")
+            and origin
+            and origin.partition("://")[2] != host
+        ):
+            return ApiError("cross_origin", "Requests from other web sites are not accepted.")
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, metrics = time.perf_counter(), self._services.metrics
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.setdefault("headers", [])
+                present = {name.lower() for name, _ in headers}
+                headers.extend(pair for pair in SECURITY_HEADERS if pair[0] not in present)
+                if b"content-security-policy" not in present:
+                    headers.append((b"content-security-policy", CONTENT_SECURITY_POLICY))
+                if b"cache-control" not in present:
+                    headers.append((b"cache-control", b"no-store"))
+                route = getattr(scope.get("route"), "path", "unknown")
+                metrics.requests.labels(route, scope["method"], str(message["status"])).inc()
+                metrics.seconds.labels(route, scope["method"]).observe(time.perf_counter() - started)
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal.response()(scope, receive, send_guarded)
+            return
+        await self._app(scope, receive, send_guarded)
+
+
+def _services(settings: Settings) -> Services:
+    if settings.redis_url is None:
+        raise StartRefusedError(
+            "COINTERACT_REDIS_URL is not set; `cointeract up` starts a private Redis and sets it."
+        )
+    store = FolderStore(settings.storage_dir)
+    return Services(
+        settings=settings,
+        store=store,
+        journal=Journal(store),
+        hints=Hints(JobQueue(settings, settings.redis_url)),
+        index=JobIndex(store, settings.max_queued_jobs),
+        sandbox=Sandbox(settings),
+        fetcher=Fetcher(settings.fetch_timeout_s),
+        idempotency=IdempotencyKeys(store),
+        signer=UrlSigner(store),
+        metrics=Metrics(),
+    )
+
+
+async def _keep_up(services: Services) -> None:
+    """Refresh the index every second, forget old idempotency claims every hour; an error is logged and tried
+    again.
+    """
+    expired_at = -EXPIRE_EVERY_S
+    while True:
+        try:
+            await asyncio.to_thread(services.index.refresh)
+            if time.monotonic() - expired_at > EXPIRE_EVERY_S:
+                await asyncio.to_thread(services.idempotency.expire)
+                expired_at = time.monotonic()
+        except (OSError, ValueError):
+            log.exception("the index could not catch up with storage")
+        await asyncio.sleep(INDEX_EVERY_S)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Raises StartRefusedError, here or at start-up, for a configuration that is unsafe."""
+    services = _services(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        reason = why_not_to_start(settings, any_keys(services.store))
+        if reason is not None:
+            log.critical(reason)
+            raise StartRefusedError(reason)
+        if not any_keys(services.store):
+            log.warning(
+                "No API keys: everybody who reaches %s:%d may use the service.", settings.host, settings.port
+            )
+        await asyncio.to_thread(services.index.refresh)
+        await services.sandbox.start()
+        keeping_up = asyncio.create_task(_keep_up(services))
+        try:
+            yield
+        finally:
+            services.stopping.set()
+            keeping_up.cancel()
+            await services.sandbox.stop()
+
+    app = FastAPI(
+        title="CoInteract Server",
+        description="Photos of a person and a product, prompts and speech in; a video of the presenter out.",
+        version="1.0.0",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.services = services
+    errors.install(app)
+    app.include_router(jobs.router)
+    app.include_router(health.router)
+    app.add_middleware(Guard, services=services)
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Run the application until SIGTERM or SIGINT. Raises StartRefusedError."""
+    app = create_app(settings)
+    reason = why_not_to_start(settings, any_keys(app.state.services.store))
+    if reason is not None:
+        raise StartRefusedError(reason)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACEFUL_STOP_S,
+    )
+    uvicorn.Server(config).run()

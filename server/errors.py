@@ -1,0 +1,220 @@
+"""Every error the API can answer with: one table from stable code to HTTP status, and RFC 9457 problem
+documents.
+
+docs/errors.md lists the same codes and a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from jobs.journal import JobNotFound, Outdated
+
+log = logging.getLogger(__name__)
+
+STATUS_OF_CODE: Final[Mapping[str, int]] = {
+    # The request as a whole
+    "bad_request": 400,
+    "malformed_body": 400,
+    "unauthorized": 401,
+    "insufficient_scope": 403,
+    "cross_origin": 403,
+    "bad_signature": 403,
+    "not_found": 404,
+    "job_not_found": 404,
+    "method_not_allowed": 405,
+    "upload_timeout": 408,
+    "client_closed_request": 499,
+    "unsupported_content_type": 415,
+    "request_too_large": 413,
+    "misdirected_host": 421,
+    # Fields
+    "missing_field": 422,
+    "unknown_field": 422,
+    "duplicate_field": 422,
+    "invalid_value": 422,
+    "out_of_range": 422,
+    "too_long": 422,
+    "too_many": 422,
+    "control_characters": 422,
+    "conflicting_fields": 422,
+    "unknown_model": 422,
+    "unsupported_size": 422,
+    "pose_not_supported": 422,
+    # Files
+    "file_too_large": 413,
+    "unsupported_media_type": 415,
+    "media_type_mismatch": 415,
+    "undecodable_file": 422,
+    "truncated_file": 422,
+    "empty_file": 422,
+    "image_too_large": 422,
+    "image_too_small": 422,
+    "audio_too_long": 422,
+    "audio_too_short": 422,
+    "audio_unsupported_layout": 422,
+    "audio_invalid_samples": 422,
+    "video_too_long": 422,
+    "video_too_large": 422,
+    "fetch_refused": 422,
+    "fetch_failed": 422,
+    # State
+    "job_not_finished": 409,
+    "job_already_finished": 409,
+    "no_result": 409,
+    "idempotency_key_reused": 409,
+    "idempotent_job_gone": 409,
+    "range_not_satisfiable": 416,
+    # Limits and outages
+    "queue_full": 429,
+    "queued_jobs_limit": 429,
+    "running_jobs_limit": 429,
+    "gpu_seconds_limit": 429,
+    "stored_bytes_limit": 429,
+    "too_many_streams": 429,
+    "internal_error": 500,
+    "busy": 503,
+    "no_checkpoint": 503,
+    "insufficient_storage": 507,
+}
+
+TITLE_OF_STATUS: Final[Mapping[int, str]] = {
+    400: "Bad request",
+    401: "API key missing or not valid",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "Upload took too long",
+    409: "Conflict with the state of the job",
+    413: "Too large",
+    415: "Unsupported type of content",
+    416: "Range not satisfiable",
+    421: "Not the host this server speaks for",
+    422: "A field of the request is not valid",
+    429: "Limit reached",
+    499: "Client closed the connection",
+    500: "Internal error",
+    503: "Not available at the moment",
+    507: "Out of storage",
+}
+
+DEFAULT_RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 5, 503: 5, 507: 60}
+
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+
+
+@dataclass
+class ApiError(Exception):
+    """An answer other than success. `field` and `limit` name what to change."""
+
+    code: str
+    detail: str
+    field: str | None = None
+    limit: float | int | str | None = None
+    retry_after_s: int | None = None
+    headers: Mapping[str, str] | None = None
+    close: bool = False
+    """Close the connection after the answer, because an unread rest of the request is still arriving."""
+
+    def __post_init__(self) -> None:
+        super().__init__(self.code, self.detail)
+
+    @property
+    def status(self) -> int:
+        return STATUS_OF_CODE[self.code]
+
+    def body(self) -> dict[str, object]:
+        problem: dict[str, object] = {
+            "type": f"urn:cointeract:error:{self.code}",
+            "title": TITLE_OF_STATUS[self.status],
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.field is not None:
+            problem["field"] = self.field
+        if self.limit is not None:
+            problem["limit"] = self.limit
+        return problem
+
+    def response(self) -> Response:
+        headers = dict(self.headers or {})
+        retry_after = self.retry_after_s or DEFAULT_RETRY_AFTER_S.get(self.status)
+        if retry_after is not None:
+            headers["Retry-After"] = str(retry_after)
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.status == 409:
+            # Clients such as OpenAI's retry a 409 on their own; none of ours heals by waiting, save an
+            # unfinished job.
+            headers["x-should-retry"] = "true" if self.code == "job_not_finished" else "false"
+        if self.close:
+            headers["Connection"] = "close"
+        return JSONResponse(
+            self.body(), status_code=self.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE
+        )
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Text of a client made safe for a log line or an error message: no control characters, bounded."""
+    safe = "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text[: limit + 1]
+    )
+    return safe if len(text) <= limit else safe[:limit] + "…"
+
+
+def _of_domain(error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case JobNotFound():
+            return ApiError("job_not_found", "There is no such job.")
+        case Outdated():
+            return ApiError("busy", "The job is changing; try again.", retry_after_s=1)
+        case ClientDisconnect():
+            return ApiError("client_closed_request", "The client closed the connection.", close=True)
+        case RequestValidationError():
+            first = error.errors()[0]
+            location = [str(part) for part in first["loc"] if part not in ("path", "query", "header", "body")]
+            return ApiError("invalid_value", printable(str(first["msg"])), field=".".join(location) or None)
+        case HTTPException(status_code=404):
+            return ApiError("not_found", "There is no such route.")
+        case HTTPException(status_code=405):
+            return ApiError(
+                "method_not_allowed", "This route does not know that method.", headers=error.headers
+            )
+        case HTTPException():
+            return ApiError("bad_request", printable(str(error.detail)))
+        case _:
+            return ApiError("internal_error", "Something went wrong on our side; it has been logged.")
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """The exception handler for everything a route may raise."""
+    problem = _of_domain(error)
+    if problem.status == 500:
+        log.error("unhandled error in %s %s", request.method, printable(request.url.path), exc_info=error)
+    return problem.response()
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem document."""
+    for kind in (
+        ApiError,
+        JobNotFound,
+        Outdated,
+        ClientDisconnect,
+        RequestValidationError,
+        HTTPException,
+        Exception,
+    ):
+        app.add_exception_handler(kind, answer)

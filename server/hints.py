@@ -1,0 +1,59 @@
+"""The queue as the server sees it: hints that may be missing. When Redis is down, answers come without them,
+and fast.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from redis.exceptions import RedisError
+
+from jobs.contract import Job, LiveProgress, WorkerInfo
+from jobs.queue import JobQueue
+from jobs.scheduling import QueueSnapshot
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+PAUSE_S: Final = 1.0
+"""After a failure Redis is left alone this long, so that an outage does not make every request wait for a
+timeout.
+"""
+
+
+class Hints:
+    """`JobQueue` without exceptions. Safe to share between threads."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._down_until = 0.0
+
+    def _ask(self, question: Callable[[], Value], otherwise: Value) -> Value:
+        if time.monotonic() < self._down_until:
+            return otherwise
+        try:
+            return question()
+        except (RedisError, OSError) as error:
+            self._down_until = time.monotonic() + PAUSE_S
+            log.warning("Redis does not answer: %s", error)
+            return otherwise
+
+    def announce(self, job: Job) -> None:
+        """Tell the workers. If that fails the reaper finds the job in storage."""
+        self._ask(lambda: self._queue.announce(job), None)
+
+    def withdraw(self, job: Job) -> None:
+        """Take a job off the queue. If that fails the worker that picks it finds that it is over."""
+        self._ask(lambda: self._queue.withdraw(job.id, job.submitted.checkpoint), None)
+
+    def snapshot(self, checkpoint: str) -> QueueSnapshot | None:
+        return self._ask(lambda: self._queue.snapshot(checkpoint), None)
+
+    def progress(self, job_id: str) -> LiveProgress | None:
+        return self._ask(lambda: self._queue.progress(job_id), None)
+
+    def workers(self) -> list[WorkerInfo] | None:
+        """Live workers; None if nobody knows."""
+        return self._ask(self._queue.workers, None)

@@ -1,0 +1,118 @@
+"""Idempotency-Key: the same key and request lead to the same job, whoever crashes in between.
+
+The claim (key → job id and fingerprint of the request) is created exclusively before the job. So two submits
+with one key
+agree on one job id, and a submit that finds a claim without a job (a crash in between) stores the job under
+that id.
+A second mark says that the job was stored once, to tell a crash from a job deleted since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from jobs.artifacts import ArtifactStore
+from jobs.contract import Frozen, utcnow
+from server.errors import ApiError
+
+KEPT: Final = timedelta(hours=48)
+LONGEST_KEY: Final = 255
+_FOLDER: Final = "idempotency"
+
+
+class Claim(Frozen):
+    job_id: str
+    fingerprint: str
+    at: datetime
+
+
+def fingerprint(settings: Mapping[str, object], files: Mapping[str, str]) -> str:
+    """Hash of a request: its settings as given, and each file's hash. Boundaries and order do not count."""
+    canonical = json.dumps([settings, files], sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def checked_key(value: str | None) -> str | None:
+    """The header's value. Raises ApiError if it is empty, too long or not printable ASCII."""
+    if value is None:
+        return None
+    if not 1 <= len(value) <= LONGEST_KEY or not (value.isascii() and value.isprintable()):
+        raise ApiError(
+            "invalid_value",
+            "1 to 255 printable ASCII characters.",
+            field="Idempotency-Key",
+            limit=LONGEST_KEY,
+        )
+    return value
+
+
+@dataclass
+class IdempotencyKeys:
+    """Claims in a store."""
+
+    store: ArtifactStore
+    _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
+
+    @staticmethod
+    def _path(owner: str, key: str) -> str:
+        name = hashlib.sha256(f"{owner}/{key}".encode()).hexdigest()  # an owner's id has no slash
+        return f"{_FOLDER}/{name}"
+
+    def known(self, owner: str, key: str) -> bool:
+        return self.store.read(f"{self._path(owner, key)}.claim") is not None
+
+    def claim(self, owner: str, key: str, request: str, job_id: str) -> str:
+        """The id under which this request's job is stored: `job_id`, or that of the submit that came first.
+
+        Raises ApiError if the key was used for another request.
+        """
+        path = f"{self._path(owner, key)}.claim"
+        wanted = Claim(job_id=job_id, fingerprint=request, at=utcnow())
+        if self.store.create(path, wanted.model_dump_json().encode()):
+            return job_id
+        data = self.store.read(path)
+        if data is None:
+            raise ApiError("busy", "The idempotency key has just expired; try again.", retry_after_s=1)
+        claim = Claim.model_validate_json(data)
+        if claim.fingerprint != request:
+            detail = "This Idempotency-Key was used for another request."
+            raise ApiError("idempotency_key_reused", detail, field="Idempotency-Key")
+        return claim.job_id
+
+    def mark_stored(self, owner: str, key: str) -> None:
+        self.store.create(f"{self._path(owner, key)}.stored", b"")
+
+    def was_stored(self, owner: str, key: str) -> bool:
+        return self.store.read(f"{self._path(owner, key)}.stored") is not None
+
+    def expire(self) -> None:
+        """Forget claims older than `KEPT`."""
+        for name in self.store.list_folders(_FOLDER):
+            stem, _, kind = name.partition(".")
+            data = self.store.read(f"{_FOLDER}/{name}") if kind == "claim" else None
+            if data is not None and Claim.model_validate_json(data).at < utcnow() - KEPT:
+                self.store.remove(f"{_FOLDER}/{name}")
+                self.store.remove(f"{_FOLDER}/{stem}.stored")
+
+    @asynccontextmanager
+    async def turn(self, owner: str, key: str) -> AsyncIterator[None]:
+        """One submit per key at a time, so that the losers of a race need not repeat the winner's work."""
+        path = self._path(owner, key)
+        lock, users = self._locks.get(path, (asyncio.Lock(), 0))
+        self._locks[path] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[path]
+            if users == 1:
+                del self._locks[path]
+            else:
+                self._locks[path] = (lock, users - 1)

@@ -1,0 +1,192 @@
+"""Who has how many jobs: a summary of the store in memory, for lists, limits and the queue cap.
+
+It is a cache. The journals are the truth, `refresh` catches up with them, and a job's own routes never look
+here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from jobs.artifacts import ArtifactStore
+from jobs.contract import Frozen, Job, JobState, StoredFile, utcnow
+from jobs.journal import JobNotFound, Journal, entry_key
+from server.errors import ApiError
+from server.keys import KeyLimits
+
+DAY: Final = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """What limits and lists must know of a job."""
+
+    id: str
+    owner: str
+    sequence: int
+    state: JobState
+    stored_bytes: int
+    gpu_seconds: float
+    last_at: datetime
+    """When it last used the GPU, or was submitted."""
+
+    @staticmethod
+    def of(job: Job) -> JobSummary:
+        inputs = job.submitted.inputs
+        files: list[StoredFile | None] = [
+            inputs.person_image,
+            inputs.audio,
+            inputs.product_image,
+            inputs.pose_video,
+        ]
+        files += [job.video, job.poster]
+        files += [file for clip in job.clips for file in (clip.video, clip.motion)]
+        return JobSummary(
+            id=job.id,
+            owner=job.submitted.owner,
+            sequence=job.sequence,
+            state=job.state,
+            stored_bytes=sum(file.size for file in files if file is not None),
+            gpu_seconds=job.gpu_seconds,
+            last_at=job.completed_at or (job.clips[-1].at if job.clips else job.submitted.at),
+        )
+
+
+class SpentUsage(Frozen):
+    """GPU time of a job that was deleted: deleting gives no quota back."""
+
+    owner: str
+    gpu_seconds: float
+    at: datetime
+
+
+class JobIndex:
+    """Safe to share between threads."""
+
+    def __init__(self, store: ArtifactStore, max_queued_jobs: int) -> None:
+        self._store, self._journal, self._max_queued_jobs = store, Journal(store), max_queued_jobs
+        self._jobs: dict[str, JobSummary] = {}
+        self._lock = threading.Lock()
+        self._refreshing = threading.Lock()
+        self._arriving: dict[str, int] = {}
+        """Submits let in and not yet stored, by owner: they count, or a burst would pass every limit
+        together.
+        """
+
+    def refresh(self) -> None:
+        """Catch up with the store."""
+        with self._refreshing:
+            stored = self._store.list_folders("jobs")
+            known = dict(self._jobs)
+            fresh: dict[str, JobSummary] = {}
+            for job_id in stored:
+                summary = known.get(job_id)
+                if summary is not None and (summary.state.is_terminal or self._unchanged(summary)):
+                    continue
+                try:
+                    fresh[job_id] = JobSummary.of(self._journal.read(job_id))
+                except JobNotFound:
+                    continue
+            gone = known.keys() - stored
+            with self._lock:
+                self._jobs.update(fresh)
+                for job_id in gone:
+                    self._jobs.pop(job_id, None)
+
+    def _unchanged(self, summary: JobSummary) -> bool:
+        return self._store.read(entry_key(summary.id, summary.sequence + 1)) is None
+
+    def put(self, job: Job) -> None:
+        """Take note of a job that this process stored or changed."""
+        with self._lock:
+            self._jobs[job.id] = JobSummary.of(job)
+
+    def remove(self, job: Job) -> None:
+        """Take note of a deletion by this process, and keep what it cost."""
+        with self._lock:
+            self._jobs.pop(job.id, None)
+        if job.gpu_seconds > 0:
+            usage = SpentUsage(
+                owner=job.submitted.owner, gpu_seconds=job.gpu_seconds, at=JobSummary.of(job).last_at
+            )
+            self._store.create(f"usage/{job.id}.json", usage.model_dump_json().encode())
+
+    def page(self, owner: str | None, state: JobState | None, after: str | None, limit: int) -> list[str]:
+        """Ids of up to `limit` jobs, newest first, older than `after`. `owner` None: everybody's."""
+        with self._lock:
+            jobs = sorted(
+                (
+                    job.id
+                    for job in self._jobs.values()
+                    if (owner is None or job.owner == owner)
+                    and (state is None or job.state is state)
+                    and (after is None or job.id < after)
+                ),
+                reverse=True,
+            )
+        return jobs[:limit]
+
+    def counts(self) -> dict[JobState, int]:
+        """Number of stored jobs by state."""
+        with self._lock:
+            states = [job.state for job in self._jobs.values()]
+        return {state: states.count(state) for state in JobState}
+
+    def _spent(self, owner: str) -> float:
+        """GPU seconds of the last day, those of deleted jobs included."""
+        since = utcnow() - DAY
+        total = sum(
+            job.gpu_seconds for job in self._jobs.values() if job.owner == owner and job.last_at > since
+        )
+        for name in self._store.list_folders("usage"):
+            data = self._store.read(f"usage/{name}")
+            if data is None:
+                continue
+            usage = SpentUsage.model_validate_json(data)
+            if usage.at <= since:
+                self._store.remove(f"usage/{name}")
+            elif usage.owner == owner:
+                total += usage.gpu_seconds
+        return total
+
+    @contextmanager
+    def admission(self, owner: str, limits: KeyLimits) -> Iterator[None]:
+        """Let one submit in and count it until the block ends. Raises ApiError (429) at a limit."""
+        with self._lock:
+            self._check(owner, limits)
+            self._arriving[owner] = self._arriving.get(owner, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._arriving[owner] -= 1
+                if not self._arriving[owner]:
+                    del self._arriving[owner]
+
+    def _check(self, owner: str, limits: KeyLimits) -> None:
+        waiting = sum(job.state is JobState.QUEUED for job in self._jobs.values()) + sum(
+            self._arriving.values()
+        )
+        if waiting >= self._max_queued_jobs:
+            raise ApiError("queue_full", "The queue is full.", limit=self._max_queued_jobs)
+        if limits.max_queued is not None:
+            own = [job for job in self._jobs.values() if job.owner == owner and job.state is JobState.QUEUED]
+            if len(own) + self._arriving.get(owner, 0) >= limits.max_queued:
+                raise ApiError(
+                    "queued_jobs_limit",
+                    "This key has as many jobs waiting as it may.",
+                    limit=limits.max_queued,
+                )
+        if limits.max_stored_bytes is not None:
+            stored = sum(job.stored_bytes for job in self._jobs.values() if job.owner == owner)
+            if stored >= limits.max_stored_bytes:
+                detail = "This key's jobs take as much space as they may; delete some."
+                raise ApiError("stored_bytes_limit", detail, limit=limits.max_stored_bytes, retry_after_s=60)
+        if limits.gpu_seconds_per_day is not None and self._spent(owner) >= limits.gpu_seconds_per_day:
+            detail = "This key has used its GPU time of the last 24 hours."
+            raise ApiError("gpu_seconds_limit", detail, limit=limits.gpu_seconds_per_day, retry_after_s=3600)

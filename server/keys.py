@@ -1,0 +1,139 @@
+"""API keys: created, listed and revoked by the CLI, checked by the server. Only a hash of a key is ever
+stored.
+
+A key is `ck_<id>_<secret>`. The secret has 256 random bits, so a plain SHA-256 of it cannot be searched and
+needs no salt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from jobs.artifacts import ArtifactStore
+from jobs.contract import Frozen, Priority, utcnow
+
+_FOLDER: Final = "keys"
+_KEY: Final = re.compile(r"ck_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
+_ID: Final = re.compile(r"[a-z0-9]{12}")
+
+
+class Scope(StrEnum):
+    """What a key may do. Admin: everything, with everybody's jobs."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    ADMIN = "admin"
+
+
+class KeyLimits(Frozen):
+    """Limits of one key. None: no limit."""
+
+    max_queued: int | None = None
+    max_running: int | None = None
+    gpu_seconds_per_day: float | None = None
+    max_stored_bytes: int | None = None
+
+
+class ApiKey(Frozen):
+    """A key as stored. `id` is public; it is the `owner` of the jobs that the key submits."""
+
+    id: str
+    name: str
+    secret_sha256: str
+    scopes: tuple[Scope, ...]
+    highest_priority: Priority = Priority.NORMAL
+    limits: KeyLimits = KeyLimits()
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key just created. `token` is shown once and never again."""
+
+    key: ApiKey
+    token: str
+
+
+def _path(key_id: str) -> str:
+    return f"{_FOLDER}/{key_id}.json"
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def create_key(
+    store: ArtifactStore,
+    name: str,
+    scopes: Sequence[Scope] = (Scope.SUBMIT, Scope.READ),
+    limits: KeyLimits | None = None,
+    highest_priority: Priority = Priority.NORMAL,
+) -> NewKey:
+    """Create and store a key. Raises ValueError for an empty list of scopes or a name that is no single short
+    line.
+    """
+    if not scopes:
+        raise ValueError("a key needs at least one scope")
+    if not name.isprintable() or not 1 <= len(name) <= 100:
+        raise ValueError("the name of a key has 1 to 100 printable characters")
+    key_id = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(12))
+    secret = secrets.token_urlsafe(32)
+    key = ApiKey(
+        id=key_id,
+        name=name,
+        secret_sha256=_hash(secret),
+        scopes=tuple(scopes),
+        highest_priority=highest_priority,
+        limits=limits or KeyLimits(),
+        created_at=utcnow(),
+    )
+    store.write(_path(key_id), key.model_dump_json().encode())
+    return NewKey(key, f"ck_{key_id}_{secret}")
+
+
+def list_keys(store: ArtifactStore) -> list[ApiKey]:
+    """All keys, revoked ones included, oldest first."""
+    records = (store.read(f"{_FOLDER}/{name}") for name in store.list_folders(_FOLDER))
+    return sorted(
+        (ApiKey.model_validate_json(data) for data in records if data), key=lambda key: key.created_at
+    )
+
+
+def revoke_key(store: ArtifactStore, key_id: str) -> bool:
+    """Make a key invalid from now on; its jobs stay. False if there is none, or it is revoked already."""
+    data = store.read(_path(key_id)) if _ID.fullmatch(key_id) else None
+    if data is None:
+        return False
+    key = ApiKey.model_validate_json(data)
+    if key.revoked_at is not None:
+        return False
+    store.write(_path(key_id), key.model_copy(update={"revoked_at": utcnow()}).model_dump_json().encode())
+    return True
+
+
+def any_keys(store: ArtifactStore) -> bool:
+    """Whether the server asks for keys: once one was created it always does, even if all are revoked."""
+    return bool(store.list_folders(_FOLDER))
+
+
+def authenticate(store: ArtifactStore, token: str) -> ApiKey | None:
+    """The valid key that `token` is, or None."""
+    match = _KEY.fullmatch(token)
+    if match is None:
+        return None
+    data = store.read(_path(match[1]))
+    if data is None:
+        return None
+    key = ApiKey.model_validate_json(data)
+    if not hmac.compare_digest(key.secret_sha256, _hash(match[2])) or key.revoked_at is not None:
+        return None
+    return key

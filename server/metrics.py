@@ -1,0 +1,40 @@
+"""Prometheus metrics of the API."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from jobs.contract import JobState
+
+
+class Metrics:
+    """One registry per application, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "cointeract_http_requests", "Requests by route, method and status.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "cointeract_http_request_seconds", "Seconds until the answer started.", ["route", "method"],
+            registry=self.registry, buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
+        )  # fmt: skip
+        self.jobs = Gauge("cointeract_jobs", "Stored jobs by state.", ["state"], registry=self.registry)
+        self.free_bytes = Gauge("cointeract_free_bytes", "Free space of the storage.", registry=self.registry)
+        self.workers = Gauge(
+            "cointeract_workers", "Live workers; -1 if Redis does not answer.", registry=self.registry
+        )
+        self.refused = Counter(
+            "cointeract_refused_requests", "Refused requests by error code.", ["code"], registry=self.registry
+        )
+
+    def render(self, jobs: dict[JobState, int], free_bytes: int, workers: int | None) -> bytes:
+        """The exposition text with the gauges as of now."""
+        for state, count in jobs.items():
+            self.jobs.labels(state.value).set(count)
+        self.free_bytes.set(free_bytes)
+        self.workers.set(-1 if workers is None else workers)
+        return generate_latest(self.registry)

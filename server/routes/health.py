@@ -1,0 +1,71 @@
+"""Whether the service lives, whether it can work, and what it can work with."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse
+
+from jobs.cards import read_cards
+from server.access import Admin, Reader, ServicesOf
+from server.routes.jobs import PROBLEM
+from server.schemas import Health, ModelList, ModelView, Readiness
+from server.submission import choose_card
+
+router = APIRouter(responses=PROBLEM)
+
+
+@router.get("/healthz", tags=["health"], response_model=Health, summary="Is the process alive?")
+async def healthz() -> Health:
+    return Health()
+
+
+@router.get(
+    "/readyz", tags=["health"], response_model=Readiness, summary="Would a job be rendered soon?",
+    responses={503: {"model": Readiness, "description": "Something is missing."}},
+)  # fmt: skip
+def readyz(services: ServicesOf) -> Response:
+    """Redis answers, storage has room, a worker lives. 503 says which of them is missing."""
+    workers = services.hints.workers()
+    storage = services.store.free_bytes() >= services.settings.min_free_bytes
+    ready = bool(workers) and storage
+    state = Readiness(ready=ready, redis=workers is not None, storage=storage, workers=len(workers or ()))
+    headers = {} if ready else {"Retry-After": "5"}
+    return JSONResponse(state.model_dump(), status_code=200 if ready else 503, headers=headers)
+
+
+@router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response, responses={
+    200: {"description": "Prometheus text format.", "content": {"text/plain": {}}},
+})  # fmt: skip
+def metrics(services: ServicesOf, principal: Admin) -> Response:
+    """Needs an admin's key, if there are keys."""
+    workers = services.hints.workers()
+    text = services.metrics.render(
+        services.index.counts(), services.store.free_bytes(), None if workers is None else len(workers)
+    )
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+@router.get("/v1/models", tags=["models"], response_model=ModelList, summary="List checkpoints")
+def list_models(services: ServicesOf, principal: Reader) -> ModelList:
+    """The checkpoints that workers have, and what each accepts."""
+    cards = read_cards(services.store)
+    default = choose_card(services, None)[0].name if cards else None
+    return ModelList(
+        data=[
+            ModelView(
+                id=card.name,
+                trained=card.trained,
+                default=card.name == default,
+                sizes=list(card.sizes),
+                min_side=card.min_side,
+                max_pixels=card.max_pixels,
+                fps=card.fps,
+                frames_per_clip=card.frames_per_clip,
+                pose=card.pose,
+                defaults=card.defaults.model_dump(),
+                license=card.license,
+            )
+            for card in sorted(cards.values(), key=lambda card: card.name)
+        ]
+    )

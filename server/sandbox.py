@@ -1,0 +1,184 @@
+"""The server's side of the sandbox: starts `server.decode`, hands it files, takes its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jobs.settings import Settings
+from server.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["image", "audio", "video"]
+START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """One file to decode: what the client calls it, where it lies, and where the canonical file goes."""
+
+    field: str
+    kind: Kind
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class DecodedFile:
+    """What the sandbox found out. Sizes in pixels, samples per channel at `rate` Hz."""
+
+    format: str
+    width: int = 0
+    height: int = 0
+    rate: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+
+
+class Sandbox:
+    """One `server.decode` process, started when needed and again should it die; at most `decode_processes`
+    requests in it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._slots = asyncio.Semaphore(settings.decode_processes)
+        self._starting = asyncio.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    async def start(self) -> None:
+        """Make sure that the process runs and has loaded its codecs. Raises ApiError `busy` if it does not
+        come up.
+        """
+        async with self._starting:
+            if self._process is not None and self._process.poll() is None:
+                return
+            await self.stop()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            root = str(Path(__file__).resolve().parent.parent)
+            # A clean environment: no keys, no proxies, no addresses. One thread and one heap: children are
+            # bounded in both.
+            environment = {
+                "PYTHONPATH": root,
+                "LANG": "C.UTF-8",
+                "OPENBLAS_NUM_THREADS": "1",
+                "MALLOC_ARENA_MAX": "1",
+            }
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "server.decode"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
+            )
+            theirs.close()
+            ours.setblocking(False)
+            self._control = ours
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    ready = await asyncio.get_running_loop().sock_recv(ours, 16)
+            except (TimeoutError, OSError) as error:
+                ready = b""
+                log.error("the decoding sandbox did not start: %s", error)
+            if ready != b"ready":
+                await self.stop()
+                raise ApiError("busy", "The decoder is not running; try again.")
+
+    async def stop(self) -> None:
+        """End the process; it ends by itself once its socket closes."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.terminate()
+            await asyncio.to_thread(process.wait)
+
+    async def decode(self, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
+        """Decode the files of one request in one child. Raises ApiError naming the field of the first
+        rejected one.
+        """
+        async with self._slots:
+            for last_try in (False, True):
+                await self.start()
+                try:
+                    return await self._decode(tasks)
+                except OSError as error:
+                    log.warning("the decoding sandbox is gone (%s), starting another", error)
+                    if last_try:
+                        raise ApiError("busy", "The decoder is not running; try again.") from error
+        raise AssertionError("unreachable")
+
+    async def _decode(self, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
+        settings = self._settings
+        message = json.dumps(
+            {
+                "kinds": [task.kind for task in tasks],
+                "timeout_s": settings.decode_timeout_s,
+                "limits": {
+                    "max_pixels": settings.max_image_pixels,
+                    "min_side": settings.min_image_side,
+                    "min_seconds": settings.min_audio_seconds,
+                    "max_seconds": settings.max_audio_seconds,
+                    "max_frame_pixels": settings.max_video_pixels,
+                },
+            }
+        ).encode()
+        reading, writing = os.pipe()
+        descriptors = [writing]
+        try:
+            for task in tasks:
+                descriptors.append(os.open(task.source, os.O_RDONLY))
+                descriptors.append(os.open(task.target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            assert self._control is not None
+            socket.send_fds(self._control, [message], descriptors)
+        except OSError:
+            os.close(reading)
+            for task in tasks:
+                task.target.unlink(missing_ok=True)
+            raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        answers = (await self._read_to_end(reading)).splitlines()
+        return [self._result(task, answers[i] if i < len(answers) else None) for i, task in enumerate(tasks)]
+
+    async def _read_to_end(self, reading: int) -> bytes:
+        """Everything from a pipe; closes it. A child that outlives its time is killed, which ends the pipe,
+        too.
+        """
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", 0)
+        )
+        try:
+            async with asyncio.timeout(self._settings.decode_timeout_s + 5.0):
+                return await reader.read()
+        except TimeoutError:
+            return b""
+        finally:
+            transport.close()
+
+    @staticmethod
+    def _result(task: DecodeTask, line: bytes | None) -> DecodedFile:
+        if line is None:
+            raise ApiError(
+                "undecodable_file", "The file is damaged, or takes too long to decode.", field=task.field
+            )
+        answer = json.loads(line)
+        if "code" in answer:
+            raise ApiError(answer["code"], answer["detail"], field=task.field, limit=answer["limit"])
+        return DecodedFile(**answer)

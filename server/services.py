@@ -1,0 +1,39 @@
+"""What the routes work with, made once per application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jobs.artifacts import ArtifactStore
+from jobs.journal import Journal
+from jobs.settings import Settings
+from server.fetch import Fetcher, check_url
+from server.hints import Hints
+from server.idempotency import IdempotencyKeys
+from server.index import JobIndex
+from server.metrics import Metrics
+from server.sandbox import Sandbox
+from server.signing import UrlSigner
+
+
+@dataclass
+class Services:
+    settings: Settings
+    store: ArtifactStore
+    journal: Journal
+    hints: Hints
+    index: JobIndex
+    sandbox: Sandbox
+    fetcher: Fetcher
+    idempotency: IdempotencyKeys
+    signer: UrlSigner
+    metrics: Metrics
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the application stops; open streams end then."""
+    json_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    """JSON bodies hold whole files in memory, so only this many are looked at together."""
+    uploads: int = 0
+    streams: int = 0
+    check_webhook_url: Callable[[str], object] = field(default=lambda url: check_url(url, "webhook_url"))

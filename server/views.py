@@ -1,0 +1,114 @@
+"""From a job's journal and the hints in Redis to what a client sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from jobs.contract import GenerationParams, Job, JobState, LiveProgress, Stage
+from jobs.scheduling import WaitingJob
+from server.hints import Hints
+from server.schemas import CheckpointView, JobErrorView, JobUrls, JobView, ParamsView, Usage
+
+
+def job_path(job_id: str) -> str:
+    return f"/v1/jobs/{job_id}"
+
+
+def clip_path(job_id: str, clip: int) -> str:
+    return f"{job_path(job_id)}/clips/{clip}"
+
+
+def params_view(params: GenerationParams) -> ParamsView:
+    return ParamsView(**params.model_dump(), size=f"{params.width}x{params.height}")
+
+
+def _progress(job: Job, live: LiveProgress | None) -> LiveProgress:
+    """Where the job is: as its worker says, or as far as the journal knows."""
+    params = job.submitted.params
+    if job.state is JobState.PROCESSING and live is not None and live.attempt == job.attempt:
+        return live
+    stage = Stage.QUEUED
+    if job.state is JobState.PROCESSING:
+        stage = Stage.LOADING
+    elif job.state.is_terminal:
+        stage = job.error.stage if job.error is not None else Stage.DONE
+    return LiveProgress(
+        attempt=job.attempt,
+        stage=stage,
+        clip=min(len(job.clips), params.num_clips),
+        num_clips=params.num_clips,
+        step=0,
+        num_steps=params.num_inference_steps,
+    )
+
+
+def _percent(job: Job, progress: LiveProgress) -> float:
+    if job.state is JobState.SUCCEEDED:
+        return 100.0
+    finished = 100.0 * len(job.clips) / max(1, job.submitted.params.num_clips)
+    if job.state.is_terminal:
+        return round(min(finished, 99.0), 2)
+    # Never less than what is finished for good, whatever a late hint says.
+    return round(min(99.0, max(finished, progress.percent() if job.state is JobState.PROCESSING else 0.0)), 2)
+
+
+def estimates(
+    hints: Hints, checkpoint: str, job_id: str, newcomer: WaitingJob | None = None
+) -> tuple[int | None, datetime | None, datetime | None]:
+    """(place in the queue, start, finish) as far as they are known. `newcomer`: as if it were queued last."""
+    snapshot = hints.snapshot(checkpoint)
+    if snapshot is None:
+        return None, None, None
+    if newcomer is not None:
+        snapshot = replace(snapshot, waiting=[*snapshot.waiting, newcomer])
+    start, finish = snapshot.estimate(job_id) or (None, None)
+    return snapshot.position(job_id), start, finish
+
+
+def job_view(job: Job, hints: Hints) -> JobView:
+    """The job as a client sees it."""
+    submitted, params, path = job.submitted, job.submitted.params, job_path(job.id)
+    live = hints.progress(job.id) if job.state is JobState.PROCESSING else None
+    progress = _progress(job, live)
+    position, start, finish = None, None, None
+    if not job.state.is_terminal:
+        position, start, finish = estimates(hints, submitted.checkpoint, job.id)
+    expires = job.completed_at + timedelta(seconds=submitted.retention_s) if job.completed_at else None
+    error = None
+    if job.error is not None:
+        error = JobErrorView(code=job.error.code, message=job.error.message, stage=job.error.stage)
+    return JobView(
+        id=job.id,
+        status=job.state,
+        progress=_percent(job, progress),
+        stage=progress.stage,
+        clip=progress.clip,
+        num_clips=params.num_clips,
+        step=progress.step,
+        num_steps=params.num_inference_steps,
+        queue_position=position if job.state is JobState.QUEUED else None,
+        estimated_start_at=start if job.state is JobState.QUEUED else None,
+        estimated_finish_at=finish,
+        created_at=submitted.at,
+        started_at=job.started_at,
+        completed_at=job.completed_at,
+        expires_at=expires,
+        seed=params.seed,
+        model=submitted.checkpoint,
+        checkpoint=CheckpointView(name=submitted.checkpoint, trained=submitted.trained),
+        params=params_view(params),
+        priority=submitted.priority,
+        metadata=submitted.metadata,
+        attempts=job.attempt,
+        duration_s=job.duration_s,
+        urls=JobUrls(
+            self=path,
+            cancel=f"{path}/cancel",
+            events=f"{path}/events",
+            video=f"{path}/video" if job.video is not None else None,
+            clips=[clip_path(job.id, clip.clip) for clip in job.clips],
+        ),
+        error=error,
+        usage=Usage(gpu_seconds=round(job.gpu_seconds, 3)),
+    )

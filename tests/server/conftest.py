@@ -1,0 +1,149 @@
+"""A server under test, with a real Redis and a real sandbox: behind a test client, or behind a socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from redis import Redis
+from starlette.testclient import TestClient
+
+from jobs.artifacts import FolderStore
+from jobs.cards import publish_card
+from jobs.contract import CheckpointCard, CheckpointDefaults
+from jobs.redis_server import RedisServer
+from jobs.settings import Settings
+from server.app import create_app
+from server.services import Services
+
+BASE_URL = "http://127.0.0.1"
+CARD = CheckpointCard(
+    name="tiny",
+    trained=False,
+    sizes=("112x192", "192x112"),
+    min_side=64,
+    max_pixels=512 * 512,
+    defaults=CheckpointDefaults(
+        num_inference_steps=4, guidance_scale=7.0, flow_shift=7.0, negative_prompt="blurry"
+    ),
+)
+
+
+@dataclass
+class Api:
+    """An application, a client for it, and its insides."""
+
+    app: FastAPI
+    client: TestClient
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.app.state.services
+        return services
+
+    @property
+    def store(self) -> FolderStore:
+        assert isinstance(self.services.store, FolderStore)
+        return self.services.store
+
+    def leftovers(self) -> list[str]:
+        """Everything that lies in the scratch folder, and every job that is stored."""
+        return self.store.list_folders("scratch") + self.store.list_folders("jobs")
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+def make_settings(folder: Path, redis_url: str, **changes: object) -> Settings:
+    """Settings for a server of its own in `folder`. No watermark: test machines may be nearly full."""
+    values: dict[str, object] = {"data_dir": folder, "redis_url": redis_url, "min_free_bytes": 0}
+    return Settings.model_validate({**values, **changes})
+
+
+ApiFactory = Callable[..., Api]
+
+
+@pytest.fixture
+def make_api(tmp_path: Path, redis_url: str) -> Iterator[ApiFactory]:
+    """Starts applications with changed settings, on an emptied Redis."""
+    Redis.from_url(redis_url).flushall()
+    clients: list[TestClient] = []
+
+    def make(**changes: object) -> Api:
+        settings = make_settings(tmp_path, redis_url, **changes)
+        publish_card(FolderStore(settings.storage_dir), CARD)
+        app = create_app(settings)
+        client = TestClient(app, base_url=BASE_URL, raise_server_exceptions=False)
+        client.__enter__()
+        clients.append(client)
+        return Api(app, client)
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def api(make_api: ApiFactory) -> Api:
+    return make_api()
+
+
+@dataclass
+class Live:
+    """An application behind a real socket."""
+
+    app: FastAPI
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.app.state.services
+        return services
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[Live]:
+    """Run an application under uvicorn on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: server.started or not thread.is_alive(), 60)
+        yield Live(app, server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture
+def live(tmp_path: Path, redis_url: str) -> Iterator[Live]:
+    Redis.from_url(redis_url).flushall()
+    settings = make_settings(tmp_path, redis_url, upload_timeout_s=2.0)
+    publish_card(FolderStore(settings.storage_dir), CARD)
+    with serving(create_app(settings)) as running:
+        yield running
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    """Poll until `condition` holds; fails the test if it does not in time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            pytest.fail(f"not within {seconds} s")
+        time.sleep(0.02)
