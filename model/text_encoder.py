@@ -34,18 +34,22 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tupl
     return tokens["input_ids"], tokens["attention_mask"]
 
 
-@torch.no_grad()
 def encode_prompts(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device
 ) -> torch.Tensor:
-    """Embeds of each prompt, (B, 512, D) in the encoder's dtype; rows after a prompt's last token are exactly 0.
-
-    One prompt per encoder call: an embed must not depend, through the choice of matmul kernel for a batch, on the
-    other prompts of the video.
-    """
+    """Embeds of each prompt, (B, 512, D) in the encoder's dtype; rows after a prompt's last token are exactly 0."""
     ids, mask = tokenize(tokenizer, prompts)
+    return encode_tokens(encoder, ids.to(device), mask.to(device))
+
+
+@torch.no_grad()
+def encode_tokens(encoder: UMT5EncoderModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Embeds (B, 512, D) of token ids and mask, (B, 512) each; one prompt per encoder call.
+
+    An embed must not depend, through the choice of matmul kernel for a batch, on the other prompts of the video.
+    """
     rows = []
-    for row_ids, row_mask in zip(ids.to(device), mask.to(device), strict=True):
-        embeds = encoder(input_ids=row_ids[None], attention_mask=row_mask[None]).last_hidden_state  # (1, 512, D)
-        rows.append(embeds * row_mask[None, :, None].to(embeds.dtype))
+    for row_ids, row_mask in zip(ids.split(1), mask.split(1), strict=True):
+        embeds = encoder(input_ids=row_ids, attention_mask=row_mask).last_hidden_state  # (1, 512, D)
+        rows.append(embeds * row_mask[..., None].to(embeds.dtype))
     return torch.cat(rows)

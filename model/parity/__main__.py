@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model.parity import dit_cases, pipeline_cases
+from model.checkpoint import load_pipeline
+from model.parity import component_cases, dit_cases, pipeline_cases
 from model.parity.result import CaseResult
-from model.pipeline import CoInteractPipeline
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -37,12 +37,15 @@ def run(cases_file: Path, weights_file: Path | None, checkpoint: Path | None) ->
         yield from dit_cases.run_dit_cases(transformer, cases)
     elif pipeline_cases.is_pipeline_case(cases):
         if checkpoint is not None:
-            pipeline = CoInteractPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+            pipeline = load_pipeline(checkpoint)
         else:
             pipeline = pipeline_cases.build_pipeline(*read(_required(weights_file)))
         yield from pipeline_cases.run_pipeline_cases(pipeline, cases, metadata)
+    elif component_cases.is_component_case(cases):
+        weights = None if weights_file is None else read(weights_file)
+        yield from component_cases.run_component_cases(cases, metadata, weights, checkpoint)
     else:
-        raise ValueError(f"{cases_file.name} holds neither transformer nor pipeline cases")
+        raise ValueError(f"{cases_file.name} holds no cases of a known kind")
 
 
 def _required(weights_file: Path | None) -> Path:
