@@ -45,7 +45,11 @@ class JobSummary:
             inputs.pose_video,
         ]
         files += [job.video, job.poster]
-        files += [file for clip in job.clips for file in (clip.video, clip.motion)]
+        files += [clip.video for clip in job.clips]
+        if job.clips and job.video is None:
+            files.append(
+                job.clips[-1].motion
+            )  # workers keep the newest only, and none once the video is there
         return JobSummary(
             id=job.id,
             owner=job.submitted.owner,

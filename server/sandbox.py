@@ -136,41 +136,36 @@ class Sandbox:
                 },
             }
         ).encode()
-        reading, writing = os.pipe()
-        descriptors = [writing]
+        # A socket, not a pipe: event loops differ in who closes a pipe they were given, and when.
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        descriptors = [theirs.detach()]
         try:
             for task in tasks:
                 descriptors.append(os.open(task.source, os.O_RDONLY))
-                descriptors.append(os.open(task.target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                descriptors.append(os.open(task.target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
             assert self._control is not None
             socket.send_fds(self._control, [message], descriptors)
         except OSError:
-            os.close(reading)
-            for task in tasks:
-                task.target.unlink(missing_ok=True)
+            ours.close()
             raise
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        answers = (await self._read_to_end(reading)).splitlines()
+        with ours:
+            answers = (await self._read_to_end(ours)).splitlines()
         return [self._result(task, answers[i] if i < len(answers) else None) for i, task in enumerate(tasks)]
 
-    async def _read_to_end(self, reading: int) -> bytes:
-        """Everything from a pipe; closes it. A child that outlives its time is killed, which ends the pipe,
-        too.
-        """
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader()
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", 0)
-        )
+    async def _read_to_end(self, replies: socket.socket) -> bytes:
+        """Everything a child says. One that outlives its time is killed, which ends what it says, too."""
+        loop, said = asyncio.get_running_loop(), b""
         try:
             async with asyncio.timeout(self._settings.decode_timeout_s + 5.0):
-                return await reader.read()
-        except TimeoutError:
+                while chunk := await loop.sock_recv(replies, 65_536):
+                    said += chunk
+        except (TimeoutError, ConnectionError):
             return b""
-        finally:
-            transport.close()
+        return said
 
     @staticmethod
     def _result(task: DecodeTask, line: bytes | None) -> DecodedFile:

@@ -60,7 +60,7 @@ STORED_NAME: Final = {
     "audio": ("inputs/speech.wav", "audio/wav"),
     "pose_video": ("inputs/pose.mp4", "video/mp4"),
 }
-FOLDERS_OF_JOB: Final = ("journal", "inputs", "clips", "results")
+FOLDERS_OF_JOB: Final = ("journal", "inputs")
 SAME_TYPES: Final = (
     frozenset({"image/jpeg", "image/jpg", "image/pjpeg"}),
     frozenset({"image/png", "image/x-png"}),
