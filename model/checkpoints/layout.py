@@ -192,7 +192,9 @@ def _vae_names() -> Iterator[str]:
 
 def split_transformer(layout: Layout) -> tuple[dict[str, Place], dict[str, Place], dict[str, Place]]:
     """(base, MoE, HOI) parts of a transformer layout."""
-    base, moe, hoi = {}, {}, {}
+    base: dict[str, Place] = {}
+    moe: dict[str, Place] = {}
+    hoi: dict[str, Place] = {}
     for name, place in layout.items():
         part = hoi if is_hoi_name(name) else moe if is_moe_name(name) else base
         part[name] = place

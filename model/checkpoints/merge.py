@@ -15,13 +15,13 @@ from model.checkpoints.layout import (
     Layout,
     Place,
     check_table,
-    is_hoi_name,
     is_lora_target,
     is_moe_name,
     refuse,
     split_transformer,
 )
 from model.checkpoints.official import TensorInfo, TensorTable
+from model.official_names import is_hoi_name
 
 SLICE_BYTES = 128 * 2**20
 """Tensors are read, merged and written in slices of about this size (in fp32): it bounds the memory of a

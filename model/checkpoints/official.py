@@ -96,7 +96,7 @@ class TensorInfo:
     def _read_elements(self, start: int, stop: int) -> torch.Tensor:
         size = self.dtype.itemsize
         data = torch.empty((stop - start) * size, dtype=torch.uint8)
-        view = memoryview(data.numpy())
+        view = data.numpy().data
         try:
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.offset + start * size)
@@ -292,7 +292,8 @@ def _torch_entry(path: Path, size: int, name: str, value: Any, sliced: bool) -> 
     shape = tuple(value.shape)
     if not sliced:
         return TensorInfo(name, shape, value.dtype, path, 0, in_memory=value.detach())
-    offset = value.untyped_storage()._checkpoint_offset + value.storage_offset() * value.dtype.itemsize
+    storage_at: int = getattr(value.untyped_storage(), "_checkpoint_offset")  # noqa: B009 (set by torch.load, untyped)
+    offset = storage_at + int(value.storage_offset()) * value.dtype.itemsize
     stride = None if value.is_contiguous() else tuple(value.stride())
     info = TensorInfo(name, shape, value.dtype, path, offset, stride)
     if offset + info.span * info.dtype.itemsize > size:

@@ -103,7 +103,7 @@ class CheckpointFolder:
                 for rows in tensor.slices():
                     if rows.dtype != tensor.dtype:
                         raise TypeError(f"{tensor.name}: slices of {rows.dtype}, announced {tensor.dtype}")
-                    data = memoryview(rows.contiguous().view(-1).view(torch.uint8).numpy())
+                    data = rows.contiguous().view(-1).view(torch.uint8).numpy().data
                     file.write(data)
                     digest.update(data)
                     written += len(data)
