@@ -30,6 +30,9 @@ class ArtifactStore(Protocol):
     def read(self, key: str) -> bytes | None:
         """The whole content, or None if there is no such key."""
 
+    def exists(self, key: str) -> bool:
+        """Whether there is such a key: cheaper than reading it."""
+
     def remove(self, key: str) -> None:
         """Remove one file. No error if there is none."""
 
@@ -123,6 +126,9 @@ class FolderStore:
             return self._path(key).read_bytes()
         except FileNotFoundError:
             return None
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).exists()
 
     def put_file(self, source: Path, key: str) -> bool:
         target = self._path(key)

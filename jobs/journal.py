@@ -64,7 +64,8 @@ def _may_follow(job: Job, entry: JournalEntry) -> bool:
         case Canceled():
             return not job.state.is_terminal
         case ClipFinished() | Interrupted() | Succeeded() | Failed():
-            return job.state is JobState.PROCESSING and entry.attempt == job.attempt
+            in_order = not isinstance(entry, ClipFinished) or entry.clip == len(job.clips)
+            return job.state is JobState.PROCESSING and entry.attempt == job.attempt and in_order
 
 
 def apply(job: Job, entry: JournalEntry) -> Job:
@@ -148,7 +149,7 @@ class Journal:
     store: ArtifactStore
 
     def read(self, job_id: str, known: Job | None = None) -> Job:
-        """The job as of now. With `known` (an earlier read) only newer entries are read: one look-up if there
+        """The job as of now. With `known` (an earlier read) only newer entries are read: two look-ups if there
         are none.
 
         Raises JobNotFound.
@@ -163,6 +164,8 @@ class Journal:
             job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
         else:
             job = known
+            if not self.store.exists(entry_key(job_id, 0)):
+                raise JobNotFound(job_id)
         while (data := self.store.read(entry_key(job_id, job.sequence + 1))) is not None:
             job = apply(job, JOURNAL_ENTRY.validate_json(data))
         return job

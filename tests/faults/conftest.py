@@ -18,7 +18,9 @@ def make_stack(tmp_path: Path) -> Iterator[StackFactory]:
 
     def make(*, seconds_per_step: float = 0.05, media: bool = False, **settings: object) -> Stack:
         stack = Stack.create(
-            tmp_path / str(len(stacks)), FakeSettings(seconds_per_step=seconds_per_step, media=media), **settings
+            tmp_path / str(len(stacks)),
+            FakeSettings(seconds_per_step=seconds_per_step, media=media),
+            **settings,
         )
         stacks.append(stack)
         return stack

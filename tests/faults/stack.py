@@ -1,4 +1,4 @@
-"""A real stack for fault tests: embedded Redis, reaper and workers as processes, scaled-down times, fake engine."""
+"""A real stack for fault tests: embedded Redis, reaper and workers as processes, short times, fake engine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from jobs.artifacts import FolderStore
 from jobs.contract import (
     CLIP_FRAMES,
     FPS,
+    JOURNAL_ENTRY,
     Canceled,
     GenerationParams,
     InputFiles,
@@ -33,7 +34,6 @@ from jobs.contract import (
     new_job_id,
     utcnow,
 )
-from jobs.contract import JOURNAL_ENTRY
 from jobs.journal import Journal, Outdated, entry_key, job_prefix
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
@@ -74,9 +74,9 @@ class Stack:
 
     @classmethod
     def create(cls, folder: Path, fake: FakeSettings, **settings: object) -> Stack:
-        data = folder / "data"
-        stack_settings = Settings(data_dir=data, **{**FAST, **settings})
-        redis = RedisServer(data / "redis")
+        folder.mkdir(parents=True, exist_ok=True)
+        stack_settings = Settings(**{"data_dir": folder / "data", **FAST, **settings})  # type: ignore[arg-type]
+        redis = RedisServer(folder / "redis")
         redis.start()
         write_fake_checkpoint(folder / "fake", "fake", fake)
         return cls(folder, stack_settings, redis, folder / "fake")
@@ -99,9 +99,7 @@ class Stack:
         return self._start("workers.reaper")
 
     def start_worker(self, name: str = "w") -> subprocess.Popen[bytes]:
-        return self._start(
-            "workers.main", "--checkpoint", str(self.checkpoint_folder), "--name", name
-        )
+        return self._start("workers.main", "--checkpoint", str(self.checkpoint_folder), "--name", name)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {

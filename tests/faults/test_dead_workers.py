@@ -56,7 +56,7 @@ def test_a_killed_workers_child_dies_with_it_and_its_job_runs_elsewhere(make_sta
     [interruption] = [entry for entry in stack.entries(job_id) if isinstance(entry, Interrupted)]
     assert interruption.reason == "worker_lost"
     assert job.attempt == 2
-    assert [clip.attempt for clip in job.clips][0] == 1, "the finished clip was not rendered again"
+    assert job.clips[0].attempt == 1, "the finished clip was not rendered again"
 
 
 def test_a_worker_stopped_past_its_lease_publishes_nothing_when_it_wakes(make_stack: StackFactory) -> None:

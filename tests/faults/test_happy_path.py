@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import av
 
-from jobs.contract import JobState, Stage
 from tests.faults.conftest import StackFactory
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from redis import Redis
 
 from tests.faults.conftest import StackFactory

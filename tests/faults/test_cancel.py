@@ -1,0 +1,71 @@
+"""Cancel is final from every state and frees the worker within one denoising step."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from jobs.contract import Canceled, JobState, Started
+from jobs.journal import IllegalEntry
+from tests.faults.conftest import StackFactory
+from tests.faults.stack import eventually
+
+
+def test_a_queued_job_that_is_canceled_never_starts(make_stack: StackFactory) -> None:
+    stack = make_stack()
+    canceled = stack.submit()
+    stack.cancel(canceled)
+    stack.start_reaper()
+    stack.start_worker()
+    stack.wait(stack.submit())
+    assert not any(isinstance(entry, Started) for entry in stack.entries(canceled))
+    assert stack.job(canceled).state is JobState.CANCELED
+    eventually(lambda: stack.queue.depth() == 0, what="an empty waiting set")
+
+
+def test_a_running_job_that_is_canceled_frees_the_worker_within_a_step_and_keeps_its_clips(
+    make_stack: StackFactory,
+) -> None:
+    step_s = 0.4
+    stack = make_stack(seconds_per_step=step_s)
+    stack.start_reaper()
+    stack.start_worker()
+    job_id = stack.submit(num_clips=50, steps=4)
+    clip = stack.wait_clips(job_id, 1).clips[0]
+    stack.cancel(job_id)
+    canceled_at = time.monotonic()
+    eventually(lambda: all(worker.running is None for worker in stack.queue.workers()), what="a free worker")
+    assert time.monotonic() - canceled_at < 2 * step_s + 1.0
+    assert stack.wait(stack.submit(num_clips=1)).attempt == 1
+    entries = stack.entries(job_id)
+    assert isinstance(entries[-1], Canceled)
+    assert stack.job(job_id).clips[0] == clip
+    stack.content(job_id, clip.video)
+
+
+def test_a_removed_job_frees_the_worker_and_leaves_nothing_behind(make_stack: StackFactory) -> None:
+    stack = make_stack()
+    stack.start_reaper()
+    stack.start_worker()
+    job_id = stack.submit(num_clips=200)
+    stack.wait_clips(job_id, 1)
+    stack.store.remove_folder(f"jobs/{job_id}")
+    stack.wait(stack.submit(num_clips=1))
+    assert stack.store.list_folders("jobs/" + job_id) == []
+    assert [path for path in stack.store.scratch().iterdir() if job_id in path.name] == []
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED])
+def test_a_finished_job_cannot_be_canceled(make_stack: StackFactory, state: JobState) -> None:
+    stack = make_stack(max_attempts=1, seconds_per_step=0.01)
+    job_id = stack.submit("fault:error" if state is JobState.FAILED else "a person speaks")
+    if state is JobState.CANCELED:
+        stack.cancel(job_id)
+    else:
+        stack.start_worker()
+    stack.wait(job_id, state)
+    before = stack.entries(job_id)
+    with pytest.raises(IllegalEntry):
+        stack.cancel(job_id)
+    assert stack.entries(job_id) == before

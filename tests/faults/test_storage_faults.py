@@ -1,0 +1,172 @@
+"""Processes die between any two writes, and the disk is full: nobody ever sees half of anything."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.artifacts import FolderStore
+from jobs.contract import (
+    GenerationParams,
+    InputFiles,
+    JobState,
+    Started,
+    StoredFile,
+    Submitted,
+    Succeeded,
+    utcnow,
+)
+from jobs.journal import JobNotFound, Journal
+from tests.faults.stack import Stack, eventually
+from workers.fake_engine import FakeSettings
+
+WRITING = {"open", "os.link", "os.rename", "os.mkdir", "os.remove"}
+"""Audit events of what changes a disk. fsync has none, but only power cuts tell whether one happened."""
+
+VIDEO = b"a video" * 1000
+FILE = StoredFile(name="x", sha256="0" * 64, size=1, media_type="x/x")
+SUBMITTED = Submitted(
+    at=utcnow(),
+    owner="alice",
+    checkpoint="fake",
+    trained=False,
+    params=GenerationParams(
+        prompts=("a",),
+        negative_prompt="",
+        width=64,
+        height=64,
+        num_inference_steps=1,
+        guidance_scale=1,
+        flow_shift=7,
+        product_scale=1,
+        seed=0,
+        num_clips=1,
+        num_frames=80,
+    ),
+    inputs=InputFiles(person_image=FILE, audio=FILE),
+    retention_s=60,
+    cost=1,
+)
+
+
+def whole_life(root: Path) -> None:
+    """All writes of a job's life: submit, claim, publish, remove."""
+    store = FolderStore(root)
+    journal = Journal(store)
+    folder = store.scratch() / "incoming"
+    (folder / "inputs").mkdir(parents=True)
+    (folder / "inputs" / "person").write_bytes(b"person" * 1000)
+    job = journal.submit("job_1", folder, SUBMITTED)
+    job = journal.append(job, Started(at=utcnow(), attempt=1, worker="w"))
+    result = store.scratch() / "result"
+    result.write_bytes(VIDEO)
+    assert store.put_file(result, "jobs/job_1/video-1.mp4")
+    video = StoredFile(
+        name="video-1.mp4", sha256=hashlib.sha256(VIDEO).hexdigest(), size=len(VIDEO), media_type="x/x"
+    )
+    journal.append(job, Succeeded(at=utcnow(), attempt=1, video=video, duration_s=3.2, gpu_seconds=1))
+    store.remove_folder("jobs/job_1")
+
+
+def dies_at_write(number: int, work: Callable[[], None]) -> bool:
+    """Run `work` in a fork that kills itself before its `number`-th write; False if it has fewer."""
+    pid = os.fork()
+    if pid == 0:
+        remaining = number
+
+        def count(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal remaining
+            if event in WRITING:
+                remaining -= 1
+                if remaining < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status)
+
+
+def test_killed_at_any_write_a_job_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    states: list[JobState | None] = []
+    for number in range(200):
+        root = tmp_path / str(number)
+        died = dies_at_write(number, lambda root=root: whole_life(root))  # type: ignore[misc]
+        store = FolderStore(root)
+        try:
+            job = Journal(store).read("job_1")
+        except JobNotFound:
+            states.append(None)
+        else:
+            states.append(job.state)
+            person = store.read("jobs/job_1/inputs/person")
+            assert person == b"person" * 1000
+            if job.state is JobState.SUCCEEDED:
+                assert store.read("jobs/job_1/video-1.mp4") == VIDEO
+        store.remove_leftovers(age_s=0)
+        assert list(store.scratch().iterdir()) == []
+        if not died:
+            break
+        shutil.rmtree(root)
+    assert not died
+    # Every state was met, in order: nothing, queued, processing, succeeded, removed.
+    seen = [state for n, state in enumerate(states) if n == 0 or states[n - 1] != state]
+    assert seen == [None, JobState.QUEUED, JobState.PROCESSING, JobState.SUCCEEDED, None]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_on_a_full_disk_a_render_waits_for_space_and_then_finishes_in_the_same_attempt(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    stack = Stack.create(tmp_path, FakeSettings(seconds_per_step=0.1, media=False), data_dir=small_disk)
+    try:
+        stack.start_reaper()
+        stack.start_worker()
+        job_id = stack.submit(num_clips=3)
+        stack.wait_clips(job_id, 1)
+        fill(small_disk / "ballast")
+        eventually(lambda: "the disk is full" in stack.log(), what="a full disk being noticed")
+        job = stack.job(job_id)
+        assert job.state is JobState.PROCESSING
+        for clip in job.clips:
+            stack.content(job_id, clip.video)
+        (small_disk / "ballast").unlink()
+        job = stack.wait(job_id)
+        assert (job.attempt, len(job.clips)) == (1, 3)
+        stack.content(job_id, job.video)
+    finally:
+        stack.close()
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue

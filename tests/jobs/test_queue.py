@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import RedisError
+
+from jobs.contract import Job, JobState, LiveProgress, Priority, RunningJob, Stage, WorkerInfo, utcnow
+from jobs.queue import JobQueue
+from jobs.redis_server import RedisServer, running_redis
+from jobs.settings import Settings
+from tests.jobs.test_journal import submitted
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def queue(redis: RedisServer, tmp_path: Path) -> JobQueue:
+    queue = JobQueue(Settings(data_dir=tmp_path, lease_ttl_s=0.3), redis.url)
+    queue.redis.flushall()
+    return queue
+
+
+def job(name: str, owner: str = "a", priority: Priority = Priority.NORMAL) -> Job:
+    request = submitted().model_copy(update={"owner": owner, "priority": priority})
+    return Job(id=name, sequence=0, submitted=request, state=JobState.QUEUED)
+
+
+def worker(running: str | None = None) -> WorkerInfo:
+    progress = LiveProgress(attempt=1, stage=Stage.DENOISING, clip=0, num_clips=2, step=1, num_steps=2)
+    busy = running and RunningJob(
+        job_id=running,
+        attempt=1,
+        owner="a",
+        priority=Priority.NORMAL,
+        cost=1,
+        started_at=utcnow(),
+        progress=progress,
+    )
+    return WorkerInfo(
+        name="w", checkpoint="c", device="cpu", ready=True, running=busy or None, seconds_per_cost=3.0
+    )
+
+
+def test_announced_jobs_wait_in_the_order_they_will_start(queue: JobQueue) -> None:
+    for one in (job("1"), job("2"), job("3", priority=Priority.HIGH), job("4", owner="b")):
+        queue.announce(one)
+    waiting = queue.snapshot("c", max_age_s=0)
+    assert [entry.id for entry in waiting.waiting] == ["3", "4", "1", "2"]
+    assert waiting.position("4") == 2
+    assert queue.depth() == 4
+    assert queue.tickets("c").count == 4
+
+
+def test_a_withdrawn_job_waits_no_more(queue: JobQueue) -> None:
+    queue.announce(job("1"))
+    queue.withdraw("1", "c")
+    assert queue.depth() == 0
+    assert queue.snapshot("c", max_age_s=0).position("1") is None
+
+
+def test_a_worker_is_live_for_its_lease_and_no_longer(queue: JobQueue) -> None:
+    queue.beat(worker("1"))
+    assert [info.name for info in queue.workers()] == ["w"]
+    progress = queue.progress("1")
+    assert progress is not None
+    assert progress.percent() == 25.0
+    deadline = time.monotonic() + 5
+    while queue.workers() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert queue.workers() == []
+    assert queue.progress("1") is None
+
+
+def test_a_retired_worker_is_gone_at_once(queue: JobQueue) -> None:
+    queue.beat(worker())
+    queue.retire("w")
+    assert queue.workers() == []
+
+
+def test_estimates_use_the_speed_that_a_worker_measured(queue: JobQueue) -> None:
+    queue.announce(job("1"))
+    queue.beat(worker())
+    snapshot = queue.snapshot("c", max_age_s=0)
+    estimate = snapshot.estimate("1")
+    assert estimate is not None
+    assert (estimate[1] - estimate[0]).total_seconds() == pytest.approx(3.0)
+
+
+def test_missing_tickets_are_issued_and_surplus_ones_are_left(queue: JobQueue) -> None:
+    queue.add_waiting([job("1"), job("2")])
+    assert queue.top_up_tickets("c") == 2
+    assert queue.top_up_tickets("c") == 0
+    queue.withdraw("1", "c")
+    assert queue.top_up_tickets("c") == 0
+    assert queue.tickets("c").count == 2
+
+
+def test_served_work_counts_against_its_owner(queue: JobQueue) -> None:
+    queue.announce(job("1", owner="a"))
+    queue.announce(job("2", owner="b"))
+    assert queue.snapshot("c", max_age_s=0).position("1") == 1
+    queue.bill(job("0", owner="a"), fraction=1.0)
+    assert queue.snapshot("c", max_age_s=0).position("1") == 2
+
+
+def test_the_epoch_changes_when_redis_forgets(queue: JobQueue) -> None:
+    before = queue.epoch()
+    assert queue.epoch() == before
+    queue.redis.flushall()
+    assert queue.epoch() != before
+
+
+def test_a_redis_that_is_away_is_an_error_within_seconds(tmp_path: Path) -> None:
+    queue = JobQueue(Settings(data_dir=tmp_path), f"unix://{tmp_path}/nobody.sock")
+    started = time.monotonic()
+    for call in (queue.ping, queue.depth, queue.workers, lambda: queue.announce(job("1"))):
+        with pytest.raises(RedisError):
+            call()
+    assert time.monotonic() - started < 10
+
+
+def test_the_embedded_redis_is_private_and_keeps_its_data_over_a_restart(tmp_path: Path) -> None:
+    with running_redis(tmp_path / "redis") as server:
+        queue = JobQueue(Settings(data_dir=tmp_path), server.url)
+        queue.announce(job("1"))
+        assert server.folder.stat().st_mode & 0o077 == 0
+        assert queue.redis.config_get("port") == {"port": "0"}
+    with running_redis(tmp_path / "redis") as server:
+        assert JobQueue(Settings(data_dir=tmp_path), server.url).depth() == 1
