@@ -177,7 +177,8 @@ def die_with_parent(parent_pid: int) -> None:
         raise SystemExit("the supervisor is gone")
 
     def wait_for_end_of_input() -> None:
-        while sys.stdin.buffer.read(4096):
+        # Not sys.stdin: its lock, held here for good, would abort the interpreter when the main thread ends.
+        while os.read(sys.stdin.fileno(), 4096):
             continue
         os._exit(1)
 
