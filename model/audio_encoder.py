@@ -1,4 +1,4 @@
-"""Speech → audio features (1, layers, D, T) at 25 fps, cut into one window per clip (official code; paper section 3)."""
+"""Speech → audio features (1, layers, D, T) at 25 fps, one window per clip (official code)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WAV2VEC2_RATE = 50
 
 
 def video_frame_count(num_samples: int, sample_rate: int = SAMPLE_RATE) -> int:
-    """Frames at 25 fps that cover speech of `num_samples` samples, rounded up: the video never ends before the voice."""
+    """Frames at 25 fps that cover so many samples, rounded up: the video never ends before the voice."""
     return max(1, -(-num_samples * FPS // sample_rate))
 
 
@@ -46,7 +46,10 @@ def feature_frame_count(encoder: Wav2Vec2Model, num_samples: int) -> int:
 
 @torch.no_grad()
 def encode_audio(
-    encoder: Wav2Vec2Model, feature_extractor: Wav2Vec2FeatureExtractor, audio: np.ndarray, device: torch.device
+    encoder: Wav2Vec2Model,
+    feature_extractor: Wav2Vec2FeatureExtractor,
+    audio: np.ndarray,
+    device: torch.device,
 ) -> torch.Tensor:
     """All hidden states of the whole speech at 25 fps.
 
@@ -54,7 +57,8 @@ def encode_audio(
         audio: (N,) float32, mono, 16 kHz, about -1..1.
 
     Returns:
-        (layers, T, D) with layers = 1 + transformer layers and T = int(len / 50 · 25), in the encoder's dtype.
+        (layers, T, D) with layers = 1 + transformer layers and T = int(len / 50 · 25), in the encoder's
+        dtype.
 
     Raises:
         ValueError: fewer samples than one output of the encoder needs (25 ms).
@@ -70,8 +74,8 @@ def encode_audio(
 def clip_features(features: torch.Tensor, clip: int, window_frames: int) -> torch.Tensor:
     """Window of one clip, (1, layers, D, window_frames), zeros after the speech's end.
 
-    80-frame windows follow the 80 frames that each clip keeps. The official code uses 81, so that its lips run
-    40 ms further ahead of the sound with each clip.
+    80-frame windows follow the 80 frames that each clip keeps. The official code uses 81, so that its lips
+    run 40 ms further ahead of the sound with each clip.
     """
     window = features[:, clip * window_frames : (clip + 1) * window_frames]  # (layers, t, D)
     window = F.pad(window, (0, 0, 0, window_frames - window.shape[1]))

@@ -1,7 +1,8 @@
-"""A checkpoint folder → a pipeline: built on the meta device, weights read straight to their device, strictly.
+"""A checkpoint folder → a pipeline: built on the meta device, weights read straight to their device,
+strictly.
 
-diffusers and transformers warn about tensors that are missing, left over or of another shape; here each is an error
-that names it, found from the files' headers before any weight is read.
+diffusers and transformers warn about tensors that are missing, left over or of another shape; here each is an
+error that names it, found from the files' headers before any weight is read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, ModelMixin
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, PreTrainedModel, UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    UMT5EncoderModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
 
 from model.card import CheckpointCard
 from model.checkpoints.errors import CheckpointError, Fault, Problem, unreadable
@@ -31,17 +38,15 @@ logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=ModelMixin | PreTrainedModel)
 
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-
 
 def load_pipeline(
     folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> CoInteractPipeline:
-    """Load a checkpoint folder (diffusers layout) onto `device`; weights stored as fp8 stay fp8.
+    """Load a checkpoint folder (diffusers layout) onto `device`, floating tensors as `dtype`.
 
     Raises:
-        FileNotFoundError: a component's folder or file is not there.
-        CheckpointError: missing, unexpected, duplicated or mis-shaped tensors, each named, or an unreadable file.
+        FileNotFoundError: a component's folder or file is not there. CheckpointError: missing, unexpected,
+            duplicated or mis-shaped tensors, each named, or an unreadable file.
     """
     folder, device = Path(folder), torch.device(device)
     if not (folder / "model_index.json").is_file():
@@ -53,8 +58,12 @@ def load_pipeline(
         text_encoder=load_model(UMT5EncoderModel, folder / "text_encoder", device, dtype),
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         audio_encoder=load_model(Wav2Vec2Model, folder / "audio_encoder", device, dtype),
-        feature_extractor=Wav2Vec2FeatureExtractor.from_pretrained(folder / "feature_extractor", local_files_only=True),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+        feature_extractor=Wav2Vec2FeatureExtractor.from_pretrained(
+            folder / "feature_extractor", local_files_only=True
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
+            folder / "scheduler", local_files_only=True
+        ),
     )
     peak = f", peak {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else ""
     logger.info("loaded %s on %s in %.1f s%s", folder, device, time.monotonic() - started, peak)
@@ -67,7 +76,9 @@ def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torc
         model = _build(cls, folder)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = _tied_names(model)
-    keep_in_fp32 = set(getattr(model, "_keep_in_fp32_modules", None) or ()) if isinstance(model, ModelMixin) else set()
+    keep_in_fp32 = (
+        set(getattr(model, "_keep_in_fp32_modules", None) or ()) if isinstance(model, ModelMixin) else set()
+    )
 
     with ExitStack() as stack:
         places: dict[str, Any] = {}
@@ -95,7 +106,7 @@ def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torc
         tensors = {}
         for name, shard in places.items():
             tensor = shard.get_tensor(name)
-            if tensor.is_floating_point() and tensor.dtype not in FP8:
+            if tensor.is_floating_point():
                 tensor = tensor.to(torch.float32 if keep_in_fp32 & set(name.split(".")) else dtype)
             tensors[name] = tensor
     for name, source in tied.items():
@@ -103,13 +114,16 @@ def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torc
     model.load_state_dict(tensors, strict=True, assign=True)
     if isinstance(model, PreTrainedModel):
         model.tie_weights()
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
+    return model
 
 
 def _build(cls: type[Model], folder: Path) -> Model:
     if issubclass(cls, PreTrainedModel):
-        return cls(cls.config_class.from_pretrained(folder, local_files_only=True))
-    return cls.from_config(cls.load_config(folder, local_files_only=True))
+        model: Model = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
+    else:
+        model = cls.from_config(cls.load_config(folder, local_files_only=True))
+    return model
 
 
 def _tied_names(model: ModelMixin | PreTrainedModel) -> Mapping[str, str]:

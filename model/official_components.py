@@ -1,7 +1,7 @@
 """Names and dims of the official T5, VAE and wav2vec2 files, as maps to diffusers' and transformers' names.
 
-Pure functions over key strings and shapes, shared by `python -m model.parity` and by checkpoint conversion, so that a
-tensor can be renamed in one way only. The transformer's map is in `official_names.py`.
+Pure functions over key strings and shapes, shared by `python -m model.parity` and by checkpoint conversion,
+so that a tensor can be renamed in one way only. The transformer's map is in `official_names.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ _VAE_RESIDUAL = {
 _VAE_MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
 _VAE_HEAD = {"0": "norm_out", "2": "conv_out"}
 
-_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+_WEIGHT_NORM = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
 
 
 class UnknownTensor(KeyError):
@@ -51,7 +54,7 @@ class UnknownTensor(KeyError):
 
 
 def t5_name(key: str) -> str | None:
-    """Official UMT5 encoder key → `UMT5EncoderModel` key (the embedding is tied: `shared` alone is stored)."""
+    """Official UMT5 encoder key → `UMT5EncoderModel` key; of the tied embedding `shared` alone is stored."""
     if key in _T5_TOP:
         return _T5_TOP[key]
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
@@ -65,8 +68,8 @@ def t5_name(key: str) -> str | None:
 def vae_name(key: str, num_res_blocks: int = 2) -> str | None:
     """Official Wan 2.1 VAE key → `AutoencoderKLWan` key.
 
-    The official decoder numbers its up layers in one flat list; diffusers groups each `num_res_blocks + 1` residual
-    blocks with the upsampler that follows them.
+    The official decoder numbers its up layers in one flat list; diffusers groups each `num_res_blocks + 1`
+    residual blocks with the upsampler that follows them.
     """
     key = key.removeprefix("model.")
     match = re.fullmatch(r"(conv1|conv2)\.(weight|bias)", key)
@@ -100,7 +103,7 @@ def _vae_layer(tail: str) -> str:
 
 
 def wav2vec2_name(key: str) -> str | None:
-    """Official `Wav2Vec2ForCTC` key → `Wav2Vec2Model` key; None for the CTC head, which CoInteract does not use."""
+    """Official `Wav2Vec2ForCTC` key → `Wav2Vec2Model` key; None for the CTC head, which is not used."""
     key = key.removeprefix("model.")
     if key.startswith("lm_head."):
         return None
@@ -111,9 +114,7 @@ def wav2vec2_name(key: str) -> str | None:
     return f"{stem}.{_WEIGHT_NORM[leaf]}" if leaf in _WEIGHT_NORM else key
 
 
-def rename(
-    tensors: Mapping[str, torch.Tensor], name: Callable[[str], str | None]
-) -> dict[str, torch.Tensor]:
+def rename(tensors: Mapping[str, torch.Tensor], name: Callable[[str], str | None]) -> dict[str, torch.Tensor]:
     """Rename a whole state dict; ValueError if two tensors get the same name."""
     renamed: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
@@ -150,12 +151,16 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
     """`AutoencoderKLWan` arguments that fit official tensors of these shapes."""
     shapes = {key.removeprefix("model."): shape for key, shape in shapes.items()}
     resamples = sorted(
-        int(k.split(".")[2]) for k in shapes if re.fullmatch(r"encoder\.downsamples\.\d+\.resample\.1\.weight", k)
+        int(k.split(".")[2])
+        for k in shapes
+        if re.fullmatch(r"encoder\.downsamples\.\d+\.resample\.1\.weight", k)
     )
     num_res_blocks = resamples[0]
     base_dim = shapes["encoder.conv1.weight"][0]
     stride = num_res_blocks + 1
-    dims = [shapes[f"encoder.downsamples.{s * stride}.residual.2.weight"][0] for s in range(len(resamples) + 1)]
+    dims = [
+        shapes[f"encoder.downsamples.{s * stride}.residual.2.weight"][0] for s in range(len(resamples) + 1)
+    ]
     return {
         "base_dim": base_dim,
         "z_dim": shapes["conv2.weight"][0],

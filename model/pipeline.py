@@ -1,7 +1,8 @@
-"""Speech, a person photo, a product photo and prompts → video, clip by clip (model.md sections 4 and 5; official code).
+"""Speech, a person photo, a product photo and prompts → video, clip by clip (model.md sections 4 and 5;
+official code).
 
-`generate_clips` yields each clip as soon as it is decoded and can continue behind any finished clip, bit for bit as if
-it had never stopped. `__call__` is the same for those who want all frames at once.
+`generate_clips` yields each clip as soon as it is decoded and can continue behind any finished clip, bit for
+bit as if it had never stopped. `__call__` is the same for those who want all frames at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from model.audio_encoder import (
 from model.media.images import PersonFit, cover, fit_person, place_product
 from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
 from model.text_encoder import encode_prompts
-from model.transformer import CoInteractTransformer3DModel, Conditioning
+from model.transformer import CoInteractTransformer3DModel, Conditioning, TransformerOutput
 from model.vae import decode_latents, encode_pixels
 
 CLIP_FRAMES = 80
@@ -38,14 +40,14 @@ MOTION_LATENT_FRAMES = 19
 OFFICIAL_AUDIO_WINDOW = 81
 
 DEFAULT_NEGATIVE_PROMPT = (
-    "Blurry, worst quality, blurred details, static frame, violent emotions, rapid hand shaking, subtitles, ugly, "
-    "deformed, extra fingers, poorly drawn hands, poorly drawn face"
+    "Blurry, worst quality, blurred details, static frame, violent emotions, rapid hand shaking, subtitles, "
+    "ugly, deformed, extra fingers, poorly drawn hands, poorly drawn face"
 )
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a generation is. `stage` is encoding, denoising or decoding; `step` counts finished denoising steps."""
+    """Where a generation is. `stage` is encoding, denoising or decoding; `step` counts finished steps."""
 
     stage: str
     clip: int
@@ -104,6 +106,8 @@ class VideoRequest:
     """Length of the video; None: the speech's length."""
     noise: tuple[torch.Tensor, ...] | None = None
     """Per clip (1, 16, 21, h, w) to use instead of drawing it."""
+    pose_latents: tuple[torch.Tensor, ...] | None = None
+    """Per clip (1, 16, 20, h, w) to use instead of encoding `pose_frames`."""
 
     def __post_init__(self) -> None:
         height, width = self.person.shape[:2]
@@ -118,7 +122,9 @@ class VideoRequest:
         expected = (MOTION_FRAMES, height, width, 3)
         if self.first_clip > 0 and (self.motion_frames is None or self.motion_frames.shape != expected):
             got = None if self.motion_frames is None else self.motion_frames.shape
-            raise ValueError(f"continuing at clip {self.first_clip} needs motion_frames of {expected}, not {got}")
+            raise ValueError(
+                f"continuing at clip {self.first_clip} needs motion_frames of {expected}, not {got}"
+            )
 
 
 @dataclass
@@ -143,8 +149,9 @@ class _Encoded:
 class CoInteractPipeline(DiffusionPipeline):
     """CoInteract (arXiv 2604.19636): speech-driven video of a person handling a product.
 
-    Components: `transformer` CoInteractTransformer3DModel, `vae` AutoencoderKLWan, `text_encoder` UMT5EncoderModel with
-    `tokenizer`, `audio_encoder` Wav2Vec2Model with `feature_extractor`, `scheduler` FlowMatchEulerDiscreteScheduler.
+    Components: `transformer` CoInteractTransformer3DModel, `vae` AutoencoderKLWan, `text_encoder`
+    UMT5EncoderModel with `tokenizer`, `audio_encoder` Wav2Vec2Model with `feature_extractor`, `scheduler`
+    FlowMatchEulerDiscreteScheduler.
     """
 
     model_cpu_offload_seq = "audio_encoder->text_encoder->transformer->vae"
@@ -206,13 +213,16 @@ class CoInteractPipeline(DiffusionPipeline):
         """Generate a video clip by clip; see `VideoRequest` for shapes and units.
 
         Args:
-            person_image, product_image: photos of any size; `fit` says how the person is brought to the frame.
-            parity: repeat the official code's behaviour with its defects (stretched person, audio windows of 81
+            person_image, product_image: photos of any size; `fit` says how the person is brought to the
+            frame. parity: repeat the official code's behaviour with its defects (stretched person, audio
+            windows of 81
                 frames, seed = clip index, no more clips than it makes, tiled VAE, no trimming).
-            first_clip, motion_frames: continue behind clip `first_clip - 1`, given that clip's `motion_frames`.
+            first_clip, motion_frames: continue behind clip `first_clip - 1`, given that clip's
+            `motion_frames`.
 
         Raises:
-            ValueError: sizes that are not multiples of 16, no prompt, speech shorter than 25 ms, and the like.
+            ValueError: sizes that are not multiples of 16, no prompt, speech shorter than 25 ms, and the
+                like.
         """
         if height % 16 or width % 16:
             raise ValueError(f"width and height must be multiples of 16, not {width}x{height}")
@@ -262,7 +272,7 @@ class CoInteractPipeline(DiffusionPipeline):
         audio_face_mask: bool = False,
         on_progress: OnProgress | None = None,
     ) -> CoInteractOutput:
-        """Generate a whole video; arguments as `generate_clips`. Without a seed, one is drawn and returned."""
+        """Generate a whole video; arguments as `generate_clips`. Without a seed, one is drawn."""
         seed = secrets.randbelow(2**31) if seed is None else seed
         clips = self.generate_clips(
             person_image=person_image,
@@ -314,12 +324,16 @@ class CoInteractPipeline(DiffusionPipeline):
         motion_frames = request.motion_frames if request.first_clip > 0 else None
         for index in range(request.first_clip, num_clips):
             report("encoding", index)
-            motion_latents = None if motion_frames is None else self._encode_frames(motion_frames, request.parity)
+            motion_latents = (
+                None if motion_frames is None else self._encode_frames(motion_frames, request.parity)
+            )
             cond, uncond = self._prepare_conditioning(request, encoded, index, motion_latents)
-            latents = self._denoise(request, encoded, index, cond, uncond, lambda step: report("denoising", index, step))
+            after_step = partial(report, "denoising", index)
+            latents = self._denoise(request, encoded, index, cond, uncond, after_step)
             del cond, uncond  # up to 2 GB that decoding can use
 
-            report("decoding", index, request.num_inference_steps)
+            after_chunk = partial(report, "decoding", index, request.num_inference_steps)
+            after_chunk()
             before = encoded.person_latents if motion_latents is None else motion_latents
             latents = torch.cat([before, latents], dim=2)
             pixels = decode_latents(
@@ -327,7 +341,7 @@ class CoInteractPipeline(DiffusionPipeline):
                 latents,
                 keep_from=before.shape[2],
                 tiled=request.parity or self.vae.use_tiling,
-                after_chunk=lambda: report("decoding", index, request.num_inference_steps),
+                after_chunk=after_chunk,
             )
             frames = frames_from_pixels(pixels)  # (80, H, W, 3)
             motion_frames = frames[-MOTION_FRAMES:]
@@ -342,7 +356,9 @@ class CoInteractPipeline(DiffusionPipeline):
         return clip_count(len(request.audio), CLIP_FRAMES)
 
     def _encode_video_inputs(self, request: VideoRequest, num_clips: int) -> _Encoded:
-        used = {request.prompts[min(k, len(request.prompts) - 1)] for k in range(request.first_clip, num_clips)}
+        used = {
+            request.prompts[min(k, len(request.prompts) - 1)] for k in range(request.first_clip, num_clips)
+        }
         if request.guidance_scale != 1.0:
             used.add(request.negative_prompt)
         device = self._execution_device
@@ -364,6 +380,8 @@ class CoInteractPipeline(DiffusionPipeline):
 
     def _encode_pose(self, request: VideoRequest, clip: int) -> torch.Tensor | None:
         """Pose latents of one clip, (1, 16, 20, h, w); black behind the end of the pose video."""
+        if request.pose_latents is not None:
+            return request.pose_latents[clip].to(self._execution_device)
         if request.pose_frames is None:
             return None
         height, width = request.person.shape[:2]
@@ -389,7 +407,9 @@ class CoInteractPipeline(DiffusionPipeline):
             return self.transformer.prepare_conditioning(
                 num_latent_frames=CLIP_LATENT_FRAMES,
                 person_latents=encoded.person_latents.to(dtype),
-                product_latents=None if encoded.product_latents is None else encoded.product_latents.to(dtype),
+                product_latents=None
+                if encoded.product_latents is None
+                else encoded.product_latents.to(dtype),
                 motion_latents=None if motion_latents is None else motion_latents.to(dtype),
                 pose_latents=None if pose_latents is None else pose_latents.to(dtype),
                 encoder_hidden_states=encoded.prompt_embeds[prompt].to(dtype),
@@ -417,7 +437,7 @@ class CoInteractPipeline(DiffusionPipeline):
         if request.noise is not None:
             noise = request.noise[clip]
         else:
-            # One latent frame more than the target: its place is the person's, as in the official code's draw.
+            # One latent frame more than the target: the person's place, as in the official code's draw.
             shape = (1, channels, 1 + CLIP_LATENT_FRAMES, h, w)
             noise = draw_noise(shape, clip if request.parity else request.seed + clip)
         latents = noise[:, :, 1:].to(device, torch.float32)
@@ -435,9 +455,17 @@ class CoInteractPipeline(DiffusionPipeline):
         return latents
 
     def _predict(
-        self, name: str, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning, face_mask: bool
+        self,
+        name: str,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: Conditioning,
+        audio_face_mask: bool,
     ) -> torch.Tensor:
+        """Velocity of the target latents (1, 16, 20, h, w); `name` keeps the passes' step caches apart."""
+        noisy = latents.to(self.transformer.dtype)
         with self.transformer.cache_context(name):
-            return self.transformer(
-                latents.to(self.transformer.dtype), timestep, conditioning, audio_face_mask=face_mask
-            ).sample
+            output: TransformerOutput = self.transformer(
+                noisy, timestep, conditioning, audio_face_mask=audio_face_mask
+            )
+        return output.sample

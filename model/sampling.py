@@ -1,4 +1,4 @@
-"""Flow-matching schedule and classifier-free guidance (model.md section 4; official code's scheduler at inference)."""
+"""Flow-matching schedule, guidance, noise, and the step between pixels and frames (official code)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 def set_schedule(
-    scheduler: FlowMatchEulerDiscreteScheduler, num_inference_steps: int, flow_shift: float, device: torch.device
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    num_inference_steps: int,
+    flow_shift: float,
+    device: torch.device,
 ) -> None:
-    """Prepare `scheduler` for one clip: sigmas shift·s / (1 + (shift-1)·s) of linspace(1, 0, N+1)[:-1], then 0.
+    """Prepare `scheduler` for one clip: sigmas shift·s / (1 + (shift-1)·s) of linspace(1, 0, N+1)[:-1], then
+    0.
 
     diffusers' own default grid ends at the smallest training sigma instead of 1/N, hence explicit sigmas.
     """
@@ -35,7 +39,7 @@ def draw_noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def frames_from_pixels(pixels: torch.Tensor) -> np.ndarray:
-    """VAE output (1, 3, T, H, W) in -1..1 → uint8 frames (T, H, W, 3). Cut, not rounded: as the official code does."""
+    """VAE output (1, 3, T, H, W) in -1..1 → frames (T, H, W, 3); cut, not rounded (official code)."""
     pixels = pixels[0].permute(1, 2, 3, 0)
     return ((pixels.float() + 1.0) * 127.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""Prompt → `prompt_embeds` (B, 512, D): cleaning, tokens, UMT5 encoder, zeros after the real length (official code)."""
+"""Prompt → `prompt_embeds` (B, 512, D): clean, tokenize, encode, zero the padding (official code)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tupl
 
 
 def encode_prompts(
-    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device
+    encoder: UMT5EncoderModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    device: torch.device,
 ) -> torch.Tensor:
-    """Embeds of each prompt, (B, 512, D) in the encoder's dtype; rows after a prompt's last token are exactly 0."""
+    """Embeds (B, 512, D) in the encoder's dtype; rows after a prompt's last token are exactly 0."""
     ids, mask = tokenize(tokenizer, prompts)
     return encode_tokens(encoder, ids.to(device), mask.to(device))
 
@@ -46,7 +49,8 @@ def encode_prompts(
 def encode_tokens(encoder: UMT5EncoderModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Embeds (B, 512, D) of token ids and mask, (B, 512) each; one prompt per encoder call.
 
-    An embed must not depend, through the choice of matmul kernel for a batch, on the other prompts of the video.
+    An embed must not depend, through the choice of matmul kernel for a batch, on the other prompts of the
+    video.
     """
     rows = []
     for row_ids, row_mask in zip(ids.split(1), mask.split(1), strict=True):

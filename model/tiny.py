@@ -42,13 +42,13 @@ CARD = CheckpointCard(
 
 
 def write_tiny_checkpoint(folder: str | Path, seed: int = 0) -> None:
-    """Write the folder that `load_pipeline` and `CoInteractPipeline.from_pretrained` read; needs no network."""
+    """Write the folder that `load_pipeline` reads; needs no network."""
     tiny_pipeline(seed).save_pretrained(folder)
     CARD.write(folder)
 
 
 def tiny_pipeline(seed: int = 0) -> CoInteractPipeline:
-    """The networks of the tiny checkpoint, fp32 on the CPU. Layer counts that other parts rely on are the real ones."""
+    """The networks of the tiny checkpoint, fp32, on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     transformer = CoInteractTransformer3DModel(
         num_attention_heads=4,
@@ -60,10 +60,18 @@ def tiny_pipeline(seed: int = 0) -> CoInteractPipeline:
         audio_inject_layers=(0, 2, 3),
         expert_hidden_dim=16,
     )
-    vae = AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=0)  # nearly all of the time goes here
+    vae = AutoencoderKLWan(
+        base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=0
+    )  # nearly all of the time goes here
     text_encoder = UMT5EncoderModel(
         UMT5Config(
-            vocab_size=384, d_model=TEXT_DIM, d_kv=16, d_ff=128, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+            vocab_size=384,
+            d_model=TEXT_DIM,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
         )
     )
     audio_encoder = Wav2Vec2Model(
@@ -100,11 +108,13 @@ def tiny_pipeline(seed: int = 0) -> CoInteractPipeline:
 
 @torch.no_grad()
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Every weight from one generator, in name order: independent of how a library version initialises its layers."""
+    """Draw every weight from one generator in name order, whatever a library version initialises it with."""
     for name, weight in sorted(model.named_parameters()):
         noise = torch.randn(weight.shape, generator=generator)
         if weight.ndim < 2 or name.endswith("gamma"):
-            gain = name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma", "norm_q.weight", "norm_k.weight"))
+            gain = name.endswith(
+                ("norm.weight", "norm1.weight", "norm2.weight", "gamma", "norm_q.weight", "norm_k.weight")
+            )
             weight.copy_(1 + 0.1 * noise if gain else 0.05 * noise)
         elif name.endswith("layer_weights"):
             weight.copy_(0.5 + 0.1 * noise)

@@ -1,6 +1,7 @@
 """Latents ↔ pixels with `AutoencoderKLWan`: Wan's normalisation, exact partial decoding, the official tiling.
 
-Latents outside this file are always normalised with Wan's per-channel mean and std; the VAE itself does not do that.
+Latents outside this file are always normalised with Wan's per-channel mean and std; the VAE itself does not
+do that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ TILE_STRIDE = (15, 26)
 
 
 def encode_pixels(vae: AutoencoderKLWan, pixels: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
-    """Pixels (1, 3, T, H, W) in -1..1 → normalised latents (1, 16, (T+3)//4, H/8, W/8), the posterior's mean."""
+    """Pixels (1, 3, T, H, W) in -1..1 → the posterior's mean, normalised, (1, 16, (T+3)//4, H/8, W/8)."""
     encode = _mean_of_posterior(vae)
     latents = _over_tiles(encode, pixels, _ratio(vae), scale=1 / _ratio(vae)) if tiled else encode(pixels)
     mean, std = _statistics(vae, latents)
@@ -36,8 +37,8 @@ def decode_latents(
 
     T = 4·(F - keep_from), or 4·F - 3 if keep_from is 0 (the first latent is one pixel frame).
 
-    The decoder is causal, so earlier latents matter, but only through a limited past in its last, costliest layers:
-    those run from just early enough on that every kept pixel is bit-identical to decoding everything.
+    The decoder is causal, so earlier latents matter, but only through a limited past in its last, costliest
+    layers: those run from just early enough on that every kept pixel is bit-identical to decoding everything.
     `after_chunk` is called after each latent frame and may raise to stop.
     """
     mean, std = _statistics(vae, latents)
@@ -57,13 +58,16 @@ def decode_latents(
 
 
 @torch.no_grad()
-def _decode_chunks(vae: AutoencoderKLWan, latents: torch.Tensor, keep_from: int) -> Iterator[torch.Tensor | None]:
+def _decode_chunks(
+    vae: AutoencoderKLWan, latents: torch.Tensor, keep_from: int
+) -> Iterator[torch.Tensor | None]:
     """Pixels of each latent frame in turn; None for frames before `keep_from`."""
     decoder = vae.decoder
     blocks = list(decoder.up_blocks)
     # Blocks behind the last temporal upsampling see 4 frames per latent and can start late.
     last_temporal = max(
-        (i for i, block in enumerate(blocks) if any(_is_temporal_upsampler(m) for m in block.modules())), default=-1
+        (i for i, block in enumerate(blocks) if any(_is_temporal_upsampler(m) for m in block.modules())),
+        default=-1,
     )
     start = [0] * len(blocks)
     past = _frames_of_past(decoder.conv_out)
@@ -92,7 +96,7 @@ def _decode_chunks(vae: AutoencoderKLWan, latents: torch.Tensor, keep_from: int)
 
 
 class _Cache:
-    """Last frames of every causal convolution of some modules, in diffusers' `feat_cache` / `feat_idx` form."""
+    """Last frames of every causal convolution, in diffusers' `feat_cache` / `feat_idx` form."""
 
     def __init__(self, *modules: torch.nn.Module) -> None:
         count = sum(isinstance(m, WanCausalConv3d) for module in modules for m in module.modules())
@@ -110,7 +114,7 @@ def _cached_conv(conv: WanCausalConv3d, x: torch.Tensor, cache: _Cache) -> torch
     last_two = x[:, :, -2:].clone()
     if last_two.shape[2] < 2 and isinstance(before, torch.Tensor):
         last_two = torch.cat([before[:, :, -1:], last_two], dim=2)
-    out = conv(x, before)
+    out: torch.Tensor = conv(x, before)
     cache.entries[i] = last_two
     cache.index[0] += 1
     return out
@@ -128,7 +132,8 @@ def _is_temporal_upsampler(module: torch.nn.Module) -> bool:
 def _mean_of_posterior(vae: AutoencoderKLWan) -> Callable[[torch.Tensor], torch.Tensor]:
     @torch.no_grad()
     def encode(pixels: torch.Tensor) -> torch.Tensor:
-        return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+        mean: torch.Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+        return mean
 
     return encode
 
@@ -146,7 +151,7 @@ def _ratio(vae: AutoencoderKLWan) -> int:
 
 
 def _onload(vae: AutoencoderKLWan) -> None:
-    """What diffusers' `apply_forward_hook` does for encode and decode: bring offloaded weights to the device."""
+    """Bring offloaded weights to the device, as diffusers' `apply_forward_hook` does for `decode`."""
     hook = getattr(vae, "_hf_hook", None)
     if hook is not None and hasattr(hook, "pre_forward"):
         hook.pre_forward(vae)

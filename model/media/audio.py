@@ -25,7 +25,7 @@ class Speech:
 
     @property
     def seconds(self) -> float:
-        return self.samples.shape[1] / self.sample_rate
+        return float(self.samples.shape[1] / self.sample_rate)
 
 
 def load_speech(path: str | Path) -> Speech:
@@ -50,11 +50,11 @@ def load_speech(path: str | Path) -> Speech:
 
 
 def to_model_audio(speech: Speech) -> np.ndarray:
-    """Mono (mean of the channels) at 16 kHz, (N,) float32; soxr HQ, which is also what the official code loads with."""
-    mono = speech.samples.mean(axis=0, dtype=np.float32)
-    if speech.sample_rate == MODEL_SAMPLE_RATE:
-        return mono
-    return soxr.resample(mono, speech.sample_rate, MODEL_SAMPLE_RATE, quality="HQ").astype(np.float32, copy=False)
+    """Mono (mean of the channels) at 16 kHz, (N,) float32, by soxr HQ as in the official code."""
+    mono: np.ndarray = speech.samples.mean(axis=0, dtype=np.float32)
+    if speech.sample_rate != MODEL_SAMPLE_RATE:
+        mono = soxr.resample(mono, speech.sample_rate, MODEL_SAMPLE_RATE, quality="HQ")
+    return mono.astype(np.float32, copy=False)
 
 
 def load_audio(path: str | Path) -> np.ndarray:

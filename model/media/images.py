@@ -35,8 +35,8 @@ def load_image(path: str | Path) -> Image.Image:
 def fit_person(image: Image.Image, width: int, height: int, fit: PersonFit = "cover") -> Image.Image:
     """Bring a person photo to the frame.
 
-    cover: fill the frame and crop the centre, as the training data were (default). contain: all of the photo, black
-    bars. stretch: what the official inference script does, distorting.
+    cover: fill the frame and crop the centre, as the training data were (default). contain: all of the photo,
+    black bars. stretch: what the official inference script does, distorting.
     """
     image = _to_rgb(image)
     if fit == "stretch":

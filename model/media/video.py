@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
@@ -20,7 +21,7 @@ from model.media.errors import MediaError
 
 FPS = 25
 ENCODER_THREADS = 4
-"""Fixed, because x264's output depends on the number of threads: equal frames must give equal bytes everywhere."""
+"""Fixed, because x264's output depends on it: equal frames must give equal bytes on every machine."""
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_FRAME = 1024
@@ -89,9 +90,9 @@ def encode_clip(frames: np.ndarray, path: str | Path) -> None:
 def join_clips(clip_paths: Sequence[str | Path], audio: str | Path | Speech, path: str | Path) -> None:
     """Join clips of `encode_clip` and the speech into one MP4 that can be played while it downloads.
 
-    Video packets are copied. The speech keeps its own rate (the next AAC rate up to 48 kHz if AAC has none such) and
-    its channels up to two; it is cut where it outlasts the video by more than one frame, because then the caller
-    asked for fewer clips than it needs.
+    Video packets are copied. The speech keeps its own rate (the next AAC rate up to 48 kHz if AAC has none
+    such) and its channels up to two; it is cut where it outlasts the video by more than one frame, because
+    then the caller asked for fewer clips than it needs.
 
     Raises:
         MediaError: a clip that is not H.264, or whose size or encoder settings differ from the first one's.
@@ -100,9 +101,12 @@ def join_clips(clip_paths: Sequence[str | Path], audio: str | Path | Speech, pat
         raise ValueError("there are no clips to join")
     speech = audio if isinstance(audio, Speech) else load_speech(audio)
     num_frames = sum(_packet_count(clip) for clip in clip_paths)
-    with av.open(str(clip_paths[0])) as first, av.open(
-        str(path), mode="w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}
-    ) as output:
+    with (
+        av.open(str(clip_paths[0])) as first,
+        av.open(
+            str(path), mode="w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}
+        ) as output,
+    ):
         template = first.streams.video[0]
         video = output.add_stream_from_template(template)
         video.time_base = template.time_base
@@ -115,7 +119,7 @@ def join_clips(clip_paths: Sequence[str | Path], audio: str | Path | Speech, pat
             output.mux(packet)
 
 
-Timed = tuple[Fraction, int, av.Packet]
+Timed: TypeAlias = "tuple[Fraction, int, av.Packet[Any]]"
 """Decoding time in seconds, stream order for ties, packet."""
 
 
@@ -135,7 +139,9 @@ def _copied(clips: Sequence[str | Path], output: VideoStream, extradata: bytes |
         with av.open(str(clip)) as container:
             stream = container.streams.video[0]
             if stream.codec_context.extradata != extradata:
-                raise MediaError(f"{Path(clip).name} was encoded with another size or other settings than the first")
+                raise MediaError(
+                    f"{Path(clip).name} was encoded with another size or other settings than the first"
+                )
             base = Fraction(stream.time_base or 0)
             step = int(Fraction(1, FPS) / base)
             for packet in container.demux(stream):
@@ -160,13 +166,13 @@ def _encoded(samples: np.ndarray, rate: int, output: AudioStream) -> Iterator[Ti
     yield from _timed(output.encode(None), rate)
 
 
-def _timed(packets: Sequence[av.Packet], rate: int) -> Iterator[Timed]:
+def _timed(packets: Sequence[av.Packet[Any]], rate: int) -> Iterator[Timed]:
     for packet in packets:
         yield (packet.dts or 0) * Fraction(packet.time_base or Fraction(1, rate)), 1, packet
 
 
 def _for_aac(speech: Speech, num_frames: int) -> tuple[np.ndarray, int]:
-    """Samples (1 or 2, N) at a rate that AAC has, cut at the end of the video if they outlast it by over a frame."""
+    """Samples (1 or 2, N) at a rate that AAC has, cut where they outlast the video by over a frame."""
     samples = speech.samples
     if len(samples) > 2:
         samples = samples.mean(axis=0, keepdims=True, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Cases of one part each: schedule, text encoder, audio encoder, VAE. Limit 1e-5 of the output's largest magnitude."""
+"""Cases of one part each: schedule, text encoder, audio encoder, VAE. Their limits are relative."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from transformers import AutoTokenizer, ByT5Tokenizer, UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import (
+    AutoTokenizer,
+    ByT5Tokenizer,
+    UMT5EncoderModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
 
 from model.audio_encoder import clip_features, encode_audio
 from model.checkpoint import load_model
@@ -43,8 +49,8 @@ def run_component_cases(
 ) -> Iterator[CaseResult]:
     """Compare whatever parts the file holds.
 
-    Weights are taken from `checkpoint`, else from `weights`, else from the cases file itself, under official names
-    after a prefix (`w.`, or `t5.`, `w2v.` and `vae.` where one file holds several parts).
+    Weights are taken from `checkpoint`, else from `weights`, else from the cases file itself, under official
+    names after a prefix (`w.`, or `t5.`, `w2v.` and `vae.` where one file holds several parts).
     """
     official, settings = weights or (cases, metadata)
     if any(re.match(r"(sigmas|timesteps|train)\.", key) for key in cases):
@@ -119,7 +125,9 @@ def _audio(encoder: Wav2Vec2Model, cases: Tensors) -> Iterator[CaseResult]:
 def _vae(vae: AutoencoderKLWan, cases: Tensors) -> Iterator[CaseResult]:
     latents = cases["latents_normalised"]
     if "video" in cases:
-        yield compare("latents_normalised", encode_pixels(vae, cases["video"]), latents, limit=LIMIT, relative=True)
+        yield compare(
+            "latents_normalised", encode_pixels(vae, cases["video"]), latents, limit=LIMIT, relative=True
+        )
     if "decoded" in cases:
         yield compare("decoded", decode_latents(vae, latents), cases["decoded"], limit=LIMIT, relative=True)
 

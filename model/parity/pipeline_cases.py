@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -68,9 +69,10 @@ def build_transformer(official: Tensors, config: Mapping[str, Any]) -> CoInterac
     """The RGB-only network of official tensors."""
     ours = dit_config(config, hoi_branch=False)
     layers = ours["audio_inject_layers"]
-    transformer = CoInteractTransformer3DModel(**ours).eval()
+    transformer: CoInteractTransformer3DModel = CoInteractTransformer3DModel(**ours)
     kept = {key: tensor for key, tensor in official.items() if not is_hoi_name(key)}
     transformer.load_state_dict(rename(kept, lambda key: dit_name(key, layers)), strict=True)
+    transformer.eval()
     return transformer
 
 
@@ -92,8 +94,10 @@ def build_pipeline(weights: Tensors, metadata: Mapping[str, str]) -> CoInteractP
 def request_of(cases: Tensors, metadata: Mapping[str, str]) -> VideoRequest:
     """The official run that a cases file records."""
     meta = json.loads(metadata["meta"])
-    noise = sorted((int(k.removeprefix("in.noise")), v) for k, v in cases.items() if k.startswith("in.noise"))
-    product, pose = cases.get("in.product"), cases.get("in.pose")
+    pose = next(
+        (v for k, v in sorted(cases.items()) if k.startswith("in.pose") and v.dtype == torch.uint8), None
+    )
+    product = cases.get("in.product")
     return VideoRequest(
         person=cases["in.person"].numpy(),
         product=None if product is None else product.numpy(),
@@ -109,14 +113,24 @@ def request_of(cases: Tensors, metadata: Mapping[str, str]) -> VideoRequest:
         seed=0,
         parity=True,
         audio_face_mask=meta.get("audio_face_mask", False),
-        noise=tuple(tensor for _, tensor in noise) or None,
+        noise=_per_clip(cases, r"in\.noise(\d+)"),
+        pose_latents=_per_clip(cases, r"in\.pose(?:_latents)?(\d+)|clip(\d+)\.pose_latents"),
     )
+
+
+def _per_clip(cases: Tensors, pattern: str) -> tuple[torch.Tensor, ...] | None:
+    """Tensors whose name holds the clip's number, in order; None if there are none."""
+    found = {}
+    for key, tensor in cases.items():
+        if (match := re.fullmatch(pattern, key)) and tensor.is_floating_point():
+            found[int(next(group for group in match.groups() if group))] = tensor
+    return tuple(found[index] for index in sorted(found)) or None
 
 
 def run_pipeline_cases(
     pipeline: CoInteractPipeline, cases: Tensors, metadata: Mapping[str, str]
 ) -> Iterator[CaseResult]:
-    """Run the recorded video and compare what the file holds of each clip: audio features, latents, frames."""
+    """Run the recorded video and compare each clip: audio features, latents, frames."""
     request = request_of(cases, metadata)
     features = encode_audio(
         pipeline.audio_encoder, pipeline.feature_extractor, request.audio, pipeline.transformer.device

@@ -42,7 +42,9 @@ class CaseResult:
         )
 
 
-def compare(case: str, ours: torch.Tensor, official: torch.Tensor, *, limit: float, relative: bool = False) -> CaseResult:
+def compare(
+    case: str, ours: torch.Tensor, official: torch.Tensor, *, limit: float, relative: bool = False
+) -> CaseResult:
     """Compare tensors; a `relative` limit is a share of the official output's largest magnitude.
 
     Raises:
