@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,dev]'
 	touch $@
 
-# Settings and commands change: write their reference pages again.
+# The pages that are written from the code: settings, commands, file map.
 docs: $(INSTALLED)
 	$(BIN)/python -m deploy.reference
 

@@ -1,7 +1,12 @@
-"""docs/settings.md and docs/cli.md, written from the code by `make docs`. A test fails while they differ."""
+"""docs/settings.md, docs/cli.md and the README's file map, written from the code by `make docs`.
+
+A test fails while they differ from it.
+"""
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,15 @@ from pydantic import AliasChoices
 from deploy.cli import app
 from jobs.settings import Settings
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+
+PACKAGES = {
+    "server": "the HTTP API. Imports jobs, never torch",
+    "jobs": "the contract between server and workers. Imports nothing of ours",
+    "workers": "everything that turns jobs into videos. Imports jobs and model",
+    "model": "the network, its pipeline, checkpoints and training. Imports nothing of ours",
+    "deploy": "the command line and the one-machine stack. Imports all of it",
+}
 
 SETTINGS_INTRODUCTION = """\
 # Settings
@@ -77,9 +90,36 @@ def _row(parameter: Any) -> str:
     return f"| {', '.join(f'`{name}`' for name in names)} | {default} | {meaning} |\n"
 
 
+def file_map() -> str:
+    """The README's section: a line per source file, the first sentence of its docstring."""
+    parts = ["## Every file\n"]
+    for package, title in PACKAGES.items():
+        files = [path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
+        files.sort(key=lambda path: (len(path.parts), path))
+        rows = [f"| `{path.relative_to(ROOT).as_posix()}` | {_first_sentence(path)} |\n" for path in files]
+        parts.append(f"### {package}/: {title}\n\n| file | what is in it |\n|---|---|\n" + "".join(rows))
+    return "\n".join(parts)
+
+
+def _first_sentence(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    sentence = re.split(r"\.(?=\s|$)|\n\n", docstring, maxsplit=1)[0]
+    return " ".join(sentence.split())
+
+
+def with_file_map(readme: str) -> str:
+    """The README's text with its section on files written anew."""
+    before, _, rest = readme.partition("## Every file\n")
+    _, heading, after = rest.partition("\n## ")
+    return f"{before}{file_map()}{heading}{after}"
+
+
 def main() -> None:
-    (DOCS / "settings.md").write_text(settings_page(), encoding="utf-8")
-    (DOCS / "cli.md").write_text(cli_page(), encoding="utf-8")
+    """Write all of it."""
+    (ROOT / "docs/settings.md").write_text(settings_page(), encoding="utf-8")
+    (ROOT / "docs/cli.md").write_text(cli_page(), encoding="utf-8")
+    readme = ROOT / "README.md"
+    readme.write_text(with_file_map(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""Which package may import which, and that the API never loads torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "jobs": {"jobs"},
+    "model": {"model"},
+    "server": {"server", "jobs"},
+    "workers": {"workers", "jobs", "model"},
+    "deploy": {"deploy", "server", "jobs", "workers", "model"},
+}
+HEAVY = ("torch", "diffusers", "transformers")
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported_packages(source: Path) -> set[str]:
+    """The top-level names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:  # a relative one stays in its package
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_what_the_arrows_allow(package: str) -> None:
+    assert sources(package)
+    for source in sources(package):
+        forbidden = (imported_packages(source) & ALLOWED.keys()) - ALLOWED[package]
+        assert not forbidden, f"{source.relative_to(ROOT)} imports {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize("package", ["server", "jobs"])
+def test_server_and_jobs_never_name_a_model_library(package: str) -> None:
+    for source in sources(package):
+        assert not imported_packages(source) & set(HEAVY), source
+
+
+@pytest.mark.parametrize(
+    "module", ["server.app", "workers.main", "workers.reaper", "deploy.up", "deploy.cli", "jobs.queue"]
+)
+def test_a_process_without_a_model_starts_without_torch(module: str) -> None:
+    program = f"import sys, {module}; print(*set({HEAVY}) & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_no_source_file_grows_beyond_what_one_reads_at_a_sitting() -> None:
+    for package in ALLOWED:
+        for source in sources(package):
+            limit = 700 if source == ROOT / "model" / "transformer.py" else 500
+            lines = len(source.read_text(encoding="utf-8").splitlines())
+            assert lines <= limit, f"{source.relative_to(ROOT)} has {lines} lines"
