@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, unpatchify
 
 TILE = (30, 52)
 TILE_STRIDE = (15, 26)
@@ -92,7 +92,10 @@ def _decode_chunks(
             if f >= head_start:
                 head_cache.rewind()
                 x = _cached_conv(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(x)), head_cache)
-        yield x if f >= keep_from else None
+        if f < keep_from:
+            yield None
+        else:  # some VAEs fold pixels into channels
+            yield x if vae.config.patch_size is None else unpatchify(x, vae.config.patch_size)
 
 
 class _Cache:
