@@ -23,7 +23,7 @@ from model.official_names import dit_name, is_hoi_name
 Model = TypeVar("Model", bound=nn.Module)
 
 _WEIGHT_BIAS = ("weight", "bias")
-_MOST_LAYERS = 200
+_MOST_LAYERS = 100
 """Names are tried up to this layer number; none of these networks comes near it."""
 
 

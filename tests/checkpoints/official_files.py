@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -186,6 +187,9 @@ class OfficialFiles:
     t5: Tensors
     vae: Tensors
     w2v: Tensors
+    written: tuple[OfficialFiles, OfficialPaths] | None = None
+    """The same files before they were changed, and where they lie: what did not change is copied from there.
+    """
 
     @classmethod
     def draw(cls, variant: Variant | None = None) -> OfficialFiles:
@@ -209,9 +213,26 @@ class OfficialFiles:
         )
 
     def write(self, folder: Path) -> OfficialPaths:
-        base, audio, cointeract = folder / "base", folder / "wav2vec2", folder / self.variant.file
-        for path in (base, audio):
-            path.mkdir(parents=True)
+        paths = OfficialPaths(folder / "base", folder / self.variant.file, folder / "wav2vec2")
+        if self.written is None:
+            return self._write_all(paths)
+        original, template = self.written
+        shutil.copytree(template.base, paths.base)
+        shutil.copytree(template.audio_encoder, paths.audio_encoder)
+        shutil.copy(template.cointeract, paths.cointeract)
+        if not _same(self.base, original.base):
+            self._write_shards(paths.base)
+        if not _same(self.t5, original.t5):
+            torch.save(self.t5, paths.base / "models_t5_umt5-xxl-enc-bf16.pth")
+        if not _same(self.vae, original.vae):
+            torch.save(self.vae, paths.base / "Wan2.1_VAE.pth")
+        if not _same(self.w2v, original.w2v):
+            torch.save(self.w2v, paths.audio_encoder / "pytorch_model.bin")
+        if not _same(self.cointeract, original.cointeract):
+            save_file(self.cointeract, paths.cointeract)
+        return paths
+
+    def _write_shards(self, base: Path) -> None:
         names = sorted(self.base)
         count = self.variant.shards
         for n in range(count):
@@ -221,16 +242,22 @@ class OfficialFiles:
                 else "diffusion_pytorch_model"
             )
             save_file({name: self.base[name] for name in names[n::count]}, base / f"{stem}.safetensors")
+
+    def _write_all(self, paths: OfficialPaths) -> OfficialPaths:
+        base, audio = paths.base, paths.audio_encoder
+        for path in (base, audio):
+            path.mkdir(parents=True)
+        self._write_shards(base)
         config = {key: value for key, value in self.variant.dit.items() if key != "expert_hidden_dim"}
         (base / "config.json").write_text(json.dumps(config))
         torch.save(self.t5, base / "models_t5_umt5-xxl-enc-bf16.pth")
         torch.save(self.vae, base / "Wan2.1_VAE.pth")
         ByT5Tokenizer().save_pretrained(base / "google" / "umt5-xxl")
-        save_file(self.cointeract, cointeract)
+        save_file(self.cointeract, paths.cointeract)
         torch.save(self.w2v, audio / "pytorch_model.bin")
         (audio / "config.json").write_text(json.dumps(W2V_CONFIG))
         Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(audio)
-        return OfficialPaths(base, cointeract, audio)
+        return paths
 
 
 @dataclass(frozen=True)
@@ -238,6 +265,12 @@ class OfficialPaths:
     base: Path
     cointeract: Path
     audio_encoder: Path
+
+
+def _same(tensors: Tensors, original: Tensors) -> bool:
+    return tensors.keys() == original.keys() and all(
+        tensor is original[name] for name, tensor in tensors.items()
+    )
 
 
 def split_lora(merged: Tensors, variant: Variant) -> tuple[Tensors, Tensors]:
