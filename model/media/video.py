@@ -42,13 +42,14 @@ class ClipWriter:
             "crf": str(crf),
             "preset": "fast",
             "profile": "high",
-            "x264-params": f"open-gop=0:keyint=80:threads={ENCODER_THREADS}:lookahead-threads=1",
+            # Without mbtree, whose assembly reads beyond a row: with it, equal frames often give unequal bytes.
+            "x264-params": f"open-gop=0:keyint=80:mbtree=0:threads={ENCODER_THREADS}:sliced-threads=0",
         }
         stream = self._container.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.time_base = Fraction(1, FPS)
-        context.thread_count = ENCODER_THREADS
+        context.thread_count, context.thread_type = ENCODER_THREADS, "FRAME"
         context.color_range = ColorRange.MPEG
         context.colorspace = context.color_primaries = context.color_trc = BT709
         self._stream: VideoStream = stream
