@@ -21,9 +21,8 @@ from model.media.errors import MediaError
 
 FPS = 25
 ENCODER_THREADS = 1
-"""One, because equal frames must give equal bytes: with more, x264's frame types depend on which thread is late (under
-load, one file in five differed). At 720x1280 a clip of 80 frames takes 3.8 s instead of 3.1 s on two cores.
-"""
+"""One, because equal frames must give equal bytes: with more, x264's frame types can depend on which thread is
+late. At 720x1280 a clip of 80 frames takes 3.8 s instead of 3.1 s on two cores."""
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_FRAME = 1024
@@ -42,7 +41,7 @@ class ClipWriter:
             "crf": str(crf),
             "preset": "fast",
             "profile": "high",
-            # Without mbtree, whose assembly reads beyond a row: with it, equal frames often give unequal bytes.
+            # Without mbtree, whose assembly reads beyond a row: with it, equal frames give unequal bytes.
             "x264-params": f"open-gop=0:keyint=80:mbtree=0:threads={ENCODER_THREADS}:sliced-threads=0",
         }
         stream = self._container.add_stream("libx264", rate=FPS, options=options)
