@@ -1,28 +1,27 @@
-"""The sandbox: a small process that forks one confined child per request to decode its files. `python -m
-server.decode`.
+"""The sandbox: a small process that forks confined children to decode files. `python -m server.decode N`.
 
-Why forked: a child starts with every codec already loaded, in about 2 ms, decodes the files of one request,
-and is gone,
-so nothing that a file does to it reaches the next request. The child holds no secret (empty environment),
-cannot open
-files, sockets or processes (server.seccomp), and is bounded in memory, CPU, output and time.
+Each child decodes the files of one request and is gone, so nothing that a file does to it reaches the next
+request. N of them are waiting at any time, forked with every codec already loaded. A child holds no secret
+(empty environment), cannot open files, sockets or processes (server.seccomp), and is bounded in memory, CPU,
+output and time.
 
 Protocol, on the socket that is our standard input (SOCK_SEQPACKET): one JSON message per request, with file
-descriptors
-[reply, input 0, output 0, input 1, output 1, …]. On the reply pipe: one JSON line per file, then the end of
-the file.
+descriptors [reply, input 0, output 0, input 1, output 1, …]. On the reply socket: one JSON line per file,
+then its end.
 """
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
 import resource
-import select
 import signal
 import socket
-import time
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import av
@@ -39,6 +38,9 @@ themselves 0.6.
 """
 OUTPUT_BYTES: Final = 2 * 2**30
 OPEN_FILES: Final = 64
+USUAL: Final = ("image:PNGRGBA", "image:JPEG turned", "audio:WAVPCM_16")
+NO_MORE_REQUESTS: Final = 17
+"""Exit status of a child that found the socket closed."""
 LARGEST_MESSAGE: Final = 65_536
 MOST_DESCRIPTORS: Final = 16
 
@@ -77,27 +79,34 @@ def _decode_all(message: bytes, descriptors: list[int]) -> None:
             return
 
 
-def _child(message: bytes, descriptors: list[int]) -> None:
-    """Runs in the forked process and never returns."""
+def _child(control: socket.socket, samples: Mapping[str, bytes]) -> None:
+    """Runs in a forked process: waits for one request, locks itself in, decodes, ends. Never returns."""
     status = 1
     try:
-        os.close(0)
         seccomp.die_with_parent()
-        signal.setitimer(signal.ITIMER_REAL, json.loads(message)["timeout_s"])
-        _limit(json.loads(message)["timeout_s"])
-        if seccomp.supported():
-            seccomp.confine()
-        _decode_all(message, descriptors)
-        status = 0
+        # Touching what the next request will touch copies those pages now, while nobody waits for it.
+        _warm_up(samples)
+        message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, MOST_DESCRIPTORS)
+        if message:
+            control.close()  # other people's requests arrive there
+            timeout_s = json.loads(message)["timeout_s"]
+            signal.setitimer(signal.ITIMER_REAL, timeout_s)  # SIGALRM ends the process
+            _limit(timeout_s)
+            if seccomp.supported():
+                seccomp.confine()
+            _decode_all(message, descriptors)
+            status = 0
+        else:
+            status = NO_MORE_REQUESTS
     finally:
         # Any other exception is the file's doing: the missing line tells the server which file it was.
         os._exit(status)
 
 
-def _warm_up() -> None:
-    """Decode one of everything, so that no codec has to open a file once the filter is on."""
+def _warm_up(samples: Mapping[str, bytes]) -> None:
+    """Decode some files for nothing."""
     limits = Limits(max_pixels=10**6, min_side=1, min_seconds=0.0, max_seconds=60.0, max_frame_pixels=10**6)
-    for name, data in _samples().items():
+    for name, data in samples.items():
         with (
             os.fdopen(os.memfd_create(name), "w+b") as source,
             os.fdopen(os.memfd_create("out"), "w+b") as target,
@@ -147,34 +156,29 @@ def _samples() -> dict[str, bytes]:
 
 
 def main() -> None:
-    """Serve until the other end of standard input closes."""
+    """Keep `sys.argv[1]` children waiting for requests until the other end of standard input closes."""
     control = socket.socket(fileno=os.dup(0))
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C in a terminal reaches the whole group; our parent decides
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
     seccomp.die_with_parent()
-    _warm_up()
+    samples = _samples()
+    _warm_up(samples)  # so that no codec has to open a file once the filter is on
+    usual = {name: data for name, data in samples.items() if name in USUAL}
+    gc.collect()
+    gc.freeze()  # what exists now stays shared with the children,
+    gc.disable()  # who live too shortly to collect anything
     control.send(b"ready")
-    deadlines: dict[int, float] = {}
+    waiting = 0
     while True:
-        readable, _, _ = select.select([control], [], [], 0.1 if deadlines else None)
-        for pid in list(deadlines):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                del deadlines[pid]
-            elif time.monotonic() > deadlines[pid]:
-                os.kill(pid, signal.SIGKILL)
-        if not readable:
-            continue
-        message, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, MOST_DESCRIPTORS)
-        if not message:
+        while waiting < int(sys.argv[1]):
+            if os.fork() == 0:
+                _child(control, usual)
+            waiting += 1
+        _, status = os.wait()
+        waiting -= 1
+        if os.waitstatus_to_exitcode(status) == NO_MORE_REQUESTS:
             return
-        pid = os.fork()
-        if pid == 0:
-            control.close()
-            _child(message, descriptors)
-        deadlines[pid] = time.monotonic() + json.loads(message)["timeout_s"] + 1.0
-        for descriptor in descriptors:
-            os.close(descriptor)
 
 
 if __name__ == "__main__":

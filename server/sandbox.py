@@ -77,7 +77,7 @@ class Sandbox:
                 "MALLOC_ARENA_MAX": "1",
             }
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server.decode"],
+                [sys.executable, "-m", "server.decode", str(self._settings.decode_processes)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment,
