@@ -70,6 +70,8 @@ class Stack:
     settings: Settings
     redis: RedisServer
     checkpoint_folder: Path
+    checkpoint: str = "fake"
+    side: int = 64
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @classmethod
@@ -155,13 +157,13 @@ class Stack:
         submitted = Submitted(
             at=utcnow(),
             owner=owner,
-            checkpoint="fake",
+            checkpoint=self.checkpoint,
             trained=False,
             params=GenerationParams(
                 prompts=prompts or ("a person speaks",),
                 negative_prompt="",
-                width=64,
-                height=64,
+                width=self.side,
+                height=self.side,
                 num_inference_steps=steps,
                 guidance_scale=1.0,
                 flow_shift=7.0,
@@ -213,9 +215,11 @@ class Stack:
 
         return eventually(reached, timeout_s, f"{state} of {job_id}\n{self.log()[-3000:]}")
 
-    def wait_clips(self, job_id: str, count: int) -> Job:
+    def wait_clips(self, job_id: str, count: int, timeout_s: float = 30.0) -> Job:
         return eventually(
-            lambda: job if len((job := self.job(job_id)).clips) >= count else None, what=f"{count} clips"
+            lambda: job if len((job := self.job(job_id)).clips) >= count else None,
+            timeout_s,
+            f"{count} clips of {job_id}",
         )
 
     def path(self, job_id: str, file: StoredFile) -> Path:

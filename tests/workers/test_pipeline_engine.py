@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import av
+import pytest
+
+from model.tiny import write_tiny_checkpoint
+from tests.faults.stack import Stack
+from workers.fake_engine import FakeSettings
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Stack:
+    stack = Stack.create(tmp_path, FakeSettings())
+    write_tiny_checkpoint(tmp_path / "tiny", seed=0)
+    stack.checkpoint_folder, stack.checkpoint, stack.side = tmp_path / "tiny", "tiny-random", 128
+    return stack
+
+
+def test_the_real_network_resumes_behind_a_finished_clip_and_gives_the_same_bytes(stack: Stack) -> None:
+    try:
+        stack.start_reaper()
+        worker = stack.start_worker()
+        broken = stack.submit("a person speaks", "and smiles", num_clips=2, steps=2, seed=3)
+        stack.wait_clips(broken, 1, timeout_s=90)
+        os.kill(stack.child_of(worker), signal.SIGKILL)
+        job = stack.wait(broken, timeout_s=120)
+        assert (job.attempt, [clip.attempt for clip in job.clips]) == (2, [1, 2])
+
+        unbroken = stack.submit("a person speaks", "and smiles", num_clips=2, steps=2, seed=3)
+        reference = stack.wait(unbroken, timeout_s=120)
+        assert stack.content(broken, job.video) == stack.content(unbroken, reference.video)
+        assert stack.content(broken, job.poster) == stack.content(unbroken, reference.poster)
+        assert job.video is not None
+        with av.open(str(stack.path(broken, job.video))) as video:
+            assert (video.streams.video[0].frames, video.streams.video[0].width) == (140, 128)
+        assert job.duration_s == pytest.approx(140 / 25)
+    finally:
+        stack.close()
