@@ -47,6 +47,11 @@ class HealthCheck(StrEnum):
     WORKER = "worker"
 
 
+class StoredType(StrEnum):
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
 class Preset(StrEnum):
     EXACT = "exact"
     PARITY = "parity"
@@ -60,10 +65,11 @@ def explained_errors() -> Iterator[None]:
     from deploy.client import ServiceError
     from deploy.generate import GenerationFailed
     from deploy.stack import StackError
+    from deploy.weights import WeightsError
 
     try:
         yield
-    except (ServiceError, GenerationFailed, StackError) as error:
+    except (ServiceError, GenerationFailed, StackError, WeightsError) as error:
         complaints.print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(FAILED) from error
     except ValidationError as error:
@@ -335,6 +341,71 @@ def samples(
     written = write_samples(folder)
     for path in (written.person, written.product, written.audio, written.prompts):
         console.print(str(path), highlight=False, markup=False)
+
+
+@app.command(rich_help_panel="Checkpoints")
+def fetch(
+    to: Annotated[Path, typer.Option(file_okay=False, metavar="DIR", help="Folder for the files.")] = Path(
+        "weights"
+    ),
+    pose: Annotated[
+        bool,
+        typer.Option("--pose", help="Fetch the pose-driven checkpoint instead of the speech-driven one."),
+    ] = False,
+    revision: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REPO=REVISION", help="Commit, tag or branch to take. Default: as first fetched."
+        ),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Only check what is there. HF_HUB_OFFLINE=1 means the same.")
+    ] = False,
+) -> None:
+    """Download the official weights: 49 GB, exactly the files needed. Run it again to continue.
+
+    Honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+    """
+    from deploy.weights import parse_revisions, run_fetch
+
+    with explained_errors():
+        revisions = parse_revisions(revision or [])
+        from model.checkpoints.fetch import FetchRequest
+
+        run_fetch(FetchRequest(to, pose, revisions, offline=offline), console)
+
+
+@app.command(rich_help_panel="Checkpoints")
+def convert(
+    base: Annotated[Path, typer.Option(metavar="DIR", help="Folder of Wan2.2-S2V-14B.")],
+    cointeract: Annotated[
+        Path, typer.Option(metavar="FILE", help="CoInteract's checkpoint(_pose).safetensors.")
+    ],
+    audio_encoder: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the wav2vec2 model.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Checkpoint folder to write; it must not exist yet.")
+    ],
+    dtype: Annotated[
+        StoredType, typer.Option(help="Type of transformer and text encoder.")
+    ] = StoredType.BF16,
+    fp8_ffn: Annotated[
+        bool,
+        typer.Option(
+            "--fp8-ffn", help="Store the blocks' feed-forward weights in 8 bits: 11 GB less, lossy."
+        ),
+    ] = False,
+    keep_hoi: Annotated[
+        bool, typer.Option("--keep-hoi", help="Keep the HOI branch, which serving does not need.")
+    ] = False,
+) -> None:
+    """Make a checkpoint folder of the official weights: checked, LoRA merged, HOI branch pruned."""
+    from deploy.weights import run_convert
+
+    with explained_errors(), console.status("Loading"):
+        from model.checkpoints.convert import ConvertRequest
+    request = ConvertRequest(base, cointeract, audio_encoder, out, dtype.value, fp8_ffn, keep_hoi)
+    with explained_errors():
+        run_convert(request, console)
 
 
 @app.command("tiny-checkpoint", rich_help_panel="Checkpoints")
