@@ -8,6 +8,7 @@ reaper sees to it that there are at least as many tickets as waiting jobs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import threading
@@ -203,7 +204,7 @@ class JobQueue:
     def _add_waiting(self, jobs: list[Job], pipeline: Pipeline) -> None:
         for job in jobs:
             waiting = WaitingJob.of(job)
-            record = json.dumps([waiting.owner, waiting.priority, waiting.cost, waiting.max_running])
+            record = json.dumps(dataclasses.astuple(waiting)[1:])
             pipeline.sadd(_CHECKPOINTS, job.submitted.checkpoint)
             pipeline.hset(_waiting_key(job.submitted.checkpoint), job.id, record)
 
@@ -221,8 +222,8 @@ class JobQueue:
             records, served_records, speed = pipeline.execute()
         waiting = []
         for job_id, record in cast(dict[bytes, bytes], records).items():
-            owner, priority, cost, max_running = json.loads(record)
-            waiting.append(WaitingJob(job_id.decode(), owner, Priority(priority), cost, max_running))
+            owner, priority, *rest = json.loads(record)
+            waiting.append(WaitingJob(job_id.decode(), owner, Priority(priority), *rest))
         served: dict[str, float] = {}
         for record in cast(list[bytes], served_records):
             owner, amount, _ = json.loads(record)

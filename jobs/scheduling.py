@@ -3,7 +3,7 @@
 Fair share is weighted fair queueing between owners: each owner has a bill of the work it has running, had
 served recently, and has been granted so far; the next job is the one that leaves its owner with the smallest
 bill. So a burst of one owner delays another owner's single job by at most one job, and no owner or priority
-ever starves.
+ever starves. Jobs that were interrupted come before all others.
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ class WaitingJob:
     priority: Priority
     cost: float
     max_running: int | None = None
+    begun: bool = False
+    """It was interrupted: its turn had come, its owner was billed, and users watch it."""
 
     @staticmethod
     def of(job: Job) -> WaitingJob:
         request = job.submitted
-        return WaitingJob(job.id, request.owner, request.priority, request.cost, request.max_running)
+        return WaitingJob(
+            job.id, request.owner, request.priority, request.cost, request.max_running, job.attempt > 0
+        )
 
 
 def start_order(
     waiting: Iterable[WaitingJob],
-    running: Iterable[RunningJob] = (),
+    running: Sequence[RunningJob] = (),
     served: Mapping[str, float] | None = None,
 ) -> list[WaitingJob]:
     """All of `waiting` in the order they will start. Job ids sort by age. `served`: recent bills by owner."""
@@ -51,8 +55,13 @@ def start_order(
         bills[busy.owner] += busy.cost * PRICE[busy.priority]
 
     lines: dict[str, list[WaitingJob]] = defaultdict(list)
-    for candidate in waiting:
-        lines[candidate.owner].append(candidate)
+    ordered = []
+    for candidate in sorted(waiting, key=lambda job: job.id):
+        if candidate.begun:
+            ordered.append(candidate)
+            running_count[candidate.owner] += 1
+        else:
+            lines[candidate.owner].append(candidate)
     heap: list[tuple[bool, float, int, str]] = []
 
     def offer(owner: str) -> None:
@@ -68,7 +77,6 @@ def start_order(
         line.sort(key=lambda job: (_RANK[job.priority], job.id), reverse=True)
         by_id.update({job.id: job for job in line})
         offer(owner)
-    ordered = []
     while heap:
         _, bill, _, job_id = heapq.heappop(heap)
         job = by_id[job_id]

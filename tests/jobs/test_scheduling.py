@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime
 
 from jobs.contract import LiveProgress, Priority, RunningJob, Stage, WorkerInfo
@@ -78,6 +79,12 @@ def test_an_owner_at_its_limit_of_running_jobs_waits_behind_the_others() -> None
     assert not may_start(full, [running("0", "a")])
     assert may_start(full, [running("0", "b")])
     assert may_start(waiting("2", "b"), [running("0", "b")])
+
+
+def test_an_interrupted_job_goes_on_before_any_other_starts() -> None:
+    interrupted = dataclasses.replace(waiting("5", "a", Priority.LOW, cost=50), begun=True)
+    jobs = [waiting("1", "b", Priority.HIGH), waiting("2", "a"), interrupted]
+    assert order(*jobs, served={"a": 100}) == "5 1 2"
 
 
 def test_nothing_waiting_is_an_empty_order() -> None:
