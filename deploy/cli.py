@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from deploy.cli_keys import keys
+
 if TYPE_CHECKING:
     from jobs.settings import Settings
 
@@ -29,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="CoInteract: a person photo, a product photo, prompts and speech become a video.",
 )
+app.add_typer(keys, name="keys", rich_help_panel="Run the service")
 console = Console()
 complaints = Console(stderr=True)
 
