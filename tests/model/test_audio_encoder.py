@@ -1,0 +1,80 @@
+"""Speech features as the official code computes them, and windows that do not drift."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from model.audio_encoder import (
+    clip_count,
+    clip_features,
+    encode_audio,
+    feature_frame_count,
+    official_clip_count,
+    video_frame_count,
+)
+from model.parity.pipeline_cases import build_audio_encoder
+from tests.model.official_parts import audio_weights, recorded
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Wav2Vec2Model:
+    config = json.loads(recorded("audio_cases")[1]["config"])
+    return build_audio_encoder(audio_weights(config), config)
+
+
+def features(encoder, audio: np.ndarray) -> torch.Tensor:
+    return encode_audio(encoder, Wav2Vec2FeatureExtractor(do_normalize=True), audio, CPU)
+
+
+def test_recorded_speech_gives_the_official_features(encoder):
+    cases, _ = recorded("audio_cases")
+    ours = features(encoder, cases["wav"].numpy())
+    official = cases["features_every_fourth"]
+    assert ours.shape[:2] == (25, 182)
+    assert (ours[:, ::4] - official).abs().max() <= 1e-5 * official.abs().max()
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 1039, 1040, 16_000, 51_200, 51_520])
+def test_the_number_of_feature_frames_is_known_before_encoding(encoder, samples):
+    audio = np.sin(np.arange(samples) / 7).astype(np.float32)
+    assert features(encoder, audio).shape[1] == feature_frame_count(encoder, samples)
+
+
+def test_speech_too_short_for_the_encoder_is_refused(encoder):
+    with pytest.raises(ValueError, match="399 samples"):
+        features(encoder, np.zeros(399, np.float32))
+
+
+def test_windows_of_80_follow_the_clips_and_those_of_81_run_ahead():
+    ramp = torch.arange(400.0).view(1, 400, 1)
+    for clip in range(3):
+        assert clip_features(ramp, clip, 80)[0, 0, 0, 0] == 80 * clip
+        assert clip_features(ramp, clip, 81)[0, 0, 0, 0] == 81 * clip
+
+
+def test_behind_the_speech_windows_are_zero():
+    window = clip_features(torch.ones(25, 100, 4), 1, 80)
+    assert window.shape == (1, 25, 4, 80)
+    assert window[..., :20].all()
+    assert not window[..., 20:].any()
+    assert not clip_features(torch.ones(25, 80, 4), 1, 80).any()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames", "clips"),
+    [(0.01, 1, 1), (3.2, 80, 1), (3.21, 81, 1), (3.24, 81, 2), (6.4, 160, 2), (10.0, 250, 4)],
+)
+def test_frames_cover_the_speech_and_a_fraction_of_a_frame_costs_no_clip(seconds, frames, clips):
+    samples = round(seconds * 16_000)
+    assert video_frame_count(samples) == frames
+    assert clip_count(samples, 80) == clips
+    assert abs(min(frames, 80 * clips) / 25 - seconds) <= 1 / 25
+
+
+def test_clips_of_the_official_code_are_one_more_than_full_windows():
+    assert [official_clip_count(frames) for frames in (80, 81, 182)] == [1, 2, 3]

@@ -1,0 +1,98 @@
+"""Latents and pixels: the official normalisation, decoding only what is kept, the official tiling."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from model.parity.pipeline_cases import build_vae
+from model.vae import TILE, _over_tiles, _tile_starts, decode_latents, encode_pixels
+from tests.model.official_parts import recorded, vae_weights
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKLWan:
+    return build_vae(vae_weights())
+
+
+@pytest.fixture(scope="module")
+def small_vae() -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    return AutoencoderKLWan(base_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1).eval()
+
+
+def test_recorded_video_gives_the_official_latents(vae):
+    cases, _ = recorded("vae_cases")
+    official = cases["latents_normalised"]
+    assert (encode_pixels(vae, cases["video"]) - official).abs().max() <= 1e-5 * official.abs().max()
+
+
+def test_recorded_latents_give_the_official_pixels(vae):
+    cases, _ = recorded("vae_cases")
+    official = cases["decoded"]
+    assert (
+        decode_latents(vae, cases["latents_normalised"]) - official
+    ).abs().max() <= 1e-5 * official.abs().max()
+
+
+@pytest.mark.parametrize("keep_from", [1, 4, 9, 13, 19])
+def test_decoding_only_the_kept_frames_changes_no_bit_of_them(small_vae, keep_from):
+    latents = torch.randn(1, 16, 21, 4, 6, generator=torch.Generator().manual_seed(keep_from))
+    everything = decode_latents(small_vae, latents)
+    kept = decode_latents(small_vae, latents, keep_from=keep_from)
+    assert everything.shape[2] == 81
+    assert torch.equal(kept, everything[:, :, 4 * keep_from - 3 :])
+
+
+def test_official_layers_need_more_past_and_still_change_no_bit(vae):
+    latents = torch.randn(1, 16, 14, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(decode_latents(vae, latents, keep_from=11), decode_latents(vae, latents)[:, :, 41:])
+
+
+def test_decoding_skips_work_for_frames_that_are_not_kept(small_vae):
+    seen = []
+    hook = small_vae.decoder.up_blocks[-1].register_forward_pre_hook(lambda *_: seen.append(1))
+    decode_latents(small_vae, torch.zeros(1, 16, 20, 2, 2), keep_from=19)
+    hook.remove()
+    assert 1 < len(seen) < 10
+
+
+def test_whole_decoding_equals_diffusers(small_vae):
+    latents = torch.randn(1, 16, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean = torch.tensor(small_vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(small_vae.config.latents_std).view(1, -1, 1, 1, 1)
+    with torch.no_grad():
+        theirs = small_vae.decode(latents / (1.0 / std) + mean).sample
+    assert torch.equal(decode_latents(small_vae, latents), theirs)
+
+
+def test_decoding_can_be_stopped_after_any_latent_frame(small_vae):
+    calls = []
+
+    def stop_at_third() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        decode_latents(small_vae, torch.zeros(1, 16, 8, 2, 2), after_chunk=stop_at_third)
+    assert len(calls) == 3
+
+
+def test_a_frame_no_larger_than_a_tile_is_coded_whole(small_vae):
+    pixels = torch.rand(1, 3, 5, 48, 64) * 2 - 1
+    assert torch.equal(encode_pixels(small_vae, pixels, tiled=True), encode_pixels(small_vae, pixels))
+
+
+def test_tiles_blend_to_the_whole_where_coding_is_local():
+    data = torch.randn(1, 2, 3, 70, 120, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(_over_tiles(lambda part: part.clone(), data, 1, scale=1.0), data, atol=1e-6)
+    doubled = _over_tiles(
+        lambda part: part.repeat_interleave(2, -1).repeat_interleave(2, -2), data, 1, scale=2.0
+    )
+    assert torch.allclose(doubled, data.repeat_interleave(2, -1).repeat_interleave(2, -2), atol=1e-6)
+
+
+def test_no_tile_is_made_whose_pixels_all_lie_in_the_one_before():
+    assert _tile_starts(30, TILE[0], 15) == [0]
+    assert _tile_starts(46, TILE[0], 15) == [0, 15, 30]
+    assert _tile_starts(45, TILE[0], 15) == [0, 15]
