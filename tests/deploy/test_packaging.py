@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def normal(requirement: str) -> str:
+    """`uvicorn[standard]==1.0` → `uvicorn`."""
+    return re.split(r"[\[=<>~!; ]", requirement)[0].lower().replace("_", "-").replace(".", "-")
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {normal(line): line for line in lines if line and not line.startswith("#")}
+
+
+def test_every_pin_is_exact() -> None:
+    for line in pins().values():
+        assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
+
+
+def test_every_declared_dependency_is_pinned() -> None:
+    declared = [
+        *PROJECT["dependencies"],
+        *(each for extra in PROJECT["optional-dependencies"].values() for each in extra),
+    ]
+    assert {normal(requirement) for requirement in declared} - pins().keys() == set()
+
+
+def test_nothing_drags_in_a_gpu_build_or_a_library_without_a_cpu_build() -> None:
+    assert pins()["torch"] == "torch==2.13.0"
+    unwanted = [
+        name
+        for name in pins()
+        if name.startswith("nvidia") or name in ("torchvision", "torchaudio", "triton")
+    ]
+    assert unwanted == []
+
+
+def test_the_license_is_the_one_declared() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_the_compose_file_runs_every_part(compose: dict[str, Any]) -> None:
+    assert compose["services"].keys() == {"redis", "api", "reaper", "worker"}
+    assert "--appendonly" in compose["services"]["redis"]["command"]
+
+
+def test_only_the_api_is_published_and_only_to_this_machine(compose: dict[str, Any]) -> None:
+    published = {
+        name: service["ports"] for name, service in compose["services"].items() if service.get("ports")
+    }
+    assert published.keys() == {"api"}
+    assert all(port.startswith("127.0.0.1:") for port in published["api"])
+
+
+def test_the_gpu_override_changes_services_that_exist(compose: dict[str, Any]) -> None:
+    override = yaml.safe_load((ROOT / "deploy/compose.gpu.yml").read_text(encoding="utf-8"))
+    assert override["services"].keys() <= compose["services"].keys()
+
+
+@pytest.mark.parametrize("target", ["api", "worker"])
+def test_images_do_not_run_as_root_and_report_their_health(target: str) -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    stage = re.search(rf"^FROM \S+ AS {target}\n(.*?)(?=^FROM |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert stage is not None
+    instructions = [line.split()[0] for line in stage[1].splitlines() if re.match(r"[A-Z]+ ", line)]
+    assert instructions.index("USER") > max(
+        i for i, name in enumerate(instructions) if name in ("RUN", "COPY")
+    )
+    assert "USER cointeract" in stage[1]
+    assert "HEALTHCHECK" in instructions
+
+
+def test_the_api_image_has_no_torch() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, flags=re.MULTILINE | re.DOTALL))
+    assert "torch" not in stages["api-dependencies"] + stages["api"]
+    assert "COPY --from=api-dependencies" in stages["api"]
