@@ -23,7 +23,15 @@ import numpy as np
 from PIL import Image
 
 from jobs.cards import CARD_FILE
-from jobs.contract import CLIP_FRAMES, FPS, CheckpointCard, CheckpointDefaults, Frozen, Stage
+from jobs.contract import (
+    CLIP_FRAMES,
+    FPS,
+    CheckpointCard,
+    CheckpointDefaults,
+    Frozen,
+    GenerationParams,
+    Stage,
+)
 from model.media import encode_clip, join_clips
 from workers.engine import FinishedVideo, OnProgress, OutOfMemory, RenderRequest
 
@@ -55,6 +63,25 @@ def write_fake_checkpoint(folder: Path, name: str, settings: FakeSettings) -> Ch
     return card
 
 
+def clip_digest(before: bytes, params: GenerationParams, index: int) -> bytes:
+    """What identifies a clip: it depends on everything that a wrong resume could get wrong."""
+    prompt = params.prompts[min(index, len(params.prompts) - 1)]
+    return hashlib.sha256(before + f"{params.seed + index} {prompt}".encode()).digest()
+
+
+def synthetic_clip(index: int, digest: bytes) -> bytes:
+    return b"clip %d " % index + digest.hex().encode() + b"\n"
+
+
+def synthetic_video(params: GenerationParams) -> bytes:
+    """The video that an unbroken run without media gives."""
+    digest, video = b"", b""
+    for index in range(params.num_clips):
+        digest = clip_digest(digest, params, index)
+        video += synthetic_clip(index, digest)
+    return video
+
+
 @dataclass(frozen=True)
 class FakeClip:
     index: int
@@ -65,7 +92,7 @@ class FakeClip:
     def save(self, video: Path, motion: Path) -> None:
         motion.write_bytes(self.digest)
         if self.frames is None:
-            video.write_bytes(b"clip %d " % self.index + self.digest.hex().encode() + b"\n")
+            video.write_bytes(synthetic_clip(self.index, self.digest))
         else:
             encode_clip(self.frames, video)
 
@@ -87,7 +114,7 @@ class FakeEngine:
                 if step == 1 and (fault := _FAULT.search(prompt)):
                     _commit(fault["kind"], float(fault["seconds"] or 1))
                 on_progress(Stage.DENOISING, index, step)
-            before = hashlib.sha256(before + f"{params.seed + index} {prompt}".encode()).digest()
+            before = clip_digest(before, params, index)
             on_progress(Stage.DECODING, index, params.num_inference_steps)
             yield FakeClip(index, before, self._frames(request, index, before))
 
