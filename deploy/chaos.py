@@ -1,0 +1,517 @@
+"""`cointeract chaos`: submit jobs over HTTP while parts of a live stack are killed, and count what went
+wrong.
+
+The model is fake and fast; everything else is what runs in production: API, journals, Redis, workers, reaper,
+under
+the same supervisor. Each submit carries an Idempotency-Key and is repeated until it is answered, as a careful
+client
+would; every promise is then checked against the journals and the bytes that were served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import json
+import logging
+import random
+import tempfile
+import time
+import wave
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+from PIL import Image
+from redis.exceptions import RedisError
+
+from deploy.chaos_stack import Fault, LiveStack, live_stack, resident_bytes
+from jobs.contract import JOURNAL_ENTRY, Canceled, Failed, Interrupted, Job, JournalEntry, Started, Succeeded
+from jobs.journal import JobNotFound, entry_key
+from jobs.settings import Settings
+from workers.fake_engine import FakeSettings, synthetic_video
+
+log = logging.getLogger(__name__)
+
+FAULT_WEIGHTS = {"child": 7, "worker": 5, "api": 3, "reaper": 2, "redis": 2, "freeze": 1}
+CALM_SHARE = 0.5
+"""Share of the jobs that is submitted before the first fault, at full rate, to measure latencies."""
+SUBMIT_RATE = 50.0
+STATUS_RATE = 20.0
+CANCEL_EVERY = 20
+"""One job in so many is canceled."""
+RETRY_S = 0.2
+REQUEST_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Options:
+    jobs: int = 1000
+    kills: int = 100
+    seconds: float = 300.0
+    """Length of the part with faults."""
+    workers: int = 3
+    overload_s: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class Report:
+    """What came of it. The first block must be zero."""
+
+    lost: int = 0
+    """Accepted jobs that storage does not know."""
+    duplicated: int = 0
+    """Jobs that ended twice, or keys that made two jobs."""
+    partial: int = 0
+    """Videos served with other bytes than an unbroken run gives."""
+    stuck: int = 0
+    """Jobs that reached no end in time."""
+    flipped: int = 0
+    """Jobs that were seen in one final state and later in another."""
+    refused: int = 0
+    """Requests answered with neither success nor a documented refusal."""
+
+    jobs: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    canceled: int = 0
+    kills: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    interruptions: dict[str, int] = field(default_factory=dict)
+    resumed_clips: int = 0
+    """Finished clips that a later attempt did not have to render again."""
+    restarts: int = 0
+    restart_p50_s: float | None = None
+    restart_p99_s: float | None = None
+    """From the fault that hit a running attempt to the start of the next attempt."""
+    submit_p50_ms: float | None = None
+    submit_p99_ms: float | None = None
+    """Without faults, at 50 per second."""
+    submit_under_faults_p99_ms: float | None = None
+    status_p99_ms: float | None = None
+    cancel_p99_s: float | None = None
+    """From the request until the job is canceled and no worker names it."""
+    overload: dict[str, int] = field(default_factory=dict)
+    """Answers by status code."""
+    overload_api_growth_mb: float | None = None
+    seconds: float = 0.0
+
+    def ok(self) -> bool:
+        """Whether every promise held."""
+        wrong = self.lost + self.duplicated + self.partial + self.stuck + self.flipped + self.refused
+        return wrong == 0 and set(self.overload) <= {"202", "429"}
+
+
+@dataclass
+class Observed:
+    """What the clients have seen."""
+
+    accepted: dict[str, str] = field(default_factory=dict)
+    """Job id by idempotency key."""
+    final: dict[str, str] = field(default_factory=dict)
+    """Final state by job id, as first seen."""
+    canceled: set[str] = field(default_factory=set)
+    flipped: set[str] = field(default_factory=set)
+    partial: set[str] = field(default_factory=set)
+    refused: list[str] = field(default_factory=list)
+    calm_submits: list[float] = field(default_factory=list)
+    submits: list[float] = field(default_factory=list)
+    statuses: list[float] = field(default_factory=list)
+    cancels: list[float] = field(default_factory=list)
+
+    def live(self) -> list[str]:
+        return [job_id for job_id in self.accepted.values() if job_id not in self.final]
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least `share` of all do not exceed; None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+class Chaos:
+    """One run against one stack."""
+
+    def __init__(self, stack: LiveStack, options: Options, client: httpx.AsyncClient) -> None:
+        self.stack = stack
+        self.options = options
+        self.client = client
+        self.random = random.Random(options.seed)
+        self.seen = Observed()
+        self.faults: list[Fault] = []
+        self._files = _input_files()
+        self._ended = asyncio.Event()
+
+    async def run(self) -> Report:
+        started = time.monotonic()
+        report = Report()
+        calm = int(self.options.jobs * CALM_SHARE) if self.options.kills else self.options.jobs
+        background = [
+            asyncio.create_task(work()) for work in (self._supervise, self._watch, self._cancel_some)
+        ]
+        try:
+            await self._submit_all(range(calm), SUBMIT_RATE, self.seen.calm_submits)
+            rest = range(calm, self.options.jobs)
+            rate = max(0.1, len(rest) / self.options.seconds)
+            await asyncio.gather(
+                self._submit_all(rest, rate, self.seen.submits), self._inject(self.options.kills)
+            )
+            await self._drain()
+            if self.options.overload_s:
+                await self._overload(report)
+        finally:
+            self._ended.set()
+            for task in background:
+                task.cancel()
+            results = await asyncio.gather(*background, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        await self._judge(report)
+        report.seconds = round(time.monotonic() - started, 1)
+        return report
+
+    # What clients do
+
+    async def _submit_all(self, numbers: Sequence[int], rate: float, latencies: list[float]) -> None:
+        began = time.monotonic()
+        tasks = []
+        for place, number in enumerate(numbers):
+            await asyncio.sleep(max(0.0, began + place / rate - time.monotonic()))
+            tasks.append(asyncio.create_task(self._submit(number, latencies)))
+        await asyncio.gather(*tasks)
+
+    async def _submit(self, number: int, latencies: list[float]) -> None:
+        """Submit one job, again and again until it is answered."""
+        key = f"chaos-{self.options.seed}-{number}-{uuid4().hex[:8]}"
+        fields = {"prompt": f"a person speaks {number}", "seed": str(number)}
+
+        async def post() -> httpx.Response:
+            started = time.monotonic()
+            answer = await self.client.post(
+                "/v1/generate", data=fields, files=self._files, headers={"Idempotency-Key": key}
+            )
+            latencies.append(time.monotonic() - started)
+            return answer
+
+        answer = await self._insist(post, {202, 200})
+        if answer is not None:
+            self.seen.accepted[key] = answer.json()["id"]
+
+    async def _insist(
+        self, request: Callable[[], Awaitable[httpx.Response]], wanted: set[int]
+    ) -> httpx.Response | None:
+        """Repeat a request while the API is dead, starting or full; None, and a note, for other refusals."""
+        while not self._ended.is_set():
+            try:
+                answer = await request()
+            except httpx.TransportError:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if answer.status_code in wanted:
+                return answer
+            if answer.status_code not in (429, 503):
+                self.seen.refused.append(
+                    f"{answer.request.url.path}: {answer.status_code} {answer.text[:200]}"
+                )
+                return None
+            await asyncio.sleep(RETRY_S)
+        return None
+
+    async def _watch(self) -> None:
+        """Ask for random jobs' states, and fetch each video as soon as there is one."""
+        while not self._ended.is_set():
+            await asyncio.sleep(1 / STATUS_RATE)
+            live = self.seen.live()
+            if live:
+                await self._look_at(self.random.choice(live))
+
+    async def _look_at(self, job_id: str) -> None:
+        started = time.monotonic()
+        try:
+            answer = await self.client.get(f"/v1/jobs/{job_id}")
+        except httpx.TransportError:
+            return
+        if answer.status_code != 200:
+            if answer.status_code not in (429, 503):
+                self.seen.refused.append(f"status of {job_id}: {answer.status_code} {answer.text[:200]}")
+            return
+        self.seen.statuses.append(time.monotonic() - started)
+        state = answer.json()["status"]
+        if state in ("succeeded", "failed", "canceled"):
+            first = self.seen.final.setdefault(job_id, state)
+            self.seen.flipped.update({job_id} if first != state else ())
+        await self._fetch_video(job_id)
+
+    async def _fetch_video(self, job_id: str) -> None:
+        """Whatever the moment, a video is served whole or not at all."""
+        try:
+            answer = await self.client.get(f"/v1/jobs/{job_id}/video")
+        except httpx.TransportError:
+            return
+        if answer.status_code == 200:
+            job = self.stack.journal.read(job_id)
+            if answer.content != synthetic_video(job.submitted.params):
+                self.seen.partial.add(job_id)
+
+    async def _cancel_some(self) -> None:
+        while not self._ended.is_set():
+            await asyncio.sleep(0.2)
+            live = [job_id for job_id in self.seen.live() if job_id not in self.seen.canceled]
+            if live and len(self.seen.canceled) < len(self.seen.accepted) // CANCEL_EVERY:
+                # Running ones are the hard ones; any other will do when Redis is away.
+                try:
+                    running = sorted(self.stack.running_jobs() & set(live))
+                except RedisError:
+                    running = []
+                await self._cancel(self.random.choice(running or live))
+
+    async def _cancel(self, job_id: str) -> None:
+        started = time.monotonic()
+        answer = await self._insist(lambda: self.client.post(f"/v1/jobs/{job_id}/cancel"), {200, 409})
+        if answer is None or answer.status_code == 409:  # it was faster
+            return
+        self.seen.canceled.add(job_id)
+        while not self._ended.is_set():
+            try:
+                if job_id not in self.stack.running_jobs():
+                    break
+            except RedisError:
+                log.debug("Redis is away")
+            await asyncio.sleep(0.02)
+        self.seen.cancels.append(time.monotonic() - started)
+
+    # What goes wrong
+
+    async def _supervise(self) -> None:
+        while not self._ended.is_set():
+            self.stack.poll()
+            await asyncio.sleep(0.1)
+
+    async def _inject(self, kills: int) -> None:
+        """`kills` faults, evenly spread, one of them a FLUSHALL."""
+        if not kills:
+            return
+        kinds = self.random.choices(list(FAULT_WEIGHTS), list(FAULT_WEIGHTS.values()), k=kills)
+        kinds[kills // 2] = "flush"
+        began = time.monotonic()
+        for place, kind in enumerate(kinds):
+            await asyncio.sleep(
+                max(0.0, began + (place + 1) * self.options.seconds / kills - time.monotonic())
+            )
+            while (fault := self._commit(kind)) is None:  # the victim is still down from the last one
+                await asyncio.sleep(0.1)
+            log.info("fault: %s", fault)
+            self.faults.append(fault)
+
+    def _commit(self, kind: str) -> Fault | None:
+        workers = self.stack.worker_pids()
+        match kind:
+            case "flush":
+                return self.stack.flush_redis()
+            case "api" | "reaper" | "redis":
+                return self.stack.kill(kind)
+            case _ if not workers:
+                return None
+            case "worker":
+                return self.stack.kill_worker(self.random.choice(workers))
+            case "freeze":
+                return self.stack.freeze_worker(self.random.choice(workers))
+            case _:
+                return self.stack.kill_child(self.random.choice(workers))
+
+    async def _drain(self) -> None:
+        """Wait until every accepted job has ended, or nothing has for a minute."""
+        last_change, remaining = time.monotonic(), -1
+        while time.monotonic() - last_change < 60:
+            live = [job_id for job_id in self.seen.accepted.values() if not self._is_over(job_id)]
+            if not live:
+                return
+            if len(live) != remaining:
+                last_change, remaining = time.monotonic(), len(live)
+            await asyncio.sleep(0.5)
+
+    def _is_over(self, job_id: str) -> bool:
+        try:
+            return self.stack.journal.read(job_id).state.is_terminal
+        except JobNotFound:
+            return True
+
+    async def _overload(self, report: Report) -> None:
+        """Ten times the rate, far beyond what may wait, and count the answers."""
+        api = self.stack.supervisor.pid("api")
+        assert api is not None
+        before = resident_bytes(api)
+        answers: Counter[str] = Counter()
+        until = time.monotonic() + self.options.overload_s
+
+        async def hammer(number: int) -> None:
+            while time.monotonic() < until:
+                fields = {"prompt": "overload", "seed": str(number), "num_inference_steps": "40"}
+                try:
+                    answer = await self.client.post("/v1/generate", data=fields, files=self._files)
+                except httpx.TransportError as error:
+                    answers[type(error).__name__] += 1
+                else:
+                    answers[str(answer.status_code)] += 1
+
+        await asyncio.gather(*(hammer(number) for number in range(64)))
+        report.overload = dict(answers)
+        report.overload_api_growth_mb = round((resident_bytes(api) - before) / 2**20, 1)
+
+    # What must hold
+
+    async def _judge(self, report: Report) -> None:
+        seen = self.seen
+        report.jobs = len(seen.accepted)
+        ids = set(seen.accepted.values())
+        report.duplicated = len(seen.accepted) - len(ids)
+        restarts: list[float] = []
+        interruptions: Counter[str] = Counter()
+        for job_id in ids:
+            try:
+                job = self.stack.journal.read(job_id)
+            except JobNotFound:
+                report.lost += 1
+                continue
+            entries = self._entries(job)
+            self._judge_job(report, job, entries)
+            interruptions.update(entry.reason for entry in entries if isinstance(entry, Interrupted))
+            restarts += self._restart_times(entries, job_id)
+            if job.video is not None:
+                await self._fetch_until_served(job_id)
+        if not self.options.overload_s:
+            # A job that no client was told of would have been made by a submit that was answered twice.
+            report.duplicated += len(set(self.stack.store.list_folders("jobs")) - ids)
+        report.partial, report.flipped = len(seen.partial), len(seen.flipped)
+        report.refused = len(seen.refused)
+        for refusal in seen.refused[:10]:
+            log.error("refused: %s", refusal)
+        report.faults = dict(Counter(fault.kind for fault in self.faults))
+        report.kills = sum(fault.kind.startswith("kill") for fault in self.faults)
+        report.interruptions = dict(interruptions)
+        report.restarts = len(restarts)
+        report.restart_p50_s, report.restart_p99_s = (_rounded(percentile(restarts, q)) for q in (0.5, 0.99))
+        calm = [1000 * seconds for seconds in seen.calm_submits]
+        report.submit_p50_ms, report.submit_p99_ms = (_rounded(percentile(calm, q)) for q in (0.5, 0.99))
+        report.submit_under_faults_p99_ms = _rounded(percentile([1000 * s for s in seen.submits], 0.99))
+        report.status_p99_ms = _rounded(percentile([1000 * s for s in seen.statuses], 0.99))
+        report.cancel_p99_s = _rounded(percentile(seen.cancels, 0.99))
+
+    def _judge_job(self, report: Report, job: Job, entries: list[JournalEntry]) -> None:
+        ends = sum(isinstance(entry, Succeeded | Failed | Canceled) for entry in entries)
+        report.stuck += ends == 0
+        report.duplicated += ends > 1
+        report.succeeded += job.video is not None
+        report.failed += job.error is not None
+        report.canceled += isinstance(entries[-1], Canceled)
+        report.resumed_clips += sum(clip.attempt < job.attempt for clip in job.clips)
+        if self.seen.final.get(job.id, job.state) != job.state:
+            self.seen.flipped.add(job.id)
+        if job.id in self.seen.canceled and not isinstance(entries[-1], Canceled):
+            self.seen.flipped.add(job.id)
+        if ends == 0 or job.error is not None:
+            log.error("job %s: %s %s", job.id, job.state, job.error)
+
+    def _entries(self, job: Job) -> list[JournalEntry]:
+        entries: list[JournalEntry] = []
+        while (data := self.stack.store.read(entry_key(job.id, len(entries)))) is not None:
+            entries.append(JOURNAL_ENTRY.validate_json(data))
+        return entries
+
+    def _restart_times(self, entries: list[JournalEntry], job_id: str) -> list[float]:
+        """For each attempt that a fault ended: seconds from the fault to the start of the next attempt."""
+        times = []
+        worker, hurt_at = "", None
+        for entry in entries:
+            at = entry.at.timestamp()
+            match entry:
+                case Started():
+                    if hurt_at is not None:
+                        times.append(at - hurt_at)
+                    worker, hurt_at = entry.worker, None
+                case Interrupted():
+                    hits = [
+                        fault.at
+                        for fault in self.faults
+                        if fault.worker_pid is not None
+                        and f"-{fault.worker_pid}-" in worker
+                        and fault.job_id == job_id
+                        and fault.at <= at
+                    ]
+                    hurt_at = max(hits, default=None)
+        return times
+
+    async def _fetch_until_served(self, job_id: str) -> None:
+        answer = await self._insist_at_end(f"/v1/jobs/{job_id}/video")
+        job = self.stack.journal.read(job_id)
+        if answer.status_code != 200 or answer.content != synthetic_video(job.submitted.params):
+            self.seen.partial.add(job_id)
+
+    async def _insist_at_end(self, path: str) -> httpx.Response:
+        deadline = time.monotonic() + 30
+        while True:
+            self.stack.poll()
+            try:
+                answer = await self.client.get(path)
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                if answer.status_code not in (429, 503) or time.monotonic() > deadline:
+                    return answer
+            await asyncio.sleep(RETRY_S)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _input_files() -> dict[str, tuple[str, bytes, str]]:
+    """A small photo and five seconds of near silence: two clips."""
+    photo, speech = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(photo, "PNG")
+    with wave.open(speech, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(bytes(range(256)) * (5 * 16000 * 2 // 256))
+    return {
+        "person_image": ("person.png", photo.getvalue(), "image/png"),
+        "audio": ("speech.wav", speech.getvalue(), "audio/wav"),
+    }
+
+
+async def _run(options: Options, folder: Path, settings: Settings) -> Report:
+    fake = FakeSettings(seconds_per_step=0.05, media=False)
+    with live_stack(folder, options.workers, fake, settings) as stack:
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
+        async with httpx.AsyncClient(
+            base_url=stack.url, timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
+        ) as client:
+            return await Chaos(stack, options, client).run()
+
+
+def run_chaos(options: Options, folder: Path | None = None) -> Report:
+    """Run it in `folder` (a temporary one by default). Main thread only.
+
+    Lease times are the production ones, so that restart times are, too.
+    """
+    # Kills that hit one job again and again must not use up its attempts: that is another promise's test.
+    settings = Settings(max_attempts=50, max_queued_jobs=max(1000, options.jobs), min_free_bytes=0)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return asyncio.run(_run(options, folder, settings))
+    with tempfile.TemporaryDirectory(prefix="cointeract-chaos-") as temporary:
+        return asyncio.run(_run(options, Path(temporary), settings))
+
+
+def as_json(report: Report) -> str:
+    return json.dumps({"ok": report.ok(), **dataclasses.asdict(report)})
