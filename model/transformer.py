@@ -279,7 +279,9 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         types = self.type_embedding.weight.to(dtype)
 
         angles = [self.rope(target_positions(num_latent_frames, rows, columns))]
-        layout = TokenLayout(grid=angles[0].shape[:3], person=0)
+        # Under context parallelism this rank's share: fewer rows than the latents have.
+        frames, local_rows, local_columns, _ = angles[0].shape
+        layout = TokenLayout(grid=(frames, local_rows, local_columns), person=0)
         references = []
 
         def add(grid: torch.Tensor, row: int, positions: Positions) -> int:

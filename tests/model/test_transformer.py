@@ -396,6 +396,16 @@ def test_the_attention_backend_can_be_chosen(target, inputs) -> None:
     torch.testing.assert_close(chosen, default, atol=2e-5, rtol=0)
 
 
+def test_blocks_compile_into_whole_graphs(target, inputs) -> None:
+    transformer = build()
+    with torch.no_grad():
+        exact = [transformer(target, t, **inputs).sample for t in (950, 500)]
+        transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+        conditioning = prepare(transformer, inputs, keep_key_values=True)
+        compiled = [transformer(target, t, conditioning).sample for t in (950, 500)]
+    torch.testing.assert_close(compiled, exact, atol=2e-5, rtol=0)
+
+
 def test_names_that_diffusers_splits_and_compiles_by_exist() -> None:
     transformer = build()
     classes = {type(module).__name__ for module in transformer.modules()}
