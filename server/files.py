@@ -43,12 +43,12 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
         if length == 0:
             raise unsatisfiable
         return max(0, size - length), size - 1
-    first, last = int(match[1]), int(match[2]) if match[2] else size - 1
-    if last < first:
-        return None
+    first = int(match[1])
+    if match[2] and int(match[2]) < first:
+        return None  # malformed, too
     if first >= size:
         raise unsatisfiable
-    return first, min(last, size - 1)
+    return first, min(int(match[2]), size - 1) if match[2] else size - 1
 
 
 def _matches(header: str, etag: str) -> bool:
@@ -84,7 +84,7 @@ def file_response(
     if size != stored.size:
         raise ApiError("no_result", "The file is damaged in storage.")
     if "if-match" in headers and not _matches(headers["if-match"], etag):
-        raise ApiError("no_result", "The file is not the one of If-Match.")
+        raise ApiError("precondition_failed", "The file is not the one of If-Match.")
     if "if-none-match" in headers and _matches(headers["if-none-match"], etag):
         return Response(status_code=304, headers=common)
     wanted = None

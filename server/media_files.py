@@ -137,6 +137,8 @@ def decode_image(source: BinaryIO, target: BinaryIO, limits: Limits) -> dict[str
             "Expected a PNG, JPEG or WebP image.",
             "image/png, image/jpeg, image/webp",
         )
+    with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        _check_image_end(data, kind)
     source.seek(0)
     try:
         image: Image.Image = Image.open(source, formats=[kind])
@@ -151,8 +153,6 @@ def decode_image(source: BinaryIO, target: BinaryIO, limits: Limits) -> dict[str
         raise RejectedFileError(
             "image_too_small", f"The image has {width} × {height} pixels.", limits.min_side
         )
-    with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        _check_image_end(data, kind)
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,38 +67,53 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
-def make_settings(folder: Path, redis_url: str, **changes: object) -> Settings:
+def make_settings(folder: Path, redis: str, **changes: object) -> Settings:
     """Settings for a server of its own in `folder`. No watermark: test machines may be nearly full."""
-    values: dict[str, object] = {"data_dir": folder, "redis_url": redis_url, "min_free_bytes": 0}
+    values: dict[str, object] = {"data_dir": folder, "redis_url": redis, "min_free_bytes": 0}
     return Settings.model_validate({**values, **changes})
 
 
 ApiFactory = Callable[..., Api]
 
 
+@contextmanager
+def running(settings: Settings) -> Iterator[Api]:
+    """An application with one checkpoint known, started."""
+    publish_card(FolderStore(settings.storage_dir), CARD)
+    app = create_app(settings)
+    with TestClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
+        yield Api(app, client)
+
+
 @pytest.fixture
 def make_api(tmp_path: Path, redis_url: str) -> Iterator[ApiFactory]:
     """Starts applications with changed settings, on an emptied Redis."""
     Redis.from_url(redis_url).flushall()
-    clients: list[TestClient] = []
+    with ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(running(make_settings(tmp_path, redis_url, **changes)))
 
-    def make(**changes: object) -> Api:
-        settings = make_settings(tmp_path, redis_url, **changes)
-        publish_card(FolderStore(settings.storage_dir), CARD)
-        app = create_app(settings)
-        client = TestClient(app, base_url=BASE_URL, raise_server_exceptions=False)
-        client.__enter__()
-        clients.append(client)
-        return Api(app, client)
 
-    yield make
-    for client in clients:
-        client.__exit__(None, None, None)
+@pytest.fixture(scope="session")
+def shared_api(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Api]:
+    with running(make_settings(tmp_path_factory.mktemp("shared"), redis_url)) as api:
+        yield api
 
 
 @pytest.fixture
-def api(make_api: ApiFactory) -> Api:
-    return make_api()
+def api(shared_api: Api, redis_url: str) -> Api:
+    """An application with default settings and nothing stored. Shared: starting one takes a second."""
+    Redis.from_url(redis_url).flushall()
+    for folder in ("jobs", "keys", "idempotency", "usage", "scratch"):
+        for name in shared_api.store.list_folders(folder):
+            path = shared_api.store.root / folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    publish_card(shared_api.store, CARD)
+    shared_api.services.index.refresh()
+    shared_api.client.headers.pop("Authorization", None)
+    return shared_api
 
 
 @dataclass

@@ -82,6 +82,8 @@ def form(**changes: Any) -> Files:
     parts: Files = []
     for name, value in fields.items():
         for one in value if isinstance(value, list) else [value]:
-            if one is not None:
+            if isinstance(one, bytes):
+                parts.append((name, ("../../../etc/passwd", one)))  # a name that must not matter
+            elif one is not None:
                 parts.append((name, one if isinstance(one, tuple) else (None, str(one))))
     return parts

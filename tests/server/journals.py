@@ -1,0 +1,62 @@
+"""Plays the worker: appends what a worker would to the journal of a job, and writes the files."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+
+from jobs.contract import ClipFinished, Failed, Job, JobError, Stage, Started, StoredFile, Succeeded, utcnow
+from jobs.journal import job_prefix
+from tests.server.conftest import Api
+
+VIDEO = bytes(range(256)) * 40
+
+
+def put(api: Api, job_id: str, name: str, data: bytes) -> StoredFile:
+    path = api.store.scratch() / name
+    path.write_bytes(data)
+    assert api.store.put_file(path, f"{job_prefix(job_id)}/{name}")
+    return StoredFile(
+        name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data), media_type="video/mp4"
+    )
+
+
+def start(api: Api, job_id: str) -> Job:
+    job = api.services.journal.read(job_id)
+    return api.services.journal.append(job, Started(at=utcnow(), attempt=job.attempt + 1, worker="w1"))
+
+
+def finish_clip(
+    api: Api, job_id: str, clip: int, gpu_seconds: float = 1.5, at: datetime | None = None
+) -> Job:
+    job = api.services.journal.read(job_id)
+    entry = ClipFinished(
+        at=at or utcnow(),
+        attempt=job.attempt,
+        clip=clip,
+        video=put(api, job_id, f"clip-{clip}.mp4", VIDEO[:100]),
+        motion=put(api, job_id, f"motion-{clip}.bin", b"motion"),
+        gpu_seconds=gpu_seconds,
+    )
+    return api.services.journal.append(job, entry)
+
+
+def succeed(api: Api, job_id: str) -> Job:
+    """Start the job, finish its clips, publish a video."""
+    job = start(api, job_id)
+    for clip in range(job.submitted.params.num_clips):
+        job = finish_clip(api, job_id, clip)
+    entry = Succeeded(
+        at=utcnow(),
+        attempt=job.attempt,
+        video=put(api, job_id, "video-1.mp4", VIDEO),
+        duration_s=1.0,
+        gpu_seconds=0.5,
+    )
+    return api.services.journal.append(job, entry)
+
+
+def fail(api: Api, job_id: str) -> Job:
+    job = start(api, job_id)
+    error = JobError(code="out_of_memory", message="Too large for this GPU.", stage=Stage.DENOISING)
+    return api.services.journal.append(job, Failed(at=utcnow(), attempt=job.attempt, error=error))

@@ -1,0 +1,385 @@
+"""Watching, listing, canceling and deleting jobs, and getting their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from jobs.contract import LiveProgress, Priority, RunningJob, Stage, WorkerInfo, utcnow
+from jobs.journal import IllegalEntry
+from jobs.queue import JobQueue
+from tests.server.conftest import Api
+from tests.server.inputs import audio_bytes, form
+from tests.server.journals import VIDEO, fail, finish_clip, start, succeed
+
+
+def submit(api: Api, **changes: Any) -> dict[str, Any]:
+    answer = api.client.post("/v1/generate", files=form(**changes))
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def look(api: Api, job_id: str) -> dict[str, Any]:
+    answer = api.client.get(f"/v1/jobs/{job_id}")
+    assert answer.status_code == 200, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def redis_of(api: Api) -> JobQueue:
+    assert api.services.settings.redis_url is not None
+    return JobQueue(api.services.settings, api.services.settings.redis_url)
+
+
+def test_a_waiting_job_shows_its_place_and_when_it_will_be_done(api: Api) -> None:
+    first, second = submit(api), submit(api)
+    worker = WorkerInfo(name="w1", checkpoint="tiny", device="cpu", ready=True, seconds_per_cost=100.0)
+    redis_of(api).beat(worker)
+    redis_of(api).snapshot("tiny", max_age_s=0)
+    api.services.hints.snapshot("tiny")
+
+    def estimated(job_id: str) -> dict[str, Any]:
+        for _ in range(100):
+            job = look(api, job_id)
+            if job["estimated_start_at"]:
+                return job
+            threading.Event().wait(0.05)
+        pytest.fail("no estimate")
+
+    one, two = estimated(first["id"]), look(api, second["id"])
+    assert (one["queue_position"], two["queue_position"]) == (1, 2)
+    assert datetime.fromisoformat(two["estimated_start_at"]) >= datetime.fromisoformat(
+        one["estimated_finish_at"]
+    )
+
+
+def test_a_running_job_shows_stage_clip_and_step_as_its_worker_tells(api: Api) -> None:
+    job = submit(api, audio=audio_bytes(seconds=7.0))
+    start(api, job["id"])
+    progress = LiveProgress(attempt=1, stage=Stage.DENOISING, clip=1, num_clips=3, step=2, num_steps=4)
+    running = RunningJob(
+        job_id=job["id"], attempt=1, owner="local", priority=Priority.NORMAL, cost=1.0, started_at=utcnow(),
+        progress=progress,
+    )  # fmt: skip
+    redis_of(api).beat(WorkerInfo(name="w1", checkpoint="tiny", device="cpu", ready=True, running=running))
+    seen = look(api, job["id"])
+    assert (seen["status"], seen["stage"], seen["clip"], seen["step"]) == ("processing", "denoising", 1, 2)
+    assert seen["progress"] == 50.0
+    assert seen["attempts"] == 1
+    assert seen["started_at"] is not None
+
+
+def test_what_a_stale_attempt_tells_is_not_shown(api: Api) -> None:
+    job = submit(api)
+    start(api, job["id"])
+    stale = LiveProgress(attempt=7, stage=Stage.DECODING, clip=0, num_clips=1, step=4, num_steps=4)
+    running = RunningJob(
+        job_id=job["id"], attempt=7, owner="local", priority=Priority.NORMAL, cost=1.0, started_at=utcnow(),
+        progress=stale,
+    )  # fmt: skip
+    redis_of(api).beat(WorkerInfo(name="w1", checkpoint="tiny", device="cpu", ready=True, running=running))
+    assert (look(api, job["id"])["stage"], look(api, job["id"])["progress"]) == ("loading", 0.0)
+
+
+def test_a_finished_job_tells_everything_about_itself(api: Api) -> None:
+    job = submit(api)
+    succeed(api, job["id"])
+    seen = look(api, job["id"])
+    assert (seen["status"], seen["stage"], seen["progress"]) == ("succeeded", "done", 100.0)
+    assert seen["urls"]["video"] == f"/v1/jobs/{job['id']}/video"
+    assert seen["urls"]["clips"] == [f"/v1/jobs/{job['id']}/clips/0"]
+    assert seen["usage"] == {"gpu_seconds": 2.0}
+    assert seen["duration_s"] == 1.0
+    kept = datetime.fromisoformat(seen["expires_at"]) - datetime.fromisoformat(seen["completed_at"])
+    assert kept.total_seconds() == api.services.settings.retention_s
+
+
+def test_a_failed_job_says_why(api: Api) -> None:
+    job = submit(api)
+    fail(api, job["id"])
+    seen = look(api, job["id"])
+    assert seen["status"] == "failed"
+    assert seen["error"] == {
+        "code": "out_of_memory", "message": "Too large for this GPU.", "stage": "denoising"
+    }  # fmt: skip
+    video = api.client.get(f"/v1/jobs/{job['id']}/video")
+    assert (video.status_code, video.json()["code"]) == (409, "no_result")
+    assert video.headers["x-should-retry"] == "false"
+
+
+def test_jobs_are_listed_newest_first_page_by_page(api: Api) -> None:
+    ids = [submit(api)["id"] for _ in range(5)]
+    first = api.client.get("/v1/jobs", params={"limit": 2}).json()
+    assert [job["id"] for job in first["data"]] == [ids[4], ids[3]]
+    assert (first["has_more"], first["first_id"], first["last_id"]) == (True, ids[4], ids[3])
+    rest = api.client.get("/v1/jobs", params={"limit": 100, "after": first["last_id"]}).json()
+    assert [job["id"] for job in rest["data"]] == [ids[2], ids[1], ids[0]]
+    assert not rest["has_more"]
+
+
+def test_jobs_are_listed_by_status_as_of_now(api: Api) -> None:
+    queued, done = submit(api), submit(api)
+    succeed(api, done["id"])
+
+    def ids(status: str) -> list[str]:
+        return [job["id"] for job in api.client.get("/v1/jobs", params={"status": status}).json()["data"]]
+
+    assert (ids("queued"), ids("succeeded"), ids("failed")) == ([queued["id"]], [done["id"]], [])
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "status=weird", f"after={'x' * 65}"])
+def test_a_bad_list_query_is_refused_naming_the_parameter(api: Api, query: str) -> None:
+    answer = api.client.get(f"/v1/jobs?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["field"] == query.partition("=")[0]
+
+
+def test_cancel_is_final_and_may_be_repeated(api: Api) -> None:
+    job = submit(api)
+    for _ in range(2):
+        answer = api.client.post(job["urls"]["cancel"])
+        assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+    with pytest.raises(IllegalEntry):
+        start(api, job["id"])
+
+
+def test_a_running_job_can_be_canceled_and_keeps_its_clips(api: Api) -> None:
+    job = submit(api, audio=audio_bytes(seconds=7.0))
+    start(api, job["id"])
+    finish_clip(api, job["id"], 0)
+    assert api.client.post(job["urls"]["cancel"]).json()["status"] == "canceled"
+    clip = api.client.get(f"/v1/jobs/{job['id']}/clips/0")
+    assert (clip.status_code, clip.content) == (200, VIDEO[:100])
+    assert api.client.get(f"/v1/jobs/{job['id']}/clips/1").status_code == 404
+
+
+def test_a_finished_job_cannot_be_canceled(api: Api) -> None:
+    job = submit(api)
+    succeed(api, job["id"])
+    answer = api.client.post(job["urls"]["cancel"])
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_already_finished")
+
+
+def test_cancel_against_a_race_of_clips_wins_in_the_end(api: Api) -> None:
+    job = submit(api, audio=audio_bytes(seconds=30.0))
+    start(api, job["id"])
+    over = threading.Event()
+
+    def clips() -> None:
+        for clip in range(8):
+            try:
+                finish_clip(api, job["id"], clip)
+            except Exception:  # noqa: BLE001 (the cancel won, which is the point)
+                over.set()
+                return
+        over.set()
+
+    racer = threading.Thread(target=clips)
+    racer.start()
+    answer = api.client.post(job["urls"]["cancel"])
+    racer.join()
+    assert answer.json()["status"] == "canceled"
+    assert over.is_set()
+
+
+def test_delete_removes_the_job_with_all_its_files(api: Api) -> None:
+    job = submit(api)
+    start(api, job["id"])
+    answer = api.client.delete(job["urls"]["self"])
+    assert answer.json() == {"id": job["id"], "object": "job.deleted", "deleted": True}
+    assert api.client.get(job["urls"]["self"]).status_code == 404
+    assert api.client.delete(job["urls"]["self"]).status_code == 404
+    assert api.leftovers() == []
+    assert api.client.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("job_id", ["job_" + "0" * 36, "job_x", "..%2f..%2fetc", "job_" + "z" * 36, "%00"])
+def test_a_job_that_does_not_exist_is_a_client_error(api: Api, job_id: str) -> None:
+    assert api.client.get(f"/v1/jobs/{job_id}").status_code in (404, 422)
+    assert api.client.get(f"/v1/jobs/{job_id}/video").status_code in (404, 422)
+
+
+def test_prefer_wait_holds_the_answer_until_the_job_is_over(api: Api) -> None:
+    answers: list[Any] = []
+
+    def ask() -> None:
+        answers.append(api.client.post("/v1/generate", files=form(), headers={"Prefer": "wait=30"}))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for _ in range(1000):
+        if ids := api.store.list_folders("jobs"):
+            break
+        threading.Event().wait(0.02)
+    succeed(api, ids[0])
+    asking.join(30)
+    assert (answers[0].status_code, answers[0].json()["status"]) == (200, "succeeded")
+    assert answers[0].headers["preference-applied"] == "wait=30"
+
+
+def test_prefer_wait_gives_up_after_its_time(api: Api) -> None:
+    answer = api.client.post("/v1/generate", files=form(), headers={"Prefer": "respond-async, wait=1"})
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+
+
+# Files
+
+
+@pytest.fixture
+def done(api: Api) -> str:
+    job = submit(api)
+    succeed(api, job["id"])
+    return f"/v1/jobs/{job['id']}/video"
+
+
+def test_the_video_comes_whole_with_its_hash_as_etag(api: Api, done: str) -> None:
+    answer = api.client.get(done)
+    assert (answer.status_code, answer.content) == (200, VIDEO)
+    assert answer.headers["etag"] == f'"{hashlib.sha256(VIDEO).hexdigest()}"'
+    assert answer.headers["content-type"] == "video/mp4"
+    assert answer.headers["accept-ranges"] == "bytes"
+    head = api.client.head(done)
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(VIDEO)))
+
+
+SIZE = len(VIDEO)
+
+
+@pytest.mark.parametrize(
+    ("header", "first", "last"),
+    [
+        ("bytes=0-99", 0, 99),
+        ("bytes=100-", 100, SIZE - 1),
+        ("bytes=-10", SIZE - 10, SIZE - 1),
+        (f"bytes=-{SIZE * 2}", 0, SIZE - 1),
+        (f"bytes=5-{SIZE * 2}", 5, SIZE - 1),
+        (f"bytes={SIZE - 1}-", SIZE - 1, SIZE - 1),
+    ],
+)
+def test_one_range_is_served_as_206(api: Api, done: str, header: str, first: int, last: int) -> None:
+    answer = api.client.get(done, headers={"Range": header})
+    assert (answer.status_code, answer.content) == (206, VIDEO[first : last + 1])
+    assert answer.headers["content-range"] == f"bytes {first}-{last}/{SIZE}"
+    assert answer.headers["content-length"] == str(last - first + 1)
+
+
+@pytest.mark.parametrize("header", [f"bytes={SIZE}-", "bytes=-0", "bytes=0-1,3-4", "bytes=" + "0-," * 500])
+def test_ranges_outside_and_many_ranges_are_416(api: Api, done: str, header: str) -> None:
+    answer = api.client.get(done, headers={"Range": header})
+    assert (answer.status_code, answer.json()["code"]) == (416, "range_not_satisfiable")
+    assert answer.headers["content-range"] == f"bytes */{SIZE}"
+
+
+@pytest.mark.parametrize("header", ["bytes=a-b", "bytes=9-3", "lines=0-1", "bytes=", "bytes=-"])
+def test_a_range_that_is_none_is_ignored(api: Api, done: str, header: str) -> None:
+    answer = api.client.get(done, headers={"Range": header})
+    assert (answer.status_code, answer.content) == (200, VIDEO)
+
+
+def test_conditional_requests_follow_the_etag(api: Api, done: str) -> None:
+    etag = api.client.get(done).headers["etag"]
+    for matching in (etag, f'"x", {etag}', "*", f"W/{etag}"):
+        assert api.client.get(done, headers={"If-None-Match": matching}).status_code == 304
+    assert api.client.get(done, headers={"If-None-Match": '"x"'}).status_code == 200
+    part = {"Range": "bytes=0-1"}
+    assert api.client.get(done, headers={**part, "If-Range": etag}).status_code == 206
+    assert api.client.get(done, headers={**part, "If-Range": '"x"'}).status_code == 200
+    assert api.client.get(done, headers={"If-Match": '"x"'}).status_code == 412
+    assert api.client.get(done, headers={"If-Match": etag}).status_code == 200
+
+
+def test_an_unfinished_video_is_409_and_may_be_asked_for_again(api: Api) -> None:
+    job = submit(api)
+    answer = api.client.get(f"/v1/jobs/{job['id']}/video")
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_not_finished")
+    assert (answer.headers["x-should-retry"], answer.headers["retry-after"]) == ("true", "2")
+
+
+def test_a_file_that_is_not_whole_is_never_served(api: Api, done: str) -> None:
+    job_id = done.split("/")[3]
+    path = api.store.local_path(f"jobs/{job_id}/video-1.mp4")
+    path.write_bytes(VIDEO[:-1])
+    assert api.client.get(done).status_code == 409
+
+
+# Events
+
+
+def events_of(text: str) -> list[tuple[str | None, str, dict[str, Any]]]:
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            found.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def test_events_tell_the_whole_story_in_order(api: Api) -> None:
+    job = submit(api)
+    succeed(api, job["id"])
+    answer = api.client.get(f"/v1/jobs/{job['id']}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    story = events_of(answer.text)
+    assert [(number, name) for number, name, _ in story] == [
+        ("0", "job.submitted"),
+        ("1", "job.started"),
+        ("2", "job.clip_finished"),
+        ("3", "job.succeeded"),
+    ]
+    assert [data["status"] for _, _, data in story] == ["queued", "processing", "processing", "succeeded"]
+    assert story[2][2]["urls"]["clips"] == [f"/v1/jobs/{job['id']}/clips/0"]
+
+
+def test_a_client_that_comes_back_misses_nothing_and_sees_nothing_twice(api: Api) -> None:
+    job = submit(api)
+    succeed(api, job["id"])
+    answer = api.client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "1"})
+    assert [number for number, _, _ in events_of(answer.text)] == ["2", "3"]
+    wrong = api.client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "x"})
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "Last-Event-ID")
+
+
+def test_an_open_stream_sees_what_happens_meanwhile(api: Api) -> None:
+    job = submit(api)
+    worker = threading.Timer(0.5, succeed, (api, job["id"]))
+    worker.start()
+    story = events_of(api.client.get(f"/v1/jobs/{job['id']}/events").text)
+    worker.join()
+    assert story[-1][1] == "job.succeeded"
+    assert any(name == "job.progress" for _, name, _ in story)
+
+
+def test_a_stream_of_a_deleted_job_ends(api: Api) -> None:
+    job = submit(api)
+    remover = threading.Timer(0.5, api.services.store.remove_folder, (f"jobs/{job['id']}",))
+    remover.start()
+    story = events_of(api.client.get(f"/v1/jobs/{job['id']}/events").text)
+    remover.join()
+    assert story[-1][1] == "job.deleted"
+
+
+# What there is
+
+
+def test_models_are_listed_with_their_limits(api: Api) -> None:
+    (model,) = api.client.get("/v1/models").json()["data"]
+    assert (model["id"], model["trained"], model["default"]) == ("tiny", False, True)
+    assert model["sizes"] == ["112x192", "192x112"]
+
+
+def test_health_readiness_and_metrics(api: Api) -> None:
+    assert api.client.get("/healthz").json() == {"status": "ok"}
+    waiting = api.client.get("/readyz")
+    assert (waiting.status_code, waiting.json()["workers"], waiting.json()["redis"]) == (503, 0, True)
+    redis_of(api).beat(WorkerInfo(name="w1", checkpoint="tiny", device="cpu", ready=True))
+    assert api.client.get("/readyz").json() == {"ready": True, "redis": True, "storage": True, "workers": 1}
+    submit(api)
+    text = api.client.get("/metrics").text
+    assert 'cointeract_jobs{state="queued"} 1.0' in text
+    assert 'route="/v1/generate"' in text
