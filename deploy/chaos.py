@@ -55,7 +55,10 @@ class Options:
     seconds: float = 300.0
     """Length of the part with faults."""
     workers: int = 3
+    outage_s: float = 0.0
+    """Redis answers nobody for so long in the middle of it."""
     overload_s: float = 0.0
+    """Afterwards the API is flooded for so long."""
     seed: int = 0
 
 
@@ -301,6 +304,8 @@ class Chaos:
             return
         kinds = self.random.choices(list(FAULT_WEIGHTS), list(FAULT_WEIGHTS.values()), k=kills)
         kinds[kills // 2] = "flush"
+        if self.options.outage_s:
+            kinds[kills // 4] = "outage"
         began = time.monotonic()
         for place, kind in enumerate(kinds):
             await asyncio.sleep(
@@ -316,6 +321,8 @@ class Chaos:
         match kind:
             case "flush":
                 return self.stack.flush_redis()
+            case "outage":
+                return self.stack.freeze_redis(self.options.outage_s)
             case "api" | "reaper" | "redis":
                 return self.stack.kill(kind)
             case _ if not workers:

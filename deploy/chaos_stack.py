@@ -105,6 +105,15 @@ class LiveStack:
             self.frozen[victim] = wake_at
         return fault
 
+    def freeze_redis(self, seconds: float) -> Fault | None:
+        """SIGSTOP to Redis: it answers nobody, which is worse for its clients than being gone."""
+        pid = self.supervisor.pid("redis")
+        if pid is None:
+            return None
+        os.kill(pid, signal.SIGSTOP)
+        self.frozen[pid] = time.monotonic() + seconds
+        return Fault("Redis outage", time.time())
+
     def flush_redis(self) -> Fault | None:
         try:
             self.queue.redis.flushall()
