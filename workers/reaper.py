@@ -54,6 +54,8 @@ class Reaper:
     """Jobs not known to be finished, as last read."""
     _unheard: dict[tuple[str, int], float] = field(default_factory=dict)
     """Attempts no live worker names, and since when."""
+    _stages: dict[tuple[str, int], Stage] = field(default_factory=dict)
+    """Where each attempt was when its worker was last heard."""
     _epoch: str = ""
     _last_round: float = 0.0
     _next_scan: float = 0.0
@@ -168,13 +170,14 @@ class Reaper:
             self._unheard.clear()
         self._epoch, self._last_round = epoch, now
         heard = {
-            (running.job_id, running.attempt)
+            (running.job_id, running.attempt): running.progress.stage
             for worker in self.queue.workers()
             if (running := worker.running) is not None
         }
         attempts = {
             (job.id, job.attempt): job for job in self.live.values() if job.state is JobState.PROCESSING
         }
+        self._stages = {key: heard.get(key) or self._stages.get(key, Stage.LOADING) for key in attempts}
         self._unheard = {key: self._unheard.get(key, now) for key in attempts if key not in heard}
         for key, since in list(self._unheard.items()):
             if now - since >= self.grace_s:
@@ -188,7 +191,7 @@ class Reaper:
                     message=f"the worker {job.worker} vanished",
                     burns_attempt=True,
                     max_attempts=self.settings.max_attempts,
-                    stage=Stage.DENOISING,
+                    stage=self._stages[key],
                 )
                 LOST_ATTEMPTS.inc(entry is not None)
 

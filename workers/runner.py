@@ -146,6 +146,8 @@ class _Attempt:
             workdir.mkdir()
             outcome, cause = self._render_or_record(workdir)
         finally:
+            # Only here: until it is handled, the exception that ended a render holds its tensors.
+            runner.engine.release()
             shutil.rmtree(workdir, ignore_errors=True)
             self._bill()
             runner.tell(Ended(outcome=outcome, cause=cause, stage=self.stage))
@@ -157,11 +159,8 @@ class _Attempt:
         reason: InterruptReason
         burns = True
         try:
-            try:
-                self._render(workdir)
-                return "succeeded", ""
-            finally:
-                self.runner.engine.release()
+            self._render(workdir)
+            return "succeeded", ""
         except (Superseded, Outdated, JobNotFound) as why:
             log.info("attempt superseded: %s", why, extra=self.about)
             return "superseded", ""
