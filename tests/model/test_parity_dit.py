@@ -113,7 +113,7 @@ def test_a_file_without_product_or_motion_is_compared_by_what_it_has(weights, tm
         ("out.plain_t500.rgb", "out.depth_t500.rgb", "unknown part at 'depth'"),
         ("out.plain_t500.rgb", "out.plain.rgb", "does not end in _t<timestep>"),
         ("in.product_latents", "in.unknown", "needs in.product_latents"),
-        ("in.latents", "in.unknown", "neither transformer"),
+        ("in.latents", "in.unknown", "no cases of a known kind"),
     ],
 )
 def test_files_that_cannot_be_compared_are_refused_with_a_reason(
