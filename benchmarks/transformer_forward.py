@@ -2,9 +2,9 @@
 
     python benchmarks/transformer_forward.py [--official CHECKOUT] [--rounds 5]
 
-All contestants have the same width, layers and about as many tokens, and run by turns in one process. Ours and
-the official code get the same weights and inputs, and their outputs are compared, so that speed is not bought
-with accuracy. CHECKOUT is a clone of the official repository, read at run time; it needs `einops`.
+All contestants have the same width, layers and about as many tokens, and run by turns in one process. Ours
+and the official code get the same weights and inputs, and their outputs are compared, so that speed is not
+bought with accuracy. CHECKOUT is a clone of the official repository, read at run time; it needs `einops`.
 
 CPU seconds are the process's own, over all threads: the steadier figure on a machine that others use, too.
 Peak memory is measured in a process of its own, from before the first forward.

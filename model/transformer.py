@@ -263,9 +263,9 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             audio_embeds: (B, layers, audio_dim, T) speech features at 25 fps.
             product_scale: relative size in which the product is to appear.
             keep_key_values: also compute the prompt's and the speech's keys and values for every block (per
-                prompt 2 · layers · L · D values: 0.42 GB in bf16 at full size). The blocks' weights must be on
-                the device; under block-level offloading pass raw inputs to `forward` instead, and its output's
-                conditioning to the next steps.
+                prompt 2 · layers · L · D values: 0.42 GB in bf16 at full size). The blocks' weights must be
+                on the device; under block-level offloading pass raw inputs to `forward` instead, and its
+                output's conditioning to the next steps.
 
         Raises:
             ValueError: motion or pose latents differ in size from the person's, or pose or speech cover
