@@ -1,0 +1,264 @@
+"""Who may do what: keys, scopes, owners, limits, signed links, foreign sites."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from jobs.contract import Priority, utcnow
+from server.access import is_loopback, why_not_to_start
+from server.app import StartRefusedError, create_app
+from server.keys import KeyLimits, NewKey, Scope, authenticate, create_key, list_keys, revoke_key
+from tests.server.conftest import BASE_URL, Api, ApiFactory, make_settings
+from tests.server.inputs import audio_bytes, form
+from tests.server.journals import VIDEO, finish_clip, start, succeed
+
+
+def bearer(key: NewKey) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key.token}"}
+
+
+def submit(api: Api, key: NewKey, **changes: Any) -> Any:
+    return api.client.post("/v1/generate", files=form(**changes), headers=bearer(key))
+
+
+def test_a_key_is_stored_as_a_hash_only(api: Api) -> None:
+    key = create_key(api.store, "ada")
+    secret = key.token.rsplit("_", 1)[1]
+    stored = b"".join((api.store.read(f"keys/{name}") or b"") for name in api.store.list_folders("keys"))
+    assert secret.encode() not in stored
+    assert authenticate(api.store, key.token) == key.key
+    assert [known.name for known in list_keys(api.store)] == ["ada"]
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "x", "ck_", "ck_../../x_" + "a" * 43, "ck_" + "a" * 12 + "_" + "b" * 43]
+)
+def test_what_is_no_key_is_refused(api: Api, broken: str) -> None:
+    create_key(api.store, "ada")
+    assert authenticate(api.store, broken) is None
+    answer = api.client.get("/v1/jobs", headers={"Authorization": f"Bearer {broken}"})
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_wrong_secret_and_a_revoked_key_are_refused(api: Api) -> None:
+    key = create_key(api.store, "ada")
+    wrong = key.token[:-1] + ("a" if key.token[-1] != "a" else "b")
+    assert authenticate(api.store, wrong) is None
+    assert revoke_key(api.store, key.key.id)
+    assert not revoke_key(api.store, key.key.id)
+    assert not revoke_key(api.store, "../../etc")
+    assert api.client.get("/v1/jobs", headers=bearer(key)).status_code == 401
+    assert api.client.get("/v1/jobs").status_code == 401, "revoking the last key must not open the server"
+
+
+def test_scopes_are_kept_apart(api: Api) -> None:
+    reader = create_key(api.store, "reader", [Scope.READ])
+    writer = create_key(api.store, "writer", [Scope.SUBMIT])
+    admin = create_key(api.store, "admin", [Scope.ADMIN])
+    assert submit(api, reader).json()["code"] == "insufficient_scope"
+    job = submit(api, writer).json()
+    assert api.client.get("/v1/jobs", headers=bearer(writer)).status_code == 403
+    assert api.client.get("/metrics", headers=bearer(reader)).status_code == 403
+    assert api.client.get("/metrics", headers=bearer(admin)).status_code == 200
+    assert api.client.get(job["urls"]["self"], headers=bearer(admin)).status_code == 200
+    seen = api.client.get("/v1/jobs", headers=bearer(admin)).json()["data"]
+    assert [entry["id"] for entry in seen] == [job["id"]]
+
+
+OPEN_ROUTES = {"/healthz", "/readyz"}
+SHARED_ROUTES = {"/v1/models", "/v1/jobs", "/v1/generate", "/v1/validate", "/metrics", "/v1/videos"}
+
+
+def operations(api: Api) -> list[tuple[str, str]]:
+    paths = api.client.get("/openapi.json", headers={"Authorization": ""}).json()["paths"]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
+def test_every_route_of_a_job_hides_it_from_strangers_and_every_route_needs_a_key(api: Api) -> None:
+    owner, stranger = create_key(api.store, "owner"), create_key(api.store, "stranger")
+    job = submit(api, owner, audio=audio_bytes(seconds=1)).json()
+    succeed(api, job["id"])
+    routes = operations(api)
+    assert len(routes) >= 14
+    for method, path in routes:
+        url = re.sub(r"\{(job_id|video_id)\}", job["id"], path).replace("{clip}", "0")
+        assert "{" not in url, f"the matrix does not know how to fill {path}"
+        anonymous = api.client.request(method, url)
+        if path in OPEN_ROUTES:
+            assert anonymous.status_code in (200, 503), (method, path)
+            continue
+        assert anonymous.status_code == 401, (method, path)
+        theirs = api.client.request(method, url, headers=bearer(stranger))
+        if path in SHARED_ROUTES:
+            assert job["id"] not in theirs.text, (method, path)
+        else:
+            assert (theirs.status_code, theirs.json().get("code", theirs.json().get("error", {}))) in (
+                (404, "job_not_found"),
+                (404, {"message": "There is no such job.", "type": "invalid_request_error", "param": None,
+                       "code": "job_not_found"}),
+            ), (method, path)  # fmt: skip
+            # Exactly what a job that never was looks like.
+            never = api.client.request(
+                method, url.replace(job["id"], "job_" + "0" * 36), headers=bearer(stranger)
+            )
+            assert (never.status_code, never.content) == (theirs.status_code, theirs.content)
+    assert api.client.get(job["urls"]["self"], headers=bearer(owner)).json()["status"] == "succeeded"
+
+
+def test_links_can_be_signed_and_expire(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = create_key(api.store, "owner")
+    job = submit(api, owner).json()
+    succeed(api, job["id"])
+    answer = api.client.post(
+        f"/v1/jobs/{job['id']}/signed-urls", json={"expires_in": 60}, headers=bearer(owner)
+    )
+    links = answer.json()
+    assert api.client.get(links["video"]).content == VIDEO
+    assert api.client.get(links["video"], headers={"Range": "bytes=0-3"}).content == VIDEO[:4]
+    assert api.client.get(links["clips"][0]).status_code == 200
+    other_file = links["video"].replace("/video?", "/clips/0?")
+    longer = re.sub(r"expires=\d+", "expires=99999999999", links["video"])
+    for forged in (other_file, longer, links["video"][:-1], links["video"] + "é", longer.split("&")[0]):
+        assert api.client.get(forged).status_code in (401, 403), forged
+    now = utcnow().timestamp()
+    monkeypatch.setattr("server.signing.time.time", lambda: now + 61)
+    assert api.client.get(links["video"]).json()["code"] == "bad_signature"
+
+
+def test_waiting_jobs_of_one_key_are_limited_even_in_a_burst(api: Api) -> None:
+    key = create_key(api.store, "ada", limits=KeyLimits(max_queued=3))
+    other = create_key(api.store, "bob")
+    answers: list[Any] = []
+    burst = [threading.Thread(target=lambda: answers.append(submit(api, key))) for _ in range(8)]
+    for thread in burst:
+        thread.start()
+    for thread in burst:
+        thread.join()
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes == [202] * 3 + [429] * 5
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert (refused.json()["code"], refused.json()["limit"]) == ("queued_jobs_limit", 3)
+    assert int(refused.headers["retry-after"]) > 0
+    assert submit(api, other).status_code == 202
+
+
+def test_gpu_time_per_day_is_limited_and_deleting_gives_none_back(api: Api) -> None:
+    key = create_key(api.store, "ada", limits=KeyLimits(gpu_seconds_per_day=2.0))
+    job = submit(api, key).json()
+    succeed(api, job["id"])
+    api.services.index.refresh()
+    assert submit(api, key).json()["code"] == "gpu_seconds_limit"
+    assert api.client.delete(job["urls"]["self"], headers=bearer(key)).status_code == 200
+    assert submit(api, key).json()["code"] == "gpu_seconds_limit"
+
+
+def test_gpu_time_of_the_day_before_does_not_count(api: Api) -> None:
+    key = create_key(api.store, "ada", limits=KeyLimits(gpu_seconds_per_day=2.0))
+    job = submit(api, key).json()
+    start(api, job["id"])
+    finish_clip(api, job["id"], 0, gpu_seconds=100.0, at=utcnow() - timedelta(hours=25))
+    api.services.index.refresh()
+    assert submit(api, key).status_code == 202
+
+
+def test_stored_bytes_are_limited(api: Api) -> None:
+    key = create_key(api.store, "ada", limits=KeyLimits(max_stored_bytes=1000))
+    job = submit(api, key).json()
+    assert submit(api, key).json()["code"] == "stored_bytes_limit"
+    api.client.delete(job["urls"]["self"], headers=bearer(key))
+    assert submit(api, key).status_code == 202
+
+
+def test_a_key_may_not_ask_for_more_priority_than_it_has(api: Api) -> None:
+    normal = create_key(api.store, "ada")
+    high = create_key(api.store, "vip", highest_priority=Priority.HIGH, limits=KeyLimits(max_running=2))
+    refused = submit(api, normal, priority="high")
+    assert (refused.status_code, refused.json()["field"], refused.json()["limit"]) == (
+        422,
+        "priority",
+        "normal",
+    )
+    job = submit(api, high, priority="high").json()
+    assert api.services.journal.read(job["id"]).submitted.max_running == 2
+
+
+def test_a_full_queue_refuses_with_429_and_frees_a_place_when_a_job_ends(make_api: ApiFactory) -> None:
+    api = make_api(max_queued_jobs=2)
+    jobs = [api.client.post("/v1/generate", files=form()).json() for _ in range(2)]
+    refused = api.client.post("/v1/generate", files=form())
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) > 0
+    api.client.post(jobs[0]["urls"]["cancel"])
+    assert api.client.post("/v1/generate", files=form()).status_code == 202
+
+
+def test_a_disk_nearly_full_refuses_new_jobs_before_taking_them_in(make_api: ApiFactory) -> None:
+    api = make_api(min_free_bytes=2**60)
+    answer = api.client.post("/v1/generate", files=form())
+    assert (answer.status_code, answer.json()["code"]) == (507, "insufficient_storage")
+    assert int(answer.headers["retry-after"]) > 0
+    assert api.leftovers() == []
+    assert api.client.get("/readyz").json()["storage"] is False
+    assert api.client.get("/v1/jobs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8:80", True),
+        ("localhost:8000", True),
+        ("[::1]:8000", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+    ],
+)
+def test_loopback_names_are_told_from_others(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_without_keys_the_server_does_not_start_on_other_addresses(tmp_path: Any, redis_url: str) -> None:
+    settings = make_settings(tmp_path, redis_url, host="0.0.0.0")
+    with pytest.raises(StartRefusedError, match="cointeract keys create"), TestClient(create_app(settings)):
+        pass
+    assert why_not_to_start(settings, keys_exist=True) is None
+    assert why_not_to_start(settings.model_copy(update={"allow_anonymous": True}), keys_exist=False) is None
+
+
+def test_a_foreign_name_for_this_machine_is_not_answered_without_keys(api: Api) -> None:
+    answer = api.client.get("/v1/jobs", headers={"Host": "rebound.evil.example"})
+    assert (answer.status_code, answer.json()["code"]) == (421, "misdirected_host")
+    create_key(api.store, "ada")
+    assert api.client.get("/v1/jobs", headers={"Host": "cointeract.example"}).status_code == 401
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:9999"])
+def test_other_web_sites_cannot_make_a_browser_submit(api: Api, origin: str) -> None:
+    answer = api.client.post("/v1/generate", files=form(), headers={"Origin": origin})
+    assert (answer.status_code, answer.json()["code"]) == (403, "cross_origin")
+    own = api.client.post("/v1/generate", files=form(), headers={"Origin": BASE_URL})
+    assert own.status_code == 202
+
+
+def test_every_answer_carries_the_security_headers(api: Api) -> None:
+    for path in ("/healthz", "/v1/jobs", "/nowhere"):
+        headers = api.client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["cache-control"] == "no-store"
+
+
+def test_log_lines_cannot_be_forged_by_a_path(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    api.client.get("/v1/jobs/a%0d%0aERROR%20forged")
+    assert "\nERROR" not in "\n".join(json.dumps(record.getMessage()) for record in caplog.records)

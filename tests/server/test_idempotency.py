@@ -1,0 +1,113 @@
+"""Idempotency-Key: repeating a submit is safe."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from jobs.contract import JobState, utcnow
+from server.idempotency import KEPT, Claim
+from server.keys import create_key
+from tests.server.conftest import Api, ApiFactory
+from tests.server.inputs import form
+
+
+def submit(api: Api, key: str, **changes: Any) -> Any:
+    return api.client.post("/v1/generate", files=form(**changes), headers={"Idempotency-Key": key})
+
+
+def test_the_same_request_again_gets_the_same_job(api: Api) -> None:
+    first, second = submit(api, "k1"), submit(api, "k1")
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json()["id"] == second.json()["id"]
+    assert second.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert len(api.store.list_folders("jobs")) == 1
+
+
+def test_another_request_under_the_same_key_is_409_and_not_to_be_retried(api: Api) -> None:
+    submit(api, "k1", seed=1)
+    for changes in ({"seed": 2}, {"seed": 1, "prompt": ["other"]}, {"seed": 1, "product_image": None}):
+        answer = submit(api, "k1", **changes)
+        assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_key_reused")
+        assert answer.headers["x-should-retry"] == "false"
+    assert len(api.store.list_folders("jobs")) == 1
+
+
+def test_fifty_identical_submits_at_once_make_one_job(api: Api) -> None:
+    answers: list[Any] = []
+    crowd = [threading.Thread(target=lambda: answers.append(submit(api, "crowd"))) for _ in range(50)]
+    for thread in crowd:
+        thread.start()
+    for thread in crowd:
+        thread.join()
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(api.store.list_folders("jobs")) == 1
+    assert api.store.list_folders("scratch") == []
+
+
+def test_a_crash_between_claim_and_job_is_healed_by_the_repetition(api: Api) -> None:
+    job_id = submit(api, "k1").json()["id"]
+    # As if the process had died after the claim, or after the job and before the mark.
+    (mark,) = [name for name in api.store.list_folders("idempotency") if name.endswith(".stored")]
+    api.store.remove(f"idempotency/{mark}")
+    assert submit(api, "k1").json()["id"] == job_id
+    api.store.remove(f"idempotency/{mark}")
+    api.store.remove_folder(f"jobs/{job_id}")
+    again = submit(api, "k1")
+    assert (again.status_code, again.json()["id"]) == (202, job_id)
+    assert api.services.journal.read(job_id).state is JobState.QUEUED
+
+
+def test_the_job_is_found_after_a_restart(make_api: ApiFactory) -> None:
+    first = submit(make_api(), "k1").json()["id"]
+    assert submit(make_api(), "k1").json()["id"] == first
+
+
+def test_a_deleted_job_is_not_made_again(api: Api) -> None:
+    job = submit(api, "k1").json()
+    api.client.delete(job["urls"]["self"])
+    answer = submit(api, "k1")
+    assert (answer.status_code, answer.json()["code"]) == (409, "idempotent_job_gone")
+
+
+def test_a_refused_request_does_not_use_the_key_up(api: Api) -> None:
+    assert submit(api, "k1", seed=-1).status_code == 422
+    assert submit(api, "k1", seed=1).status_code == 202
+
+
+def test_keys_of_two_owners_are_two_keys(api: Api) -> None:
+    ids = set()
+    for name in ("ada", "bob"):
+        token = create_key(api.store, name).token
+        headers = {"Idempotency-Key": "k1", "Authorization": f"Bearer {token}"}
+        ids.add(api.client.post("/v1/generate", files=form(), headers=headers).json()["id"])
+    assert len(ids) == 2
+
+
+def test_a_repetition_is_answered_even_when_the_queue_is_full(make_api: ApiFactory) -> None:
+    api = make_api(max_queued_jobs=1)
+    job_id = submit(api, "k1").json()["id"]
+    assert submit(api, "k2").status_code == 429
+    assert submit(api, "k1").json()["id"] == job_id
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256])
+def test_a_bad_key_is_refused(api: Api, key: str) -> None:
+    answer = submit(api, key)
+    assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
+
+
+def test_claims_are_kept_two_days_and_then_forgotten(api: Api) -> None:
+    submit(api, "k1")
+    keys = api.services.idempotency
+    keys.expire()
+    assert keys.known("local", "k1")
+    (claim,) = [name for name in api.store.list_folders("idempotency") if name.endswith(".claim")]
+    old = Claim(job_id="job_x", fingerprint="f", at=utcnow() - KEPT)
+    api.store.write(f"idempotency/{claim}", old.model_dump_json().encode())
+    keys.expire()
+    assert api.store.list_folders("idempotency") == []

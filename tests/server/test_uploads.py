@@ -1,0 +1,210 @@
+"""Uploads over a real socket: slow, endless, cut off, lying, too many."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.artifacts import FolderStore
+from jobs.cards import publish_card
+from tests.server.conftest import CARD, Live, make_settings, wait_for
+from tests.server.inputs import form
+
+HEAD = b"POST /v1/generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n%s\r\n\r\n"
+FILE_PART = b'--x\r\nContent-Disposition: form-data; name="person_image"; filename="../../../../tmp/owned.png"\r\n\r\n'
+
+
+def connect(live: Live) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", live.port), timeout=20)
+
+
+def answer_of(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while chunk := connection.recv(65_536):
+            received += chunk
+            if b"\r\n\r\n" in received and received.endswith(b"}"):
+                break
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def nothing_left(live: Live) -> bool:
+    store = live.services.store
+    return not store.list_folders("scratch") and not store.list_folders("jobs")
+
+
+def test_a_trickling_upload_is_cut_off_at_the_deadline(live: Live) -> None:
+    with connect(live) as connection:
+        connection.sendall(HEAD % b"Content-Length: 1000000" + FILE_PART)
+        started = time.monotonic()
+        stop = threading.Event()
+
+        def trickle() -> None:
+            while not stop.wait(0.1):
+                try:
+                    connection.sendall(b"a")
+                except OSError:
+                    return
+
+        trickling = threading.Thread(target=trickle)
+        trickling.start()
+        answer = answer_of(connection)
+        stop.set()
+        trickling.join()
+    assert b" 408 " in answer.split(b"\r\n")[0]
+    assert b"upload_timeout" in answer
+    assert time.monotonic() - started < 10
+    wait_for(lambda: nothing_left(live), 5)
+
+
+def test_an_endless_upload_is_refused_at_the_cap_and_the_connection_closed(live: Live) -> None:
+    limit = live.services.settings.max_image_bytes
+    sent = 0
+    with connect(live) as connection:
+        connection.sendall(HEAD % b"Transfer-Encoding: chunked")
+        block = FILE_PART + b"\0" * 2**20
+        try:
+            while sent < 20 * limit:
+                connection.sendall(b"%x\r\n" % len(block) + block + b"\r\n")
+                sent += len(block)
+                block = b"\0" * 2**20
+        except OSError:
+            pass
+        answer = answer_of(connection)
+    assert sent < 4 * limit, "the server went on reading"
+    assert answer == b"" or b" 413 " in answer.split(b"\r\n")[0]
+    wait_for(lambda: nothing_left(live), 5)
+
+
+def test_a_length_over_the_cap_is_refused_before_the_body_comes(live: Live) -> None:
+    with connect(live) as connection:
+        connection.sendall(HEAD % b"Content-Length: 99999999999")
+        answer = answer_of(connection)
+    assert b" 413 " in answer.split(b"\r\n")[0]
+    assert b"request_too_large" in answer
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_client_that_goes_away_leaves_nothing(live: Live, how: str) -> None:
+    with connect(live) as connection:
+        connection.sendall(HEAD % b"Content-Length: 1000000" + FILE_PART + b"\0" * 100_000)
+        wait_for(lambda: bool(live.services.store.list_folders("scratch")), 5)
+        if how == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    wait_for(lambda: nothing_left(live), 5)
+    assert httpx.get(f"{live.url}/healthz").status_code == 200
+
+
+def test_a_file_name_of_the_client_is_never_used(live: Live) -> None:
+    files = form()
+    answer = httpx.post(
+        f"{live.url}/v1/generate", files=[(n, ("/tmp/owned.png", *v[1:]) if v[0] else v) for n, v in files]
+    )
+    assert answer.status_code == 202
+    assert not os.path.exists("/tmp/owned.png")  # noqa: PTH110
+    assert answer.text.find("owned") == -1
+
+
+def test_too_many_uploads_at_once_are_refused_with_429(live: Live) -> None:
+    limit = live.services.settings.max_concurrent_uploads
+    held = [connect(live) for _ in range(limit)]
+    try:
+        for connection in held:
+            connection.sendall(HEAD % b"Content-Length: 1000000" + FILE_PART)
+        wait_for(lambda: live.services.uploads == limit, 10)
+        answer = httpx.post(f"{live.url}/v1/generate", files=form(), timeout=20)
+        assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+        assert httpx.get(f"{live.url}/healthz").status_code == 200
+    finally:
+        for connection in held:
+            connection.close()
+    wait_for(lambda: live.services.uploads == 0 and nothing_left(live), 10)
+
+
+@contextmanager
+def server_process(folder: Path, redis_url: str) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own: (url, pid)."""
+    settings = make_settings(folder, redis_url)
+    publish_card(FolderStore(settings.storage_dir), CARD)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "COINTERACT_DATA_DIR": str(folder),
+        "COINTERACT_REDIS_URL": redis_url,
+        "COINTERACT_PORT": str(port),
+        "COINTERACT_MIN_FREE_BYTES": "0",
+        "COINTERACT_MAX_QUEUED_JOBS": "20",
+    }
+    program = "from jobs.settings import Settings; from server.app import serve; serve(Settings())"
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=ROOT) as process:
+        try:
+            wait_for(lambda: answers(port), 60)
+            yield f"http://127.0.0.1:{port}", process.pid
+        finally:
+            process.terminate()
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_stays_flat_under_overload_and_large_uploads(tmp_path: Path, redis_url: str) -> None:
+    big = ("big.png", b"\x89PNG\r\n\x1a\n" + b"\0" * (15 * 2**20), "image/png")
+    statuses: list[int] = []
+
+    def send(count: int, **changes: Any) -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for _ in range(count):
+                statuses.append(client.post("/v1/generate", files=form(**changes)).status_code)
+
+    def crowd(size: int, count: int, **changes: Any) -> None:
+        threads = [threading.Thread(target=send, args=(count,), kwargs=changes) for _ in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    with server_process(tmp_path, redis_url) as (url, pid):
+        crowd(4, 2, person_image=big)
+        crowd(4, 5)
+        before = resident_bytes(pid)
+        crowd(8, 2, person_image=big)
+        crowd(16, 20)
+        grown = resident_bytes(pid) - before
+    assert set(statuses) == {202, 422, 429}
+    assert statuses.count(202) == 20
+    assert grown < 50 * 2**20
+
+
+def test_pipelined_requests_after_a_refusal_do_not_confuse_the_server(live: Live) -> None:
+    with connect(live) as connection:
+        body = b"--x\r\nbroken"
+        request = HEAD % b"Content-Length: %d" % len(body) + body
+        connection.sendall(request + b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        received = b""
+        while chunk := connection.recv(65_536):
+            received += chunk
+    assert b" 400 " in received.split(b"\r\n")[0]
+    assert received.rstrip().endswith(b'{"status":"ok"}')
