@@ -1,7 +1,8 @@
-"""Pixels of the procedural world: RGB frames and HOI structure frames, anti-aliased by drawing larger and averaging.
+"""Pixels of the procedural world: RGB frames and HOI structure frames, anti-aliased by drawing larger
+and averaging.
 
-Layers from back to front: room, torso, head, table, arms and palms, product, fingers. So palms are behind the product
-and fingers before it, as in a real grip.
+Layers from back to front: room, torso, head, table, arms and palms, product, fingers. So palms are
+behind the product and fingers before it, as in a real grip.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 # HOI structure: one grey per body part instead of its looks, one colour for whatever is held.
-MESH_HEAD, MESH_TORSO, MESH_ARM, MESH_HAND = (176, 186, 200), (112, 124, 142), (142, 154, 172), (214, 222, 232)
+MESH_HEAD, MESH_TORSO, MESH_ARM, MESH_HAND = (
+    (176, 186, 200),
+    (112, 124, 142),
+    (142, 154, 172),
+    (214, 222, 232),
+)
 MESH_PRODUCT, MESH_PRODUCT_BOTTOM = (236, 150, 60), (190, 104, 36)
 
 
@@ -44,7 +50,9 @@ class Camera:
         right, bottom = self.point(x + half_width, y + half_height)
         return left, top, right, bottom
 
-    def frame_box(self, x: float, y: float, half_width: float, half_height: float) -> tuple[int, int, int, int]:
+    def frame_box(
+        self, x: float, y: float, half_width: float, half_height: float
+    ) -> tuple[int, int, int, int]:
         """The same in whole pixels of the finished frame, cut at its edges: x1, y1, x2, y2."""
         x1, y1, x2, y2 = (v / self.oversampling for v in self.box(x, y, half_width, half_height))
         return (
@@ -82,7 +90,9 @@ class Painter:
         return self._paint(self._room.copy(), pose, structure=False)
 
     def structure(self, pose: Pose) -> np.ndarray:
-        """The HOI structure frame: body parts in greys, the product in one colour, black elsewhere; (H, W, 3) uint8."""
+        """The HOI structure frame: body parts in greys, the product in one colour, black elsewhere; (H,
+        W, 3) uint8.
+        """
         return self._paint(self._black.copy(), pose, structure=True)
 
     def boxes(self, pose: Pose) -> Boxes:
@@ -120,7 +130,9 @@ def product_image(product: Product, width: int, height: int) -> Image.Image:
     """The product reference: its front, filling about the frame, on black."""
     texture = _texture(product, "front", False, 4 * max(width, height))
     ratio = min(width / texture.width, height / texture.height)
-    texture = texture.resize((round(texture.width * ratio), round(texture.height * ratio)), Image.Resampling.LANCZOS)
+    texture = texture.resize(
+        (round(texture.width * ratio), round(texture.height * ratio)), Image.Resampling.LANCZOS
+    )
     image = Image.new("RGB", (width, height))
     image.paste(texture, ((width - texture.width) // 2, (height - texture.height) // 2), texture)
     return image
@@ -184,7 +196,8 @@ def _paint_room(room: Room, camera: Camera) -> Image.Image:
 def _paint_table(draw: ImageDraw.ImageDraw, room: Room, camera: Camera) -> None:
     _, top = camera.point(0, 1.36)
     _, edge = camera.point(0, 1.39)
-    draw.rectangle((0, top, *camera.canvas), fill=room.table)
+    below = top + 2 * camera.canvas[1]  # wide frames may end above the table
+    draw.rectangle((0, top, camera.canvas[0], below), fill=room.table)
     draw.rectangle((0, top, camera.canvas[0], edge), fill=_shade(room.table, 1.12))
 
 
@@ -193,7 +206,9 @@ def _paint_torso(draw: ImageDraw.ImageDraw, person: Person, camera: Camera, stru
     skin = MESH_HEAD if structure else _shade(person.skin, 0.9)
     wide = person.shoulders
     if person.hair_style == "long" and not structure:
-        draw.rounded_rectangle(camera.box(0.5, 0.62, person.head_width * 1.12, 0.26), 0.12 * camera.scale, fill=person.hair)
+        draw.rounded_rectangle(
+            camera.box(0.5, 0.62, person.head_width * 1.12, 0.26), 0.12 * camera.scale, fill=person.hair
+        )
     draw.rounded_rectangle(camera.box(0.5, 1.2, wide, 0.45), 0.12 * camera.scale, fill=shirt)
     draw.rectangle(camera.box(0.5, 0.7, 0.07, 0.08), fill=skin)
     if structure:
@@ -208,7 +223,9 @@ def _paint_torso(draw: ImageDraw.ImageDraw, person: Person, camera: Camera, stru
         draw.ellipse(camera.box(0.5, 0.75, 0.1, 0.05), fill=skin)
 
 
-def _paint_head(draw: ImageDraw.ImageDraw, person: Person, pose: Pose, camera: Camera, structure: bool) -> None:
+def _paint_head(
+    draw: ImageDraw.ImageDraw, person: Person, pose: Pose, camera: Camera, structure: bool
+) -> None:
     x, y = _head(pose)
     wide, tall = person.head_width, person.head_height
     skin = MESH_HEAD if structure else person.skin
@@ -231,10 +248,15 @@ def _paint_head(draw: ImageDraw.ImageDraw, person: Person, pose: Pose, camera: C
     ink = (46, 34, 32)
     for side in (-1, 1):
         eye = (x + side * wide * 0.42, y + 0.005)
-        draw.ellipse(camera.box(*eye, 0.036, 0.032 * pose.eyes + 0.004), fill=(252, 252, 250) if pose.eyes > 0.5 else ink)
+        draw.ellipse(
+            camera.box(*eye, 0.036, 0.032 * pose.eyes + 0.004),
+            fill=(252, 252, 250) if pose.eyes > 0.5 else ink,
+        )
         if pose.eyes > 0.5:
             draw.ellipse(camera.box(*eye, 0.018, 0.022), fill=ink)
-        draw.rounded_rectangle(camera.box(eye[0], eye[1] - 0.062, 0.042, 0.009), 2, fill=_shade(person.hair, 0.8))
+        draw.rounded_rectangle(
+            camera.box(eye[0], eye[1] - 0.062, 0.042, 0.009), 2, fill=_shade(person.hair, 0.8)
+        )
         if person.glasses:
             stroke = max(1, round(0.011 * camera.scale))
             draw.ellipse(camera.box(*eye, 0.062, 0.056), outline=ink, width=stroke)
@@ -322,7 +344,10 @@ def _paint_product(image: Image.Image, product: Product, held: Held, camera: Cam
 def _texture(product: Product, side: str, structure: bool, pixels_per_width: int) -> Image.Image:
     """One side of a product, RGBA, cut out along its outline."""
     zoom = 2
-    width, height = round(product.width * pixels_per_width * zoom), round(product.height * pixels_per_width * zoom)
+    width, height = (
+        round(product.width * pixels_per_width * zoom),
+        round(product.height * pixels_per_width * zoom),
+    )
     mask, cap_mask = Image.new("L", (width, height)), Image.new("L", (width, height))
     _outline(product, ImageDraw.Draw(mask), ImageDraw.Draw(cap_mask), width, height)
     if structure:
@@ -397,4 +422,6 @@ def _decorate(product: Product, side: str, draw: ImageDraw.ImageDraw, width: int
     elif product.pattern == "diagonal":
         for i in range(-1, 3):
             x = w * 0.55 * i
-            draw.polygon([(x, h), (x + w * 0.25, h), (x + w * 0.25 + h * 0.55, 0), (x + h * 0.55, 0)], fill=accent)
+            draw.polygon(
+                [(x, h), (x + w * 0.25, h), (x + w * 0.25 + h * 0.55, 0), (x + h * 0.55, 0)], fill=accent
+            )

@@ -1,4 +1,6 @@
-"""Speech for the procedural world: espeak-ng where it is installed, else a small formant synthesiser; and its envelope."""
+"""Speech for the procedural world: espeak-ng where it is installed, else a small formant synthesiser;
+and its envelope.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def speak(num_frames: int, seed: int, synthesiser: Synthesiser = "auto") -> np.n
 
 
 def mouth_opening(audio: np.ndarray, num_frames: int) -> np.ndarray:
-    """How far the mouth opens in each frame, 0..1: the loudness of the speech, smoothed over about three frames.
+    """How far the mouth opens in each frame, 0..1: the loudness of the speech, smoothed over about three
+    frames.
 
     Relative to the loud parts of the same speech, as the audio encoder's input is normalised per speech too.
     """
@@ -68,7 +71,9 @@ def _espeak_speech(program: str, num_frames: int, seed: int) -> np.ndarray:
 
 
 def _formant_speech(num_frames: int, seed: int) -> np.ndarray:
-    """Syllables (consonant noise, then a vowel gliding to the next) in phrases with pauses; harmonics shaped by formants."""
+    """Syllables (consonant noise, then a vowel gliding to the next) in phrases with pauses; harmonics
+    shaped by formants.
+    """
     rng = np.random.default_rng([seed, 78])
     length = num_frames * SAMPLE_RATE // FPS
     control = np.arange(0, length, 80)  # 200 Hz control rate
@@ -88,7 +93,9 @@ def _formant_speech(num_frames: int, seed: int) -> np.ndarray:
         loudness = float(rng.uniform(0.45, 1.0))
         shape = np.clip(position * duration / onset - 0.6, 0, 1) * np.clip((1 - position) / 0.35, 0, 1) ** 0.7
         amplitude[inside] = loudness * shape
-        noise[inside] = 0.25 * loudness * np.exp(-(((position * duration - 0.6 * onset) / (0.5 * onset)) ** 2))
+        noise[inside] = (
+            0.25 * loudness * np.exp(-(((position * duration - 0.6 * onset) / (0.5 * onset)) ** 2))
+        )
         formants[inside] = vowel + (glide - vowel) * np.clip(position * 1.4 - 0.5, 0, 1)[:, None]
         pitch[inside] = base_pitch * (1.08 - 0.16 * position) * (0.9 + 0.02 * left_in_phrase)
         now += duration

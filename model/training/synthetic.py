@@ -1,7 +1,7 @@
 """The procedural HOI world as training data: clips with everything the official data format holds.
 
-Stands in for photographs and detectors: RGB video, HOI structure video, face and hand boxes, references, prompt, speech.
-Deterministic by seed; one 80×128 frame takes a few milliseconds.
+Stands in for photographs and detectors: RGB video, HOI structure video, face and hand boxes, references,
+prompt, speech. Deterministic by seed; one 80×128 frame takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ FPS = 25
 class SyntheticVideo:
     """Consecutive clips of one presenter with one product.
 
-    frames, structure: (80·clips, H, W, 3) uint8. audio: (N,) float32, 16 kHz, as long as the clips. mouth: (80·clips,).
+    frames, structure: (80·clips, H, W, 3) uint8. audio: (N,) float32, 16 kHz, as long as the clips.
+    mouth: (80·clips,).
     """
 
     cast: Cast
@@ -65,7 +66,8 @@ def make_video(
     audio = speak(total, seed, synthesiser)
     mouth = mouth_opening(audio, total)
     poses = tuple(
-        pose_at(actions[i // CLIP_FRAMES], i % CLIP_FRAMES, float(mouth[i]), cast.product) for i in range(total)
+        pose_at(actions[i // CLIP_FRAMES], i % CLIP_FRAMES, float(mouth[i]), cast.product)
+        for i in range(total)
     )
     painter = Painter(cast, width, height)
     structure = [painter.structure(poses[i]) for i in shown] if with_structure else []

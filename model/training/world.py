@@ -1,4 +1,5 @@
-"""What exists in the procedural world and how it moves: people, products, rooms, actions; all numbers, no pixels.
+"""What exists in the procedural world and how it moves: people, products, rooms, actions; all numbers,
+no pixels.
 
 Lengths are in frame widths: x runs 0..1 from left to right, y downwards with 0.8 in the middle of the frame.
 "Right" and "left" are the presenter's own, so the right hand is on the left of the picture.
@@ -19,22 +20,32 @@ Action = Literal["lift_right", "lift_left", "rotate", "point_right", "point_left
 Shape = Literal["box", "bottle", "can", "jar", "tube", "cup", "bag"]
 Pattern = Literal["band", "stripes", "dots", "disc", "checker", "diagonal"]
 
-ACTIONS: tuple[Action, ...] = ("lift_right", "lift_left", "rotate", "point_right", "point_left", "show_bottom", "hold")
+ACTIONS: tuple[Action, ...] = (
+    "lift_right",
+    "lift_left",
+    "rotate",
+    "point_right",
+    "point_left",
+    "show_bottom",
+    "hold",
+)
 SHAPES: tuple[Shape, ...] = ("box", "bottle", "can", "jar", "tube", "cup", "bag")
 PATTERNS: tuple[Pattern, ...] = ("band", "stripes", "dots", "disc", "checker", "diagonal")
 CLIP_FRAMES = 80
 
 # Hue, saturation, value: names that a prompt can use.
 COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.99, 0.80, 0.83), "orange": (0.07, 0.85, 0.95), "yellow": (0.14, 0.78, 0.96), "green": (0.36, 0.65, 0.62),
-    "teal": (0.49, 0.72, 0.66), "blue": (0.60, 0.72, 0.82), "purple": (0.76, 0.55, 0.68), "pink": (0.93, 0.45, 0.95),
-    "white": (0.10, 0.04, 0.96), "black": (0.60, 0.15, 0.20), "brown": (0.07, 0.60, 0.50),
+    "red": (0.99, 0.80, 0.83), "orange": (0.07, 0.85, 0.95), "yellow": (0.14, 0.78, 0.96),
+    "green": (0.36, 0.65, 0.62), "teal": (0.49, 0.72, 0.66), "blue": (0.60, 0.72, 0.82),
+    "purple": (0.76, 0.55, 0.68), "pink": (0.93, 0.45, 0.95), "white": (0.10, 0.04, 0.96),
+    "black": (0.60, 0.15, 0.20), "brown": (0.07, 0.60, 0.50),
 }  # fmt: skip
 SKINS: tuple[Color, ...] = (
     (250, 218, 192), (240, 198, 164), (222, 174, 136), (190, 138, 100), (146, 98, 68), (104, 68, 48)
 )  # fmt: skip
 HAIRS: dict[str, Color] = {
-    "black": (38, 32, 34), "brown": (96, 62, 40), "blond": (222, 184, 110), "red": (172, 80, 44), "grey": (158, 156, 158)
+    "black": (38, 32, 34), "brown": (96, 62, 40), "blond": (222, 184, 110),
+    "red": (172, 80, 44), "grey": (158, 156, 158)
 }  # fmt: skip
 HAIR_STYLES = ("short", "long", "bun", "curly", "bald")
 ROOMS = ("window", "shelf", "picture", "plant", "lamp", "plain")
@@ -88,7 +99,9 @@ class Room:
 
 @dataclass(frozen=True)
 class Hand:
-    """Where a palm's centre is, whether its fingers close around the product, how far the index finger points (0..1)."""
+    """Where a palm's centre is, whether its fingers close around the product, how far the index finger
+    points (0..1).
+    """
 
     x: float
     y: float
@@ -98,7 +111,9 @@ class Hand:
 
 @dataclass(frozen=True)
 class Held:
-    """Where the product's centre is; `spin` radians about its upright axis, `tilt` 0..1 towards showing the bottom."""
+    """Where the product's centre is; `spin` radians about its upright axis, `tilt` 0..1 towards showing
+    the bottom.
+    """
 
     x: float
     y: float
@@ -211,8 +226,8 @@ def rest_pose() -> Pose:
 def pose_at(action: Action, frame: int, mouth: float, product: Product) -> Pose:
     """The pose in frame 0..79 of a clip.
 
-    Every action starts and ends in the same ready pose (product between both hands before the chest), so that any
-    clip can follow any other.
+    Every action starts and ends in the same ready pose (product between both hands before the chest), so
+    that any clip can follow any other.
     """
     raised = _smooth((frame - 2) / 16) * (1 - _smooth((frame - 60) / 16))
     turn = 2 * np.pi * frame / CLIP_FRAMES
@@ -259,9 +274,9 @@ def describe(cast: Cast, action: Action, rng: np.random.Generator, first: bool) 
     hair = "a bald head" if person.hair_style == "bald" else f"{person.hair_style} {person.hair_name} hair"
     if person.hair_style == "bun":
         hair = f"{person.hair_name} hair in a bun"
-    return (
-        f"A presenter with {hair} in a {person.shirt_name} shirt stands at a table before a {cast.room.wall_name} wall. {said}"
-    )
+    wall = cast.room.wall_name
+    who = f"A presenter with {hair} in a {person.shirt_name} shirt"
+    return f"{who} stands at a table before a {wall} wall. {said}"
 
 
 ACTION_WORDS: dict[Action, tuple[str, ...]] = {
@@ -273,7 +288,10 @@ ACTION_WORDS: dict[Action, tuple[str, ...]] = {
         "The person lifts {thing} with the left hand.",
         "They raise {thing} in their left hand and show it.",
     ),
-    "rotate": ("The person rotates {thing} with both hands.", "They slowly turn {thing} around to show its back."),
+    "rotate": (
+        "The person rotates {thing} with both hands.",
+        "They slowly turn {thing} around to show its back.",
+    ),
     "point_right": (
         "The person points at {thing} with the right hand.",
         "They hold {thing} and point at it with a right finger.",
@@ -283,7 +301,10 @@ ACTION_WORDS: dict[Action, tuple[str, ...]] = {
         "They hold {thing} and point at it with a left finger.",
     ),
     "show_bottom": ("The person shows the bottom of {thing}.", "They tilt {thing} to reveal its bottom."),
-    "hold": ("The person holds {thing} still before the chest.", "They hold {thing} steadily with both hands."),
+    "hold": (
+        "The person holds {thing} still before the chest.",
+        "They hold {thing} steadily with both hands.",
+    ),
 }
 
 
@@ -321,7 +342,10 @@ def _color(name: str, rng: np.random.Generator) -> Color:
 
 
 def _jitter(color: Color, rng: np.random.Generator, amount: int) -> Color:
-    r, g, b = (int(np.clip(c + d, 0, 255)) for c, d in zip(color, rng.integers(-amount, amount + 1, size=3), strict=True))
+    r, g, b = (
+        int(np.clip(c + d, 0, 255))
+        for c, d in zip(color, rng.integers(-amount, amount + 1, size=3), strict=True)
+    )
     return r, g, b
 
 

@@ -1,0 +1,115 @@
+"""Growing and pruning: the HOI stream's parts and LoRA pairs come before training and go after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from model.transformer import CoInteractTransformer3DModel
+
+# What each part of the HOI stream starts from: the video's counterpart.
+HOI_SOURCES = {
+    "hoi_patch_embedding": "patch_embedding",
+    "hoi_proj_out": "proj_out",
+    "hoi_scale_shift_table": "scale_shift_table",
+}
+# The official LoRA: q, k, v, o of blocks and of the audio injection, and both feed-forward layers.
+LORA_TARGETS = (
+    r"blocks\.\d+\.(attn1|attn2|audio_injection\.attn)\.(to_q|to_k|to_v|to_out\.0)"
+    r"|blocks\.\d+\.ffn\.net\.(0\.proj|2)"
+)
+LORA_ADAPTER = "default"
+
+
+def is_hoi(name: str) -> bool:
+    """Whether a parameter belongs to the HOI stream alone."""
+    return any(part.startswith("hoi_") for part in name.split("."))
+
+
+def is_expert(name: str) -> bool:
+    """Whether a parameter belongs to a router or to a hand or face expert."""
+    return "moe" in name.split(".")
+
+
+def with_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTransformer3DModel:
+    """The same network with an HOI stream; new parts start as copies of the video's. Returned as is if
+    it has one.
+    """
+    if transformer.config.hoi_branch:
+        return transformer
+    grown = _like(transformer, hoi_branch=True)
+    weights = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    for name in grown.state_dict():
+        if not is_hoi(name):
+            continue
+        source = ".".join(HOI_SOURCES.get(part, part) for part in name.split("."))
+        # The type embedding has no counterpart: none of the video's rows fits.
+        like = weights.get(source)
+        weights[name] = torch.zeros_like(grown.state_dict()[name]) if like is None else like.clone()
+    grown.load_state_dict(weights, strict=True, assign=True)
+    return grown
+
+
+def without_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTransformer3DModel:
+    """The RGB-only network for inference: HOI parts dropped, LoRA merged, nothing else changed; a copy."""
+    pruned = _like(transformer, hoi_branch=False)
+    weights = {name: tensor for name, tensor in merged_weights(transformer).items() if not is_hoi(name)}
+    pruned.load_state_dict(weights, strict=True, assign=True)
+    pruned.eval()
+    return pruned
+
+
+def add_lora(transformer: CoInteractTransformer3DModel, rank: int) -> None:
+    """Freeze everything, put LoRA pairs (alpha = rank) where the official training has them."""
+    transformer.requires_grad_(False)
+    transformer.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS, init_lora_weights="gaussian"),
+        LORA_ADAPTER,
+    )
+
+
+def choose_trained(
+    transformer: CoInteractTransformer3DModel, lora_rank: int | None, experts: bool, hoi: bool
+) -> None:
+    """Set which weights are trained: all, or LoRA pairs with experts and HOI parts in full (official)."""
+    if lora_rank is None:
+        transformer.requires_grad_(True)
+    else:
+        add_lora(transformer, lora_rank)
+    for name, weight in transformer.named_parameters():
+        if is_expert(name):
+            weight.requires_grad_(experts)
+        elif is_hoi(name):
+            weight.requires_grad_(hoi)
+
+
+@torch.no_grad()
+def merged_weights(transformer: CoInteractTransformer3DModel) -> dict[str, torch.Tensor]:
+    """The state dict under the plain names with LoRA pairs merged in: W + B·A."""
+    weights = {
+        name.replace(".base_layer.", "."): tensor.detach().clone()
+        for name, tensor in transformer.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in _lora_layers(transformer):
+        delta = layer.get_delta_weight(LORA_ADAPTER)
+        weights[f"{name}.weight"] += delta.to(weights[f"{name}.weight"])
+    return weights
+
+
+def _like(transformer: CoInteractTransformer3DModel, hoi_branch: bool) -> CoInteractTransformer3DModel:
+    settings = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    made: CoInteractTransformer3DModel = CoInteractTransformer3DModel(
+        **{**settings, "hoi_branch": hoi_branch}
+    )
+    return made
+
+
+def _lora_layers(module: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
+    for name, layer in module.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            yield name, layer

@@ -1,0 +1,184 @@
+"""Training runs: they learn, they resume to the bit, they leave a checkpoint that the service can load."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.card import CheckpointCard
+from model.checkpoint import load_pipeline
+from model.tiny import AUDIO_DIM, TEXT_DIM, write_tiny_checkpoint
+from model.training.branches import is_expert, is_hoi, with_hoi_branch
+from model.training.cache import FIRST_SUFFIX, MOTION_SUFFIX, ClipCache
+from model.training.clips import EncodedClip
+from model.training.loop import Step, draw_batch, draw_levels, learning_rate, train
+from model.training.recipe import Dropouts, TrainRecipe
+
+H, W = 8, 8
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    for number in range(3):
+        for suffix in (MOTION_SUFFIX, FIRST_SUFFIX):
+            clip = EncodedClip(
+                target=noise(16, 20, H, W),
+                motion=noise(16, 19, H, W) if suffix == MOTION_SUFFIX else None,
+                person=noise(16, 1, H, W),
+                product=noise(16, 1, H, W),
+                hoi=noise(16, 20, H, W),
+                pose=None,
+                prompt_embeds=noise(5 + number, TEXT_DIM),
+                hoi_prompt_embeds=noise(9, TEXT_DIM),
+                audio=noise(25, AUDIO_DIM, 80),
+                labels=torch.randint(0, 3, (20, H // 2, W // 2), generator=generator).byte(),
+            )
+            clip.save(folder / f"{number:06d}{suffix}")
+    save_file(
+        {"prompt": noise(1, TEXT_DIM), "hoi_prompt": noise(8, TEXT_DIM)}, folder / "empty-prompt.safetensors"
+    )
+    return folder
+
+
+def recipe(base: Path, clips: Path, output: Path, **changes: object) -> TrainRecipe:
+    settings = {
+        "base": base, "cache": clips, "output": output, "width": 64, "height": 64, "steps": 4, "batch":
+        2, "window": 3, "lora_rank": None, "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1,
+    }  # fmt: skip
+    return TrainRecipe.model_validate({**settings, **changes})
+
+
+def test_a_resumed_run_repeats_the_losses_of_an_unbroken_one(base: Path, clips: Path, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    unbroken: list[Step] = []
+    train(recipe(base, clips, tmp_path / "whole", optimizer="muon", steps=3), on_step=unbroken.append)
+
+    broken: list[Step] = []
+
+    def stop_in_second_step(step: Step) -> None:
+        if step.step == 1:
+            raise Stopped
+        broken.append(step)
+
+    halves = recipe(base, clips, tmp_path / "halves", optimizer="muon", steps=3, save_minutes=0)
+    with pytest.raises(Stopped):
+        train(halves, on_step=stop_in_second_step)
+    train(halves, resume=True, on_step=broken.append)
+    assert [step.step for step in broken] == [0, 1, 2]
+    assert [(s.loss, s.rgb, s.hoi) for s in broken] == [(s.loss, s.rgb, s.hoi) for s in unbroken]
+    assert len({s.loss for s in unbroken}) == 3
+
+
+def test_the_checkpoint_is_rgb_only_trained_and_loads(base: Path, clips: Path, tmp_path: Path) -> None:
+    folder = train(recipe(base, clips, tmp_path / "run", steps=2))
+    pipeline = load_pipeline(folder)
+    assert not any(is_hoi(name) for name in pipeline.transformer.state_dict())
+    before = load_pipeline(base).transformer.state_dict()
+    assert not torch.equal(pipeline.transformer.state_dict()["proj_out.weight"], before["proj_out.weight"])
+    assert CheckpointCard.read(folder).trained
+    curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in curve] == [0, 1]
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_lora_changes_only_what_it_targets_and_is_merged_into_the_checkpoint(
+    base: Path, clips: Path, tmp_path: Path
+) -> None:
+    folder = train(recipe(base, clips, tmp_path / "run", steps=3, lora_rank=4, learning_rate=1e-2, ema=0.0))
+    after, before = (
+        load_pipeline(folder).transformer.state_dict(),
+        load_pipeline(base).transformer.state_dict(),
+    )
+    assert after.keys() == before.keys()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert "blocks.0.attn1.to_q.weight" in moved
+    assert "blocks.2.ffn.net.2.weight" in moved
+    for name in moved:
+        adapted = any(
+            part in name for part in ("attn1.to_", "attn2.to_", "audio_injection.attn.to_", "ffn.net")
+        )
+        assert is_expert(name) or (adapted and name.endswith("weight")), name
+
+
+def test_gradient_checkpointing_gives_the_same_losses(base: Path, clips: Path, tmp_path: Path) -> None:
+    runs: dict[bool, list[Step]] = {False: [], True: []}
+    for checkpointing, steps in runs.items():
+        settings = recipe(
+            base, clips, tmp_path / str(checkpointing), steps=2, gradient_checkpointing=checkpointing
+        )
+        train(settings, on_step=steps.append)
+    assert [s.loss for s in runs[True]] == pytest.approx([s.loss for s in runs[False]], rel=1e-4)
+
+
+def test_without_experts_and_hoi_stream_neither_is_touched(base: Path, clips: Path, tmp_path: Path) -> None:
+    steps: list[Step] = []
+    settings = recipe(base, clips, tmp_path / "run", steps=2, experts=False, hoi_weight=0, first_stage=0)
+    folder = train(settings, on_step=steps.append)
+    assert steps[0].hoi is None
+    assert steps[0].routing is None
+    after, before = (
+        load_pipeline(folder).transformer.state_dict(),
+        load_pipeline(base).transformer.state_dict(),
+    )
+    assert all(torch.equal(after[name], before[name]) for name in after if is_expert(name))
+
+
+def test_dropouts_leave_conditions_out_as_often_as_asked(base: Path, clips: Path, tmp_path: Path) -> None:
+    cache = ClipCache(clips)
+    settings = recipe(
+        base, clips, tmp_path, dropouts=Dropouts(prompt=0.25, motion=0.4, audio=0.25, pose=0.5), batch=4
+    )
+    batches = [draw_batch(settings, cache, np.random.default_rng(i), 0.0) for i in range(150)]
+    assert np.mean([batch.motion is None for batch in batches]) == pytest.approx(0.4, abs=0.1)
+    silent = torch.cat([batch.audio.flatten(1).abs().amax(dim=1) == 0 for batch in batches])
+    assert silent.float().mean().item() == pytest.approx(0.25, abs=0.06)
+    empty = torch.cat([(batch.prompt_embeds[:, 1:].abs().amax(dim=(1, 2)) == 0) for batch in batches])
+    assert empty.float().mean().item() == pytest.approx(0.25, abs=0.06)
+
+
+def test_noise_levels_cover_the_schedule_evenly() -> None:
+    levels = draw_levels(np.random.default_rng(0), 8)
+    assert [int(level) // 125 for level in levels] == list(range(8))
+
+
+def test_learning_rate_warms_up_and_falls(base: Path, clips: Path, tmp_path: Path) -> None:
+    settings = recipe(base, clips, tmp_path, steps=100, warmup_steps=10, learning_rate=1.0, final_rate=0.1)
+    rates = [learning_rate(settings, step, step / 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1, abs=0.01)
+    assert np.argmax(rates) == 9
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_new_hoi_parts_start_as_the_videos_own(base: Path) -> None:
+    transformer = load_pipeline(base).transformer
+    grown = with_hoi_branch(transformer)
+    assert torch.equal(grown.hoi_patch_embedding.weight, transformer.patch_embedding.weight)
+    assert grown.hoi_patch_embedding.weight.data_ptr() != grown.patch_embedding.weight.data_ptr()
+    assert with_hoi_branch(grown) is grown
+
+
+def test_a_recipe_with_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('base = "a"\ncache = "b"\noutput = "c"\nlearning_speed = 1.0\n')
+    with pytest.raises(ValueError, match="learning_speed"):
+        TrainRecipe.read(file)
+    file.write_text('base = "a"\ncache = "b"\noutput = "c"\n')
+    assert TrainRecipe.read(file).base == tmp_path / "a"
