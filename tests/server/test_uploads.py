@@ -21,8 +21,19 @@ from jobs.cards import publish_card
 from tests.server.conftest import CARD, Live, make_settings, wait_for
 from tests.server.inputs import form
 
-HEAD = b"POST /v1/generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n%s\r\n\r\n"
-FILE_PART = b'--x\r\nContent-Disposition: form-data; name="person_image"; filename="../../../../tmp/owned.png"\r\n\r\n'
+ROOT = Path(__file__).parents[2]
+HEAD = b"\r\n".join(
+    (
+        b"POST /v1/generate HTTP/1.1",
+        b"Host: 127.0.0.1",
+        b"Content-Type: multipart/form-data; boundary=x",
+        b"%s",
+        b"",
+        b"",
+    )
+)
+DISPOSITION = b'form-data; name="person_image"; filename="../../../../tmp/owned.png"'
+FILE_PART = b"--x\r\nContent-Disposition: " + DISPOSITION + b"\r\n\r\n"
 
 
 def connect(live: Live) -> socket.socket:
