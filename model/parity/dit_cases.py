@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from model.block import Visibility
+from model.checkpoint import load_model
 from model.official_components import rename
 from model.official_names import dit_config, dit_name, is_hoi_name
 from model.parity.result import CaseResult, compare
@@ -119,16 +120,16 @@ def build_transformer(official: Tensors, config: Mapping[str, Any]) -> CoInterac
 
 def load_weights(official: Tensors, metadata: Mapping[str, str]) -> CoInteractTransformer3DModel:
     """The network of a weights file, whose metadata holds the official settings as JSON under `config`."""
+    if "config" not in metadata:
+        raise ValueError("the weights file's metadata holds no `config` of a transformer")
     return build_transformer(official, json.loads(metadata["config"]))
 
 
 def load_checkpoint(folder: Path) -> CoInteractTransformer3DModel:
     """The network of a checkpoint folder, in float32."""
-    model: CoInteractTransformer3DModel = CoInteractTransformer3DModel.from_pretrained(
-        folder, subfolder="transformer", torch_dtype=torch.float32
+    return load_model(
+        CoInteractTransformer3DModel, folder / "transformer", torch.device("cpu"), torch.float32
     )
-    model.eval()
-    return model
 
 
 @torch.no_grad()
