@@ -393,9 +393,7 @@ def convert(
     ] = StoredType.BF16,
     fp8_ffn: Annotated[
         bool,
-        typer.Option(
-            "--fp8-ffn", help="Store the blocks' feed-forward weights in 8 bits: 11 GB less, lossy."
-        ),
+        typer.Option("--fp8-ffn", help="Store the blocks' feed-forward weights in 8 bits: 6 GB less, lossy."),
     ] = False,
     keep_hoi: Annotated[
         bool, typer.Option("--keep-hoi", help="Keep the HOI branch, which serving does not need.")
@@ -409,6 +407,41 @@ def convert(
     request = ConvertRequest(base, cointeract, audio_encoder, out, dtype.value, fp8_ffn, keep_hoi)
     with explained_errors():
         run_convert(request, console)
+
+
+@app.command(rich_help_panel="Run the service")
+def doctor(
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option("--checkpoint", "-c", metavar="[NAME=]DIR", help="Checkpoint folder; repeatable."),
+    ] = None,
+    data: DataOption = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare every file with its checksum: reads all of it."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what fits on this machine, what is wrong and what to do.
+
+    Exit status 1 if something must be fixed.
+    """
+    from deploy.up import named_checkpoints
+
+    with explained_errors():
+        folders = named_checkpoints(checkpoint or [])
+        settings = settings_with(data_dir=data)
+        with complaints.status("Examining this machine …"):
+            from deploy.doctor import as_json as to_json
+            from deploy.doctor import diagnose, show
+
+            diagnosis = diagnose(settings, folders, verify)
+    if as_json:
+        typer.echo(to_json(diagnosis))
+    else:
+        show(diagnosis, console)
+    if diagnosis.has_problems:
+        raise typer.Exit(FAILED)
 
 
 @app.command("tiny-checkpoint", rich_help_panel="Checkpoints")
@@ -425,6 +458,34 @@ def tiny_checkpoint(
 
         write_tiny_checkpoint(folder, seed)
     console.print(str(folder), highlight=False, markup=False)
+
+
+@app.command(rich_help_panel="Run the service")
+def chaos(
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs to submit.")] = 1000,
+    kills: Annotated[int, typer.Option(min=0, help="Processes to kill: API, workers, reaper, Redis.")] = 100,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the part with faults.")] = 300,
+    workers: Annotated[int, typer.Option(min=1, help="Workers to run.")] = 3,
+    outage: Annotated[float, typer.Option(min=0, help="Seconds without Redis in the middle of it.")] = 0,
+    overload: Annotated[float, typer.Option(min=0, help="Seconds of flooding the API afterwards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of faults.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Kill parts of a stack of its own while jobs run, and count what was lost. A fast engine stands in.
+
+    Exit status 1 if any promise of docs/reliability.md was broken.
+    """
+    from deploy.chaos import Options, run_chaos, show
+    from deploy.chaos import as_json as to_json
+
+    with explained_errors():
+        report = run_chaos(Options(jobs, kills, seconds, workers, outage, overload, seed))
+    if as_json:
+        typer.echo(to_json(report))
+    else:
+        show(report, console)
+    if not report.ok():
+        raise typer.Exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from model.checkpoints.merge import PlannedTensor
 from model.checkpoints.writer import OutputTensor
 from model.fp8_linear import quantize_rows
 
-# The shared feed-forward holds more than half of the parameters and takes 8 bits well; attention weights in
-# fp8 are known to break long Wan 2.2 videos, and the experts are small.
+# The shared feed-forward holds a third of the parameters and takes 8 bits well; attention weights in fp8
+# are known to break long Wan 2.2 videos, and the experts are small.
 _FP8_WEIGHT = re.compile(r"blocks\.\d+\.ffn\.net\.(0\.proj|2)\.weight")
 
 

@@ -1,0 +1,107 @@
+"""What fits where: the memory model behind `cointeract doctor` and the worker's choice."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoints.convert import ConvertRequest, convert
+from model.checkpoints.layout import on_meta
+from model.checkpoints.memory_model import (
+    OFFICIAL_SIZE,
+    MemoryMode,
+    fitting_mode,
+    measure_checkpoint,
+    needed,
+    tokens,
+    with_fp8,
+)
+from model.official_names import dit_config
+from model.transformer import CoInteractTransformer3DModel
+from tests.checkpoints.official_files import OfficialFiles
+
+GB = 10**9
+LAYOUTS = Path(__file__).parent.parent / "data" / "official_layouts.json"
+
+
+def test_the_official_size_is_that_of_the_official_layouts() -> None:
+    layouts = {name: layout["tensors"] for name, layout in json.loads(LAYOUTS.read_text()).items()}
+    model = on_meta(lambda: CoInteractTransformer3DModel(**dit_config({}, hoi_branch=False)))
+    blocks: dict[str, int] = {}
+    rest = 0
+    for name, tensor in model.state_dict().items():
+        if name.startswith("blocks."):
+            number = name.split(".")[1]
+            blocks[number] = blocks.get(number, 0) + 2 * tensor.numel()
+        else:
+            rest += 2 * tensor.numel()
+
+    def bf16_bytes(tensors: dict[str, list[int]]) -> int:
+        return sum(2 * math.prod(shape) for shape in tensors.values())
+
+    speech = layouts["wav2vec2-large-xlsr-53-chinese-zh-cn"]
+    used = {name: shape for name, shape in speech.items() if "lm_head" not in name and "masked" not in name}
+    assert OFFICIAL_SIZE.transformer == sum(blocks.values()) + rest
+    assert (OFFICIAL_SIZE.transformer_block, OFFICIAL_SIZE.transformer_rest) == (max(blocks.values()), rest)
+    assert OFFICIAL_SIZE.text_encoder == bf16_bytes(layouts["umt5-xxl-encoder"])
+    assert OFFICIAL_SIZE.vae == bf16_bytes(layouts["wan2.1-vae"])
+    assert OFFICIAL_SIZE.audio_encoder == bf16_bytes(used)
+
+
+def test_token_counts_are_those_of_a_clip_with_product_and_motion() -> None:
+    assert tokens(720, 1280) == pytest.approx(84_560, rel=0.001)
+    assert tokens(480, 832) == pytest.approx(36_634, rel=0.001)
+
+
+def test_each_mode_needs_less_gpu_memory_than_the_one_before_and_larger_frames_need_more() -> None:
+    for width, height in ((480, 832), (720, 1280)):
+        peaks = [needed(OFFICIAL_SIZE, mode, width, height).gpu for mode in MemoryMode]
+        assert peaks == sorted(peaks, reverse=True)
+    for mode in MemoryMode:
+        assert needed(OFFICIAL_SIZE, mode, 480, 832).gpu < needed(OFFICIAL_SIZE, mode, 720, 1280).gpu
+        assert (
+            needed(with_fp8(OFFICIAL_SIZE), mode, 720, 1280).gpu < needed(OFFICIAL_SIZE, mode, 720, 1280).gpu
+        )
+
+
+@pytest.mark.parametrize(
+    ("gpu_gb", "host_gb", "size", "mode"),
+    [
+        (141, 128, (720, 1280), MemoryMode.RESIDENT),
+        (80, 128, (720, 1280), MemoryMode.RESIDENT),
+        (64, 128, (720, 1280), MemoryMode.TEXT_OFFLOAD),
+        (48, 128, (480, 832), MemoryMode.TEXT_OFFLOAD),
+        (24, 128, (720, 1280), MemoryMode.OFFLOAD),
+        (16, 128, (480, 832), MemoryMode.OFFLOAD),
+        (24, 32, (480, 832), None),  # what leaves the GPU has no room in main memory
+        (8, 128, (480, 832), None),
+    ],
+)
+def test_the_fastest_mode_that_fits_is_chosen(
+    gpu_gb: int, host_gb: int, size: tuple[int, int], mode: MemoryMode | None
+) -> None:
+    assert fitting_mode(OFFICIAL_SIZE, gpu_gb * GB, host_gb * GB, *size) == mode
+
+
+def test_a_folder_is_measured_as_it_will_be_loaded(files: OfficialFiles, tmp_path: Path) -> None:
+    paths = files.write(tmp_path)
+    convert(ConvertRequest(paths.base, paths.cointeract, paths.audio_encoder, tmp_path / "fp32", "fp32"))
+    convert(
+        ConvertRequest(
+            paths.base, paths.cointeract, paths.audio_encoder, tmp_path / "fp8", "bf16", fp8_ffn=True
+        )
+    )
+    plain, eight_bit = measure_checkpoint(tmp_path / "fp32"), measure_checkpoint(tmp_path / "fp8")
+    model = CoInteractTransformer3DModel.from_pretrained(
+        tmp_path / "fp32" / "transformer", dtype=torch.float32
+    )
+    assert plain.transformer == 2 * sum(tensor.numel() for tensor in model.state_dict().values())
+    assert (plain.width, plain.layers, plain.fp8) == (96, 4, False)
+    assert eight_bit.fp8
+    scales = 2 * 4 * (96 + 192)
+    assert eight_bit.transformer == with_fp8(plain).transformer + scales
+    assert eight_bit.ffn_weights == plain.ffn_weights == 4 * 2 * 96 * 192
