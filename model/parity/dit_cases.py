@@ -127,9 +127,10 @@ def load_weights(official: Tensors, metadata: Mapping[str, str]) -> CoInteractTr
 
 def load_checkpoint(folder: Path) -> CoInteractTransformer3DModel:
     """The network of a checkpoint folder, in float32."""
-    return load_model(
+    transformer: CoInteractTransformer3DModel = load_model(
         CoInteractTransformer3DModel, folder / "transformer", torch.device("cpu"), torch.float32
     )
+    return transformer
 
 
 @torch.no_grad()
