@@ -21,7 +21,7 @@ from pathlib import Path
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
-HEALTHY_AFTER_S = 30.0
+HEALTHY_AFTER_S = 5.0
 """A part that ran this long had a good start: its next death is not counted as one of a series."""
 
 MAX_LOG_BYTES = 50 * 2**20
