@@ -34,6 +34,7 @@ from jobs.contract import JOURNAL_ENTRY, Canceled, Failed, Interrupted, Job, Jou
 from jobs.journal import JobNotFound, entry_key
 from jobs.settings import Settings
 from workers.fake_engine import FakeSettings, synthetic_video
+from workers.identity import pid_of
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,12 @@ class Report:
     """Without faults, at 50 per second."""
     submit_under_faults_p99_ms: float | None = None
     status_p99_ms: float | None = None
+    """Without faults."""
+    status_under_faults_p99_ms: float | None = None
     cancel_p99_s: float | None = None
-    """From the request until the job is canceled and no worker names it."""
+    """From the request until the job is canceled and no worker names it. Without faults."""
+    cancel_under_faults_p99_s: float | None = None
+    """The same, waiting for a dead API, Redis or worker included."""
     overload: dict[str, int] = field(default_factory=dict)
     """Answers by status code."""
     overload_api_growth_mb: float | None = None
@@ -124,7 +129,9 @@ class Observed:
     refused: list[str] = field(default_factory=list)
     calm_submits: list[float] = field(default_factory=list)
     submits: list[float] = field(default_factory=list)
+    calm_statuses: list[float] = field(default_factory=list)
     statuses: list[float] = field(default_factory=list)
+    calm_cancels: list[float] = field(default_factory=list)
     cancels: list[float] = field(default_factory=list)
 
     def live(self) -> list[str]:
@@ -246,7 +253,7 @@ class Chaos:
             if answer.status_code not in (429, 503):
                 self.seen.refused.append(f"status of {job_id}: {answer.status_code} {answer.text[:200]}")
             return
-        self.seen.statuses.append(time.monotonic() - started)
+        (self.seen.statuses if self.faults else self.seen.calm_statuses).append(time.monotonic() - started)
         state = answer.json()["status"]
         if state in ("succeeded", "failed", "canceled"):
             first = self.seen.final.setdefault(job_id, state)
@@ -289,7 +296,8 @@ class Chaos:
             except RedisError:
                 log.debug("Redis is away")
             await asyncio.sleep(0.02)
-        self.seen.cancels.append(time.monotonic() - started)
+        times = self.seen.cancels if self.faults else self.seen.calm_cancels
+        times.append(time.monotonic() - started)
 
     # What goes wrong
 
@@ -409,8 +417,10 @@ class Chaos:
         calm = [1000 * seconds for seconds in seen.calm_submits]
         report.submit_p50_ms, report.submit_p99_ms = (_rounded(percentile(calm, q)) for q in (0.5, 0.99))
         report.submit_under_faults_p99_ms = _rounded(percentile([1000 * s for s in seen.submits], 0.99))
-        report.status_p99_ms = _rounded(percentile([1000 * s for s in seen.statuses], 0.99))
-        report.cancel_p99_s = _rounded(percentile(seen.cancels, 0.99))
+        report.status_p99_ms = _rounded(percentile([1000 * s for s in seen.calm_statuses], 0.99))
+        report.status_under_faults_p99_ms = _rounded(percentile([1000 * s for s in seen.statuses], 0.99))
+        report.cancel_p99_s = _rounded(percentile(seen.calm_cancels, 0.99))
+        report.cancel_under_faults_p99_s = _rounded(percentile(seen.cancels, 0.99))
 
     def _judge_job(self, report: Report, job: Job, entries: list[JournalEntry]) -> None:
         ends = sum(isinstance(entry, Succeeded | Failed | Canceled) for entry in entries)
@@ -449,7 +459,7 @@ class Chaos:
                         fault.at
                         for fault in self.faults
                         if fault.worker_pid is not None
-                        and f"-{fault.worker_pid}-" in worker
+                        and fault.worker_pid == pid_of(worker)
                         and fault.job_id == job_id
                         and fault.at <= at
                     ]

@@ -25,6 +25,7 @@ from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
 from jobs.settings import Settings
 from workers.fake_engine import FakeSettings, write_fake_checkpoint
+from workers.identity import pid_of
 
 CHECKPOINT = "chaos"
 START_TIMEOUT_S = 120.0
@@ -128,7 +129,7 @@ class LiveStack:
     def _job_of(self, pid: int) -> str | None:
         with suppress(RedisError):
             for worker in self.queue.workers():
-                if f"-{pid}-" in worker.name and worker.running is not None:
+                if pid_of(worker.name) == pid and worker.running is not None:
                     return worker.running.job_id
         return None
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import secrets
 import selectors
 import signal
 import socket
@@ -34,6 +33,7 @@ from jobs.queue import JobQueue
 from jobs.settings import Settings
 from workers.attempts import end_attempt
 from workers.heartbeat import Heartbeat
+from workers.identity import worker_name
 from workers.messages import MESSAGE, ChildConfig, ClipDone, Ended, Message, Progressed, Ready, Working
 from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, serve_metrics
 
@@ -91,8 +91,7 @@ class Supervisor:
         self.redis_url = redis_url
         self.folder = folder.resolve()
         self.device = device
-        # Unique, so that a new process can never be taken for the one whose job it finds.
-        self.name = f"{name or socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.name = worker_name(name or socket.gethostname())
         self.card = CheckpointCard.model_validate_json((self.folder / CARD_FILE).read_bytes())
         if checkpoint is not None:  # served under another name than its card's
             self.card = self.card.model_copy(update={"name": checkpoint})

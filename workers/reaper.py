@@ -31,6 +31,7 @@ from jobs.queue import JobQueue
 from jobs.settings import Settings
 from jobs.tickets import Ticket
 from workers.attempts import end_attempt
+from workers.identity import is_surely_dead
 from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, REPAIRS
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,10 @@ class Reaper:
         """Raises OSError if storage fails; a Redis that is away is waited for."""
         self._find_new_jobs()
         self._read_live_jobs()
+        self._end_dead_attempts()
         try:
             self._repair_queue()
-            self._end_lost_attempts()
+            self._end_silent_attempts()
         except RedisError as error:
             self._unheard.clear()  # nobody could be heard
             log.warning("Redis is away: %s", error)
@@ -154,7 +156,13 @@ class Reaper:
             )
             tickets.intermediate_queue.cleanup(worker, tickets)
 
-    def _end_lost_attempts(self) -> None:
+    def _end_dead_attempts(self) -> None:
+        """Queue jobs again whose worker ran on this machine and is gone: that is certain, whatever Redis says."""
+        for key, job in self._running().items():
+            if job.worker is not None and is_surely_dead(job.worker):
+                self._end(key, job)
+
+    def _end_silent_attempts(self) -> None:
         """Queue jobs again whose worker has been silent for its lease and then for our grace.
 
         The grace protects live workers where the lease alone would not: when Redis was away, was wiped, or
@@ -174,26 +182,30 @@ class Reaper:
             for worker in self.queue.workers()
             if (running := worker.running) is not None
         }
-        attempts = {
-            (job.id, job.attempt): job for job in self.live.values() if job.state is JobState.PROCESSING
-        }
+        attempts = self._running()
         self._stages = {key: heard.get(key) or self._stages.get(key, Stage.LOADING) for key in attempts}
         self._unheard = {key: self._unheard.get(key, now) for key in attempts if key not in heard}
         for key, since in list(self._unheard.items()):
             if now - since >= self.grace_s:
-                job = attempts[key]
-                entry = end_attempt(
-                    self.journal,
-                    self.queue,
-                    job.id,
-                    job.attempt,
-                    reason="worker_lost",
-                    message=f"the worker {job.worker} vanished",
-                    burns_attempt=True,
-                    max_attempts=self.settings.max_attempts,
-                    stage=self._stages[key],
-                )
-                LOST_ATTEMPTS.inc(entry is not None)
+                self._end(key, attempts[key])
+
+    def _running(self) -> dict[tuple[str, int], Job]:
+        """Running attempts by job and number."""
+        return {(job.id, job.attempt): job for job in self.live.values() if job.state is JobState.PROCESSING}
+
+    def _end(self, key: tuple[str, int], job: Job) -> None:
+        entry = end_attempt(
+            self.journal,
+            self.queue,
+            job.id,
+            job.attempt,
+            reason="worker_lost",
+            message=f"the worker {job.worker} vanished",
+            burns_attempt=True,
+            max_attempts=self.settings.max_attempts,
+            stage=self._stages.get(key, Stage.LOADING),
+        )
+        LOST_ATTEMPTS.inc(entry is not None)
 
     def _remove_expired(self) -> None:
         if time.monotonic() < self._next_expiry:

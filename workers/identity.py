@@ -1,0 +1,52 @@
+"""Names of workers from which any process on the same machine can tell whether the worker still lives.
+
+A lease tells that, too, but only after a while, and only if Redis was there. The name holds a mark of the kernel and the
+PID namespace, the process id, and when the process started, so a recycled process id is not taken for the worker, nor a
+process in another container or on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+_NAME = re.compile(r".*\.(?P<space>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)", re.DOTALL)
+
+
+def worker_name(label: str) -> str:
+    """A name for this process as a worker, unlike that of any other process ever."""
+    pid = os.getpid()
+    return f"{label}.{_pid_space()}-{pid}-{_start_time(pid)}"
+
+
+def pid_of(name: str) -> int | None:
+    """The process id in a worker's name, meaningful on its own machine only."""
+    match = _NAME.fullmatch(name)
+    return int(match["pid"]) if match else None
+
+
+def is_surely_dead(name: str) -> bool:
+    """True if the worker ran where we can see all processes, and it is not among them. False if unknown."""
+    match = _NAME.fullmatch(name)
+    if match is None or match["space"] != _pid_space():
+        return False
+    return _start_time(int(match["pid"])) != int(match["start"])
+
+
+def _pid_space() -> str:
+    """Equal for two processes exactly if process ids mean the same to both."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    namespace = Path("/proc/self/ns/pid").readlink()
+    return hashlib.sha256(f"{boot}{namespace}".encode()).hexdigest()[:8]
+
+
+def _start_time(pid: int) -> int | None:
+    """Clock ticks since boot when the process started; None if there is none, or only its remains (a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, start = fields[0], fields[19]
+    return None if state in "ZX" else int(start)
