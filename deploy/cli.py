@@ -475,8 +475,9 @@ def chaos(
 
     Exit status 1 if any promise of docs/reliability.md was broken.
     """
-    from deploy.chaos import Options, run_chaos, show
+    from deploy.chaos import Options, run_chaos
     from deploy.chaos import as_json as to_json
+    from deploy.chaos_report import show
 
     with explained_errors():
         report = run_chaos(Options(jobs, kills, seconds, workers, outage, overload, seed))
