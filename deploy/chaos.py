@@ -45,6 +45,8 @@ SUBMIT_RATE = 50.0
 STATUS_RATE = 20.0
 CANCEL_EVERY = 20
 """One job in so many is canceled."""
+STEPS_PER_JOB = 8
+"""Two clips of four steps."""
 RETRY_S = 0.2
 REQUEST_TIMEOUT_S = 30.0
 
@@ -55,7 +57,7 @@ class Options:
     kills: int = 100
     seconds: float = 300.0
     """Length of the part with faults."""
-    workers: int = 3
+    workers: int = 4
     outage_s: float = 0.0
     """Redis answers nobody for so long in the middle of it."""
     overload_s: float = 0.0
@@ -507,7 +509,10 @@ def _input_files() -> dict[str, tuple[str, bytes, str]]:
 
 
 async def _run(options: Options, folder: Path, settings: Settings) -> Report:
-    fake = FakeSettings(seconds_per_step=0.05, media=False)
+    # Long enough that faults find the workers busy most of the time, short enough that all jobs fit.
+    steps = options.jobs * STEPS_PER_JOB
+    busy = 0.8 * options.workers * options.seconds / steps if options.kills else 0.05
+    fake = FakeSettings(seconds_per_step=min(1.0, busy), media=False)
     with live_stack(folder, options.workers, fake, settings) as stack:
         limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
         async with httpx.AsyncClient(
