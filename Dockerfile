@@ -5,8 +5,11 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_
     PATH=/opt/venv/bin:$PATH PYTHONPATH=/app \
     COINTERACT_DATA_DIR=/data COINTERACT_HOST=0.0.0.0 HF_HUB_OFFLINE=1
 # A fixed uid: the containers share the data volume.
-RUN useradd --create-home --uid 10001 cointeract && install -d -o cointeract -g cointeract /data /app
+RUN useradd --create-home --uid 10001 cointeract && install -d -o cointeract -g cointeract /data
 WORKDIR /app
+VOLUME /data
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["cointeract"]
 
 # Dependencies before our code, so that a changed line does not install them again. The project itself is installed
 # without its packages (there are none here yet): that gives the `cointeract` command, which finds them in /app.
@@ -19,26 +22,17 @@ RUN pip install --constraint constraints.txt torch && pip install --constraint c
 
 FROM base AS api
 COPY --from=api-dependencies /opt/venv /opt/venv
-COPY --chown=root:root jobs jobs
-COPY --chown=root:root server server
-COPY --chown=root:root workers workers
-COPY --chown=root:root deploy deploy
+COPY . .
 USER cointeract
-VOLUME /data
 EXPOSE 8000
-STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["cointeract", "healthy", "api"]
-ENTRYPOINT ["cointeract"]
 CMD ["serve"]
 
 FROM base AS worker
 COPY --from=worker-dependencies /opt/venv /opt/venv
-COPY --chown=root:root . .
+COPY . .
 # The default checkpoint: small random networks, so that the image runs anywhere as it is.
 RUN cointeract tiny-checkpoint /opt/checkpoints/tiny
 USER cointeract
-VOLUME /data
-STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s CMD ["cointeract", "healthy", "worker"]
-ENTRYPOINT ["cointeract"]
 CMD ["worker", "--checkpoint", "/opt/checkpoints/tiny"]
