@@ -50,22 +50,29 @@ def encode_audio(
     feature_extractor: Wav2Vec2FeatureExtractor,
     audio: np.ndarray,
     device: torch.device,
+    *,
+    last_layer_normed: bool = True,
 ) -> torch.Tensor:
     """All hidden states of the whole speech at 25 fps.
 
     Args:
         audio: (N,) float32, mono, 16 kHz, about -1..1.
+        last_layer_normed: pass the last hidden state through the encoder's final LayerNorm. transformers 4, with
+            which the official weights were trained, does so; transformers 5, with which the official code's
+            numbers were recorded, does not.
 
     Returns:
-        (layers, T, D) with layers = 1 + transformer layers and T = int(len / 50 · 25), in the encoder's
-        dtype.
+        (layers, T, D) with layers = 1 + transformer layers and T = int(len / 50 · 25), in the encoder's dtype.
 
     Raises:
         ValueError: fewer samples than one output of the encoder needs (25 ms).
     """
     num_frames = feature_frame_count(encoder, len(audio))
     values = feature_extractor(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values  # (1, N)
-    hidden = encoder(values.to(device, encoder.dtype), output_hidden_states=True).hidden_states
+    output = encoder(values.to(device, encoder.dtype), output_hidden_states=True)
+    hidden = list(output.hidden_states)
+    if last_layer_normed:
+        hidden[-1] = output.last_hidden_state
     features = torch.cat(hidden)  # (layers, T50, D)
     features = F.interpolate(features.transpose(1, 2), size=num_frames, mode="linear", align_corners=True)
     return features.transpose(1, 2)  # (layers, T, D)

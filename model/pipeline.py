@@ -28,6 +28,7 @@ from model.audio_encoder import (
     video_frame_count,
 )
 from model.media.images import PersonFit, cover, fit_person, place_product
+from model.memory import onload_outer_layers
 from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
 from model.text_encoder import encode_prompts
 from model.transformer import CoInteractTransformer3DModel, Conditioning, TransformerOutput
@@ -369,7 +370,13 @@ class CoInteractPipeline(DiffusionPipeline):
             product_latents=None
             if request.product is None
             else self._encode_frames(request.product[None], request.parity),
-            audio_features=encode_audio(self.audio_encoder, self.feature_extractor, request.audio, device),
+            audio_features=encode_audio(
+                self.audio_encoder,
+                self.feature_extractor,
+                request.audio,
+                device,
+                last_layer_normed=not request.parity,
+            ),
             prompt_embeds={prompt: embeds[i : i + 1] for i, prompt in enumerate(prompts)},
         )
 
@@ -398,6 +405,7 @@ class CoInteractPipeline(DiffusionPipeline):
     ) -> tuple[Conditioning, Conditioning | None]:
         """All that the denoising steps of a clip share, for the conditional and the unconditional pass."""
         dtype = self.transformer.dtype
+        offloaded = onload_outer_layers(self.transformer, self._execution_device)
         window = OFFICIAL_AUDIO_WINDOW if request.parity else CLIP_FRAMES
         audio = clip_features(encoded.audio_features, clip, window).to(dtype)
         pose_latents = self._encode_pose(request, clip)
@@ -415,7 +423,7 @@ class CoInteractPipeline(DiffusionPipeline):
                 encoder_hidden_states=encoded.prompt_embeds[prompt].to(dtype),
                 audio_embeds=audio_embeds,
                 product_scale=request.product_scale,
-                keep_key_values=True,
+                keep_key_values=not offloaded,
             )
 
         if request.guidance_scale == 1.0:

@@ -133,7 +133,11 @@ def run_pipeline_cases(
     """Run the recorded video and compare each clip: audio features, latents, frames."""
     request = request_of(cases, metadata)
     features = encode_audio(
-        pipeline.audio_encoder, pipeline.feature_extractor, request.audio, pipeline.transformer.device
+        pipeline.audio_encoder,
+        pipeline.feature_extractor,
+        request.audio,
+        pipeline.transformer.device,
+        last_layer_normed=False,
     )
     clips = 0
     for clip in pipeline.run(request):

@@ -27,16 +27,30 @@ def encoder() -> Wav2Vec2Model:
     return build_audio_encoder(audio_weights(config), config)
 
 
-def features(encoder, audio: np.ndarray) -> torch.Tensor:
-    return encode_audio(encoder, Wav2Vec2FeatureExtractor(do_normalize=True), audio, CPU)
+def features(encoder, audio: np.ndarray, last_layer_normed: bool = True) -> torch.Tensor:
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
+    return encode_audio(encoder, extractor, audio, CPU, last_layer_normed=last_layer_normed)
 
 
 def test_recorded_speech_gives_the_official_features(encoder):
     cases, _ = recorded("audio_cases")
-    ours = features(encoder, cases["wav"].numpy())
+    ours = features(encoder, cases["wav"].numpy(), last_layer_normed=False)
     official = cases["features_every_fourth"]
     assert ours.shape[:2] == (25, 182)
     assert (ours[:, ::4] - official).abs().max() <= 1e-5 * official.abs().max()
+
+
+def test_only_the_last_layer_is_normed_as_in_training(encoder):
+    audio = np.sin(np.arange(16_000) / 7).astype(np.float32)
+    recorded_way, trained_way = features(encoder, audio, last_layer_normed=False), features(encoder, audio)
+    assert torch.equal(recorded_way[:-1], trained_way[:-1])
+    with torch.no_grad():
+        # Interpolation in time commutes with nothing but averaging, so norm the 50 Hz states themselves.
+        values = Wav2Vec2FeatureExtractor(do_normalize=True)(audio, sampling_rate=16_000, return_tensors="pt")
+        states = encoder(**values, output_hidden_states=True).hidden_states[-1]
+        normed = encoder.encoder.layer_norm(states)
+    assert torch.allclose(trained_way[-1, 0], normed[0, 0], atol=1e-5)
+    assert torch.allclose(trained_way[-1, -1], normed[0, -1], atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [400, 719, 720, 1039, 1040, 16_000, 51_200, 51_520])
