@@ -57,12 +57,12 @@ def encode_audio(
 
     Args:
         audio: (N,) float32, mono, 16 kHz, about -1..1.
-        last_layer_normed: pass the last hidden state through the encoder's final LayerNorm. transformers 4, with
-            which the official weights were trained, does so; transformers 5, with which the official code's
-            numbers were recorded, does not.
+        last_layer_normed: pass the last hidden state through the encoder's final LayerNorm. transformers 4
+            does so, and the official weights were trained with it; transformers 5 does not, and the official
+            code's numbers were recorded with it.
 
     Returns:
-        (layers, T, D) with layers = 1 + transformer layers and T = int(len / 50 · 25), in the encoder's dtype.
+        (layers, T, D): layers = 1 + transformer layers, T = int(len / 50 · 25), in the encoder's dtype.
 
     Raises:
         ValueError: fewer samples than one output of the encoder needs (25 ms).

@@ -37,7 +37,6 @@ from model.vae import decode_latents, encode_pixels
 CLIP_FRAMES = 80
 CLIP_LATENT_FRAMES = 20
 MOTION_FRAMES = 73
-MOTION_LATENT_FRAMES = 19
 OFFICIAL_AUDIO_WINDOW = 81
 
 DEFAULT_NEGATIVE_PROMPT = (
@@ -214,16 +213,14 @@ class CoInteractPipeline(DiffusionPipeline):
         """Generate a video clip by clip; see `VideoRequest` for shapes and units.
 
         Args:
-            person_image, product_image: photos of any size; `fit` says how the person is brought to the
-            frame. parity: repeat the official code's behaviour with its defects (stretched person, audio
-            windows of 81
-                frames, seed = clip index, no more clips than it makes, tiled VAE, no trimming).
-            first_clip, motion_frames: continue behind clip `first_clip - 1`, given that clip's
-            `motion_frames`.
+            person_image, product_image: photos of any size; `fit` says how the person is brought to the frame.
+            parity: repeat the official code's recorded behaviour with its defects: stretched person, audio
+                windows of 81 frames, last audio layer not normed, seed = clip index, no more clips than it
+                makes, tiled VAE, no trimming.
+            first_clip, motion_frames: continue behind clip `first_clip - 1`, given its `motion_frames`.
 
         Raises:
-            ValueError: sizes that are not multiples of 16, no prompt, speech shorter than 25 ms, and the
-                like.
+            ValueError: sizes that are not multiples of 16, no prompt, speech under 25 ms, and the like.
         """
         if height % 16 or width % 16:
             raise ValueError(f"width and height must be multiples of 16, not {width}x{height}")

@@ -26,9 +26,9 @@ def load_pose(
     """Decode a pose video to (T, H, W, 3) uint8 at 25 fps.
 
     Args:
-        size: (width, height) to crop and resize each frame to while reading: a long video at its own size is
-            large. max_frames: stop after so many frames at 25 fps. resample: False takes frame by frame
-            whatever the video's rate, as the official code does.
+        size: (width, height) to crop and resize each frame to while reading; long videos are large.
+        max_frames: stop after so many frames at 25 fps.
+        resample: False takes frame by frame whatever the video's rate, as the official code does.
 
     Raises:
         MediaError: no video in it, or nothing decodable.

@@ -1,4 +1,4 @@
-"""The whole pipeline and its parts against the official code's numbers, through the command that users run."""
+"""The whole pipeline and its parts against the official numbers, through the command that users run."""
 
 import json
 from pathlib import Path
