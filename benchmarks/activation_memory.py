@@ -65,7 +65,9 @@ def peak_bytes(weights: torch.nn.Module, run: Callable[[], object]) -> int:
 
 
 def transformer_peak(model: CoInteractTransformer3DModel, height: int, width: int) -> tuple[int, int]:
-    """(tokens, peak bytes) of one forward of a clip after the first, with product; conditioning included."""
+    """(tokens, peak bytes) of one forward as the pipeline does it: a clip after the first, with product and pose,
+    the conditioning of both prompts kept.
+    """
     h, w = height // 8, width // 8
 
     def latents(frames: int) -> torch.Tensor:
@@ -75,16 +77,21 @@ def transformer_peak(model: CoInteractTransformer3DModel, height: int, width: in
 
     def run() -> None:
         nonlocal tokens
-        conditioning = model.prepare_conditioning(
-            num_latent_frames=20,
-            person_latents=latents(1),
-            product_latents=latents(1),
-            motion_latents=latents(19),
-            encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
-            audio_embeds=torch.empty(1, 25, 1024, 80, dtype=torch.bfloat16),
-        )
-        tokens = conditioning.layout.video
-        model(latents(20), 500.0, conditioning)
+        both = [
+            model.prepare_conditioning(
+                num_latent_frames=20,
+                person_latents=latents(1),
+                product_latents=latents(1),
+                motion_latents=latents(19),
+                pose_latents=latents(20),
+                encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
+                audio_embeds=torch.empty(1, 25, 1024, 80, dtype=torch.bfloat16),
+                keep_key_values=True,
+            )
+            for _ in range(2)
+        ]
+        tokens = both[0].layout.video
+        model(latents(20), 500.0, both[0])
 
     peak = peak_bytes(model, run)
     return tokens, peak

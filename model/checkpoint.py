@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -29,6 +30,8 @@ from transformers import (
 
 from model.card import CheckpointCard
 from model.checkpoints.errors import CheckpointError, Fault, Problem, unreadable
+from model.checkpoints.memory_model import MemoryMode
+from model.memory import choose_mode, offload
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
@@ -40,22 +43,41 @@ Model = TypeVar("Model", bound=ModelMixin | PreTrainedModel)
 
 
 def load_pipeline(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    memory: MemoryMode | None = None,
 ) -> CoInteractPipeline:
-    """Load a checkpoint folder (diffusers layout) onto `device`, floating tensors as `dtype`.
+    """Load a checkpoint folder (diffusers layout) for `device`, floating tensors as `dtype`.
+
+    Args:
+        memory: what stays on the device; by default the fastest mode in which the card's sizes fit.
 
     Raises:
-        FileNotFoundError: a component's folder or file is not there. CheckpointError: missing, unexpected,
-            duplicated or mis-shaped tensors, each named, or an unreadable file.
+        FileNotFoundError: a component's folder or file is not there.
+        CheckpointError: missing, unexpected, duplicated or mis-shaped tensors, each named, or an
+            unreadable file.
     """
     folder, device = Path(folder), torch.device(device)
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no model_index.json")
     started = time.monotonic()
+    mode = memory or _fastest_mode(folder, device)
+    host = torch.device("cpu")
     pipeline = CoInteractPipeline(
-        transformer=load_model(CoInteractTransformer3DModel, folder / "transformer", device, dtype),
+        transformer=load_model(
+            CoInteractTransformer3DModel,
+            folder / "transformer",
+            host if mode is MemoryMode.OFFLOAD else device,
+            dtype,
+        ),
         vae=load_model(AutoencoderKLWan, folder / "vae", device, dtype),
-        text_encoder=load_model(UMT5EncoderModel, folder / "text_encoder", device, dtype),
+        text_encoder=load_model(
+            UMT5EncoderModel,
+            folder / "text_encoder",
+            device if mode is MemoryMode.RESIDENT else host,
+            dtype,
+        ),
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         audio_encoder=load_model(Wav2Vec2Model, folder / "audio_encoder", device, dtype),
         feature_extractor=Wav2Vec2FeatureExtractor.from_pretrained(
@@ -65,9 +87,20 @@ def load_pipeline(
             folder / "scheduler", local_files_only=True
         ),
     )
-    peak = f", peak {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else ""
-    logger.info("loaded %s on %s in %.1f s%s", folder, device, time.monotonic() - started, peak)
+    offload(pipeline, mode, device)
+    peaks = f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of main memory"
+    if device.type == "cuda":
+        peaks += f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of GPU memory"
+    seconds = time.monotonic() - started
+    logger.info("loaded %s on %s in %.1f s, mode %s, %s", folder, device, seconds, mode.value, peaks)
     return pipeline
+
+
+def _fastest_mode(folder: Path, device: torch.device) -> MemoryMode:
+    if device.type != "cuda":
+        return MemoryMode.RESIDENT
+    sizes = [tuple(map(int, size.split("x"))) for size in CheckpointCard.read(folder).sizes]
+    return choose_mode(folder, device, [(width, height) for width, height in sizes])
 
 
 def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torch.dtype) -> Model:

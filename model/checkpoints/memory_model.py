@@ -18,8 +18,10 @@ from typing import Any
 LOADED_BYTES = 2
 """Bytes of a weight on the GPU: bf16. Weights stored in 8 bits stay so."""
 
-HIDDEN_STATES_PER_TOKEN = 16.7
-"""Peak of one forward, conditioning included, in bf16 vectors of the transformer's width per token."""
+HIDDEN_STATES_PER_TOKEN = 18.6
+"""Peak of one forward, with the conditioning of both prompts kept and with pose: bf16 vectors of the
+transformer's width per token.
+"""
 
 DECODE_BYTES_PER_PIXEL = 10_700
 ENCODE_BYTES_PER_PIXEL = 7_900
@@ -27,8 +29,8 @@ ENCODE_BYTES_PER_PIXEL = 7_900
 frames.
 """
 
-CACHED_TEXT_BYTES = 2 * 512 * 2 * LOADED_BYTES
-"""Keys and values of two prompts (with and without guidance), per layer and unit of width."""
+CACHED_BYTES = 4_500
+"""Keys and values of both prompts and of the speech, per layer and unit of width."""
 
 TEXT_ENCODER_WORK_BYTES = 600_000_000
 CONTEXT_BYTES = 1_200_000_000
@@ -114,7 +116,7 @@ def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int) -> N
     """Peak memory of rendering `width` × `height` with guidance."""
     pixels = width * height
     denoising = int(HIDDEN_STATES_PER_TOKEN * LOADED_BYTES * size.width * tokens(width, height))
-    denoising += CACHED_TEXT_BYTES * size.layers * size.width
+    denoising += CACHED_BYTES * size.layers * size.width
     decoding = DECODE_BYTES_PER_PIXEL * pixels
     weights = size.vae + size.audio_encoder
     offloaded = 0
