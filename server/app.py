@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -29,7 +28,7 @@ from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
 from server.keys import any_keys
 from server.metrics import Metrics
-from server.routes import health, jobs
+from server.routes import health, jobs, pages
 from server.sandbox import Sandbox
 from server.services import Services
 from server.signing import UrlSigner
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0
 EXPIRE_EVERY_S: Final = 3600.0
 GRACEFUL_STOP_S: Final = 5
-STATIC: Final = Path(__file__).parent / "static"
 
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -181,6 +179,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     app.include_router(jobs.router)
     app.include_router(health.router)
+    app.include_router(pages.router)
     app.add_middleware(Guard, services=services)
     return app
 
