@@ -41,7 +41,7 @@ def finish_clip(
     return api.services.journal.append(job, entry)
 
 
-def succeed(api: Api, job_id: str) -> Job:
+def succeed(api: Api, job_id: str, video: bytes = VIDEO) -> Job:
     """Start the job, finish its clips, publish a video."""
     job = start(api, job_id)
     for clip in range(job.submitted.params.num_clips):
@@ -49,7 +49,7 @@ def succeed(api: Api, job_id: str) -> Job:
     entry = Succeeded(
         at=utcnow(),
         attempt=job.attempt,
-        video=put(api, job_id, "video-1.mp4", VIDEO),
+        video=put(api, job_id, "video-1.mp4", video),
         duration_s=1.0,
         gpu_seconds=0.5,
     )
