@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import Protocol
 class ArtifactStore(Protocol):
     """Keys are relative POSIX paths chosen by us ("jobs/job_…/journal/000000.json")."""
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Durably create `key` with `data`; False if it exists already or its job folder is gone."""
+    def create(self, key: str, data: bytes, *, durable: bool = True) -> bool:
+        """Durably (or leaving that to `adopt_folder`) create `key` with `data`; False if it exists already or its job folder is gone."""
 
     def write(self, key: str, data: bytes) -> None:
         """Durably create or replace `key`. For what is not part of a job, such as checkpoint cards."""
@@ -45,8 +45,10 @@ class ArtifactStore(Protocol):
         FileNotFoundError.
         """
 
-    def adopt_folder(self, source: Path, prefix: str) -> None:
+    def adopt_folder(self, source: Path, prefix: str, *, after: Sequence[str] = ()) -> None:
         """Durably move a local folder, all its files fsynced, to the new prefix, as one visible step.
+
+        Keys in `after` were created without durability; they are durable before the folder is.
 
         Raises FileExistsError if somebody else was first: of many racing calls exactly one succeeds.
         """
@@ -92,7 +94,7 @@ class FolderStore:
         return path
 
     @contextmanager
-    def _written(self, data: bytes) -> Iterator[Path]:
+    def _written(self, data: bytes, durable: bool = True) -> Iterator[Path]:
         """A temporary file with durable content, gone afterwards whatever happens (a full disk must not fill
         further).
         """
@@ -101,18 +103,20 @@ class FolderStore:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: bytes, *, durable: bool = True) -> bool:
         target = self._path(key)
-        with self._written(data) as temporary:
+        with self._written(data, durable) as temporary:
             try:
                 # link, unlike rename, refuses to replace: the kernel decides every race.
                 os.link(temporary, target)
-                fsync_path(target.parent)
+                if durable:
+                    fsync_path(target.parent)
             except (FileExistsError, FileNotFoundError):
                 return False
         return True
@@ -151,9 +155,10 @@ class FolderStore:
             raise FileNotFoundError(key)
         return path
 
-    def adopt_folder(self, source: Path, prefix: str) -> None:
+    def adopt_folder(self, source: Path, prefix: str, *, after: Sequence[str] = ()) -> None:
         target = self._path(prefix)
         paths = [Path(folder) / name for folder, _, names in os.walk(source) for name in (*names, "")]
+        paths += [path for key in after for path in (self._path(key), self._path(key).parent)]
         # All at once: a file system gathers waiting syncs into one commit (7 ms instead of 27).
         list(self._syncing.map(fsync_path, paths))
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -140,6 +140,8 @@ class Submitted(Entry):
     """Seconds after the terminal entry until the job and its files are removed."""
     cost: float
     """Estimated work in clip·step·megapixels; only ratios between jobs matter (fair share and estimates)."""
+    idempotency_claim: str | None = None
+    """The claim in storage that leads repetitions of the submit to this job."""
     max_running: int | None = None
     """Jobs the owner may have running at once; the job waits while that many run. None: no limit."""
 

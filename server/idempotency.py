@@ -4,7 +4,7 @@ The claim (key → job id and fingerprint of the request) is created exclusively
 with one key
 agree on one job id, and a submit that finds a claim without a job (a crash in between) stores the job under
 that id.
-A second mark says that the job was stored once, to tell a crash from a job deleted since.
+A job that is deleted leaves a mark beside its claim, so that this is not taken for such a crash.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class IdempotencyKeys:
         """
         path = f"{self._path(owner, key)}.claim"
         wanted = Claim(job_id=job_id, fingerprint=request, at=utcnow())
-        if self.store.create(path, wanted.model_dump_json().encode()):
+        # Not durable yet: the job's folder makes it so (a claim is worth nothing without its job).
+        if self.store.create(path, wanted.model_dump_json().encode(), durable=False):
             return job_id
         data = self.store.read(path)
         if data is None:
@@ -86,11 +87,16 @@ class IdempotencyKeys:
             raise ApiError("idempotency_key_reused", detail, field="Idempotency-Key")
         return claim.job_id
 
-    def mark_stored(self, owner: str, key: str) -> None:
-        self.store.create(f"{self._path(owner, key)}.stored", b"")
+    def claim_key(self, owner: str, key: str) -> str:
+        """Where the claim lies in storage."""
+        return f"{self._path(owner, key)}.claim"
 
-    def was_stored(self, owner: str, key: str) -> bool:
-        return self.store.read(f"{self._path(owner, key)}.stored") is not None
+    def mark_gone(self, claim: str) -> None:
+        """The claim's job is being deleted: repetitions must not make it again."""
+        self.store.create(f"{claim.removesuffix('.claim')}.gone", b"")
+
+    def is_gone(self, owner: str, key: str) -> bool:
+        return self.store.read(f"{self._path(owner, key)}.gone") is not None
 
     def expire(self) -> None:
         """Forget claims older than `KEPT`."""
@@ -99,7 +105,7 @@ class IdempotencyKeys:
             data = self.store.read(f"{_FOLDER}/{name}") if kind == "claim" else None
             if data is not None and Claim.model_validate_json(data).at < utcnow() - KEPT:
                 self.store.remove(f"{_FOLDER}/{name}")
-                self.store.remove(f"{_FOLDER}/{stem}.stored")
+                self.store.remove(f"{_FOLDER}/{stem}.gone")
 
     @asynccontextmanager
     async def turn(self, owner: str, key: str) -> AsyncIterator[None]:

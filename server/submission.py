@@ -393,7 +393,14 @@ def _stored(folder: Path, field: str) -> StoredFile | None:
     return StoredFile(name=name, sha256=digest, size=path.stat().st_size, media_type=media_type)
 
 
-def _store(job_id: str, draft: Draft, checked: Checked, services: Services, principal: Principal) -> Job:
+def _store(
+    job_id: str,
+    draft: Draft,
+    checked: Checked,
+    services: Services,
+    principal: Principal,
+    claim: str | None = None,
+) -> Job:
     """Write entry 0 beside the inputs, move the folder to its place: from then on the job is safe."""
     files = {field: _stored(checked.folder, field) for field in FILE_FIELDS}
     submitted = Submitted(
@@ -409,10 +416,12 @@ def _store(job_id: str, draft: Draft, checked: Checked, services: Services, prin
         retention_s=draft.fields.retention_s or services.settings.retention_s,
         cost=checked.cost,
         max_running=principal.limits.max_running,
+        idempotency_claim=claim,
     )
     entry = checked.folder / entry_key(job_id, 0).replace(job_prefix(job_id), "job", 1)
     entry.write_text(submitted.model_dump_json())
-    services.store.adopt_folder(checked.folder / "job", job_prefix(job_id))
+    after = [] if claim is None else [claim]
+    services.store.adopt_folder(checked.folder / "job", job_prefix(job_id), after=after)
     job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
     services.index.put(job)
     services.hints.announce(job)
@@ -430,14 +439,14 @@ def _store_once(
     try:
         job, created = services.journal.read(job_id), False
     except JobNotFound as error:
-        if keys.was_stored(principal.owner, key):
+        if keys.is_gone(principal.owner, key):
             detail = "The job of this Idempotency-Key was deleted or has expired."
             raise ApiError("idempotent_job_gone", detail, field="Idempotency-Key") from error
         try:
-            job, created = _store(job_id, draft, checked, services, principal), True
+            claim = keys.claim_key(principal.owner, key)
+            job, created = _store(job_id, draft, checked, services, principal, claim), True
         except FileExistsError:
             job, created = services.journal.read(job_id), False
-    keys.mark_stored(principal.owner, key)
     return job, created
 
 

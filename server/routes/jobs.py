@@ -284,6 +284,8 @@ def delete_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> 
     """Cancel the job if need be, and remove it with all its files."""
     job = _cancel(job, services, principal)
     services.index.remove(job)
+    if job.submitted.idempotency_claim is not None:
+        services.idempotency.mark_gone(job.submitted.idempotency_claim)
     services.store.remove_folder(job_prefix(job.id))
     return Deleted(id=job.id)
 
