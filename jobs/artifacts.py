@@ -23,7 +23,10 @@ class ArtifactStore(Protocol):
     """Keys are relative POSIX paths chosen by us ("jobs/job_…/journal/000000.json")."""
 
     def create(self, key: str, data: bytes, *, durable: bool = True) -> bool:
-        """Durably (or leaving that to `adopt_folder`) create `key` with `data`; False if it exists already or its job folder is gone."""
+        """Durably create `key` with `data`; False if it exists already or its job folder is gone.
+
+        With `durable` false that is left to an `adopt_folder`.
+        """
 
     def write(self, key: str, data: bytes) -> None:
         """Durably create or replace `key`. For what is not part of a job, such as checkpoint cards."""
