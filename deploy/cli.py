@@ -444,6 +444,23 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
+@app.command(rich_help_panel="Checkpoints")
+def train(
+    config: Annotated[
+        Path,
+        typer.Option("--config", exists=True, dir_okay=False, help="Recipe in TOML; see docs/training.md."),
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the recipe's last saved state.")
+    ] = False,
+) -> None:
+    """Co-generation training: fine-tune a checkpoint on clips of your own, then prune it for serving."""
+    with explained_errors():
+        with console.status("Loading"):
+            from deploy.training import run_training
+        run_training(config, resume, console)
+
+
 @app.command("tiny-checkpoint", rich_help_panel="Checkpoints")
 def tiny_checkpoint(
     folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write; it must not exist yet.")],

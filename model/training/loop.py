@@ -35,6 +35,8 @@ from .recipe import TrainRecipe
 
 log = logging.getLogger(__name__)
 
+FROZEN_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Step:
@@ -85,11 +87,14 @@ def train(
     )
     recipe.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("tensorboard")
-    pipeline = load_pipeline(recipe.base, "cpu", torch.float32)
+    pipeline = load_pipeline(recipe.base, "cpu", FROZEN_DTYPES[recipe.frozen_weights])
     cache = _prepare_cache(recipe, pipeline, accelerator)
     transformer = with_hoi_branch(pipeline.transformer) if recipe.hoi_weight else pipeline.transformer
     transformer.train()
     choose_trained(transformer, recipe.lora_rank, recipe.experts, recipe.hoi_weight > 0)
+    for weight in transformer.parameters():
+        if weight.requires_grad or weight.ndim < 2:  # norms run in fp32 under autocast
+            weight.data = weight.data.float()
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     use_short_prompts(transformer)

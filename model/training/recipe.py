@@ -53,6 +53,8 @@ class TrainRecipe(BaseModel):
     """Share of the learning rate that the cosine ends at."""
     gradient_clip: float = 1.0
     ema: float = Field(0.999, ge=0, lt=1)
+    frozen_weights: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the weights that are not trained (LoRA); trained ones are always fp32."""
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
     seed: int = 0

@@ -1,11 +1,13 @@
 """Training runs: they learn, they resume to the bit, they leave a checkpoint that the service can load."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from model.card import CheckpointCard
@@ -18,6 +20,13 @@ from model.training.loop import Step, draw_batch, draw_levels, learning_rate, tr
 from model.training.recipe import Dropouts, TrainRecipe
 
 H, W = 8, 8
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator_state() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run; ours are many in one process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +125,16 @@ def test_lora_changes_only_what_it_targets_and_is_merged_into_the_checkpoint(
             part in name for part in ("attn1.to_", "attn2.to_", "audio_injection.attn.to_", "ffn.net")
         )
         assert is_expert(name) or (adapted and name.endswith("weight")), name
+
+
+def test_lora_on_bf16_weights_trains_in_fp32(base: Path, clips: Path, tmp_path: Path) -> None:
+    steps: list[Step] = []
+    settings = recipe(
+        base, clips, tmp_path / "run", steps=2, lora_rank=4, frozen_weights="bf16", mixed_precision="bf16"
+    )
+    folder = train(settings, on_step=steps.append)
+    assert all(np.isfinite(step.loss) for step in steps)
+    assert load_pipeline(folder).transformer.state_dict()["proj_out.weight"].shape[0] == 64
 
 
 def test_gradient_checkpointing_gives_the_same_losses(base: Path, clips: Path, tmp_path: Path) -> None:
