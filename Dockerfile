@@ -4,8 +4,8 @@ FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PATH=/opt/venv/bin:$PATH PYTHONPATH=/app \
     COINTERACT_DATA_DIR=/data COINTERACT_HOST=0.0.0.0 HF_HUB_OFFLINE=1
-# A fixed uid: the containers share the data volume.
-RUN useradd --create-home --uid 10001 cointeract && install -d -o cointeract -g cointeract /data
+# A fixed uid: the containers share the data volume. (Some base images keep / closed to all but root.)
+RUN useradd --create-home --uid 10001 cointeract && install -d -o cointeract -g cointeract /data && chmod go+rx /
 WORKDIR /app
 VOLUME /data
 STOPSIGNAL SIGTERM
@@ -14,8 +14,8 @@ ENTRYPOINT ["cointeract"]
 # Dependencies before our code, so that a changed line does not install them again. The project itself is installed
 # without its packages (there are none here yet): that gives the `cointeract` command, which finds them in /app.
 FROM base AS api-dependencies
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN python -m venv /opt/venv && pip install --constraint constraints.txt .
+COPY pyproject.toml constraints.txt ./
+RUN touch README.md && python -m venv /opt/venv && pip install --constraint constraints.txt .
 
 FROM api-dependencies AS worker-dependencies
 RUN pip install --constraint constraints.txt torch && pip install --constraint constraints.txt '.[model]'

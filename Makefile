@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name yours: make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,train,dev]'
 	touch $@
 
 # The pages that are written from the code: settings, commands, file map.
