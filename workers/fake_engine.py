@@ -19,12 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from jobs.cards import CARD_FILE
 from jobs.contract import (
-    CLIP_FRAMES,
     FPS,
     CheckpointCard,
     CheckpointDefaults,
@@ -32,7 +28,6 @@ from jobs.contract import (
     GenerationParams,
     Stage,
 )
-from model.media import encode_clip, join_clips
 from workers.engine import FinishedVideo, OnProgress, OutOfMemory, RenderRequest
 
 FAKE_FILE = "fake.json"
@@ -86,15 +81,17 @@ def synthetic_video(params: GenerationParams) -> bytes:
 class FakeClip:
     index: int
     digest: bytes
-    frames: np.ndarray | None
-    """(T, H, W, 3) uint8, or None without media."""
+    params: GenerationParams
+    media: bool
 
     def save(self, video: Path, motion: Path) -> None:
         motion.write_bytes(self.digest)
-        if self.frames is None:
-            video.write_bytes(synthetic_clip(self.index, self.digest))
+        if self.media:
+            from workers.fake_media import encode_colours
+
+            encode_colours(self.params, self.index, self.digest, video)
         else:
-            encode_clip(self.frames, video)
+            video.write_bytes(synthetic_clip(self.index, self.digest))
 
 
 class FakeEngine:
@@ -105,7 +102,7 @@ class FakeEngine:
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[FakeClip]:
         params = request.params
-        before = request.motion.read_bytes() if request.motion else b""
+        digest = request.motion.read_bytes() if request.motion else b""
         for index in range(request.first_clip, params.num_clips):
             prompt = params.prompts[min(index, len(params.prompts) - 1)]
             on_progress(Stage.ENCODING, index, 0)
@@ -114,31 +111,25 @@ class FakeEngine:
                 if step == 1 and (fault := _FAULT.search(prompt)):
                     _commit(fault["kind"], float(fault["seconds"] or 1))
                 on_progress(Stage.DENOISING, index, step)
-            before = clip_digest(before, params, index)
+            digest = clip_digest(digest, params, index)
             on_progress(Stage.DECODING, index, params.num_inference_steps)
-            yield FakeClip(index, before, self._frames(request, index, before))
+            yield FakeClip(index, digest, params, self.settings.media)
 
     def finish(
         self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path
     ) -> FinishedVideo:
         params = request.params
         if self.settings.media:
-            join_clips(clips, request.audio, video)
+            from workers.fake_media import join
+
+            join(params, clips, request.audio, video, poster)
         else:
             video.write_bytes(b"".join(clip.read_bytes() for clip in clips))
-        Image.new("RGB", (params.width, params.height)).save(poster, "JPEG")
+            poster.write_bytes(b"poster")
         return FinishedVideo(duration_s=params.num_frames / FPS)
 
     def release(self) -> None:
         """Holds nothing between attempts."""
-
-    def _frames(self, request: RenderRequest, index: int, digest: bytes) -> np.ndarray | None:
-        if not self.settings.media:
-            return None
-        params = request.params
-        count = min(CLIP_FRAMES, params.num_frames - index * CLIP_FRAMES)
-        colours = np.random.default_rng(list(digest)).integers(0, 256, (count, 1, 1, 3), np.uint8)
-        return np.broadcast_to(colours, (count, params.height, params.width, 3))
 
 
 def _commit(kind: str, seconds: float) -> None:

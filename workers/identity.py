@@ -1,8 +1,8 @@
 """Names of workers from which any process on the same machine can tell whether the worker still lives.
 
-A lease tells that, too, but only after a while, and only if Redis was there. The name holds a mark of the kernel and the
-PID namespace, the process id, and when the process started, so a recycled process id is not taken for the worker, nor a
-process in another container or on another machine.
+A lease tells that, too, but only after a while, and only if Redis was there. The name holds a mark of the
+kernel and the PID namespace, the process id, and when the process started, so a recycled process id is not
+taken for the worker, nor a process in another container or on another machine.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _pid_space() -> str:
 
 
 def _start_time(pid: int) -> int | None:
-    """Clock ticks since boot when the process started; None if there is none, or only its remains (a zombie)."""
+    """Clock ticks since boot when the process started; None if there is none, or only its remains (a zombie).
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

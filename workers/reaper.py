@@ -157,7 +157,9 @@ class Reaper:
             tickets.intermediate_queue.cleanup(worker, tickets)
 
     def _end_dead_attempts(self) -> None:
-        """Queue jobs again whose worker ran on this machine and is gone: that is certain, whatever Redis says."""
+        """Queue jobs again whose worker ran on this machine and is gone: that is certain, whatever Redis
+        says.
+        """
         for key, job in self._running().items():
             if job.worker is not None and is_surely_dead(job.worker):
                 self._end(key, job)
