@@ -165,6 +165,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             services.stopping.set()
             keeping_up.cancel()
+            await services.tidied()
             await services.sandbox.stop()
 
     app = FastAPI(

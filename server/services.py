@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jobs.artifacts import ArtifactStore
 from jobs.journal import Journal
@@ -36,4 +38,15 @@ class Services:
     """JSON bodies hold whole files in memory, so only this many are looked at together."""
     uploads: int = 0
     streams: int = 0
+    _tidying: set[asyncio.Task[None]] = field(default_factory=set)
     check_webhook_url: Callable[[str], object] = field(default=lambda url: check_url(url, "webhook_url"))
+
+    def tidy(self, folder: Path) -> None:
+        """Remove a folder in the background."""
+        task = asyncio.create_task(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
+
+    async def tidied(self) -> None:
+        """Wait until nothing is left to remove."""
+        await asyncio.gather(*self._tidying)

@@ -11,8 +11,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -118,18 +118,18 @@ class Checked:
 # --- receiving ----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def scratch_folder(services: Services) -> Iterator[Path]:
+@asynccontextmanager
+async def scratch_folder(services: Services) -> AsyncIterator[Path]:
     """A folder for one submit; nothing of it is left afterwards, whatever happened."""
     folder = services.store.scratch() / f"submit-{secrets.token_hex(8)}"
-    folder.mkdir(mode=0o700)
     try:
-        (folder / "received").mkdir()
         for name in FOLDERS_OF_JOB:
-            (folder / "job" / name).mkdir(parents=True)
+            (folder / "job" / name).mkdir(parents=True, mode=0o700)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        raise
+    services.tidy(folder)  # removing takes milliseconds while the disk is busy; the answer need not wait
 
 
 def _file_limits(services: Services) -> dict[str, int]:
@@ -148,13 +148,13 @@ async def receive(request: Request, services: Services, folder: Path) -> Draft:
     if media_type == "multipart/form-data":
         texts = frozenset(GenerateFields.model_fields)
         bracketed = FormRules(_file_limits(services), texts, frozenset({"prompt"}))
-        form = await receive_form(request, folder / "received", bracketed, services.settings)
+        form = await receive_form(request, folder, bracketed, services.settings)
         values, files = _from_form(form.texts), dict(form.files)
     elif media_type == "application/json":
         async with services.json_slots:
             values = await receive_json(request, services.settings)
             urls = {field: values.pop(field) for field in FILE_FIELDS if values.get(field) is not None}
-            files = await _from_urls(urls, services, folder / "received")
+            files = await _from_urls(urls, services, folder)
     else:
         raise ApiError(
             "unsupported_content_type",

@@ -169,21 +169,10 @@ async def generate(
         nullcontext() if replay_possible else services.index.admission(principal.owner, principal.limits)
     )
     async with _receiving(request, services):
-        with admission, scratch_folder(services) as folder:
+        with admission:
             if not replay_possible:
                 _check_space(services)
-            draft = await receive(request, services, folder)
-            turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
-            async with turn:
-                job = (
-                    None
-                    if key is None
-                    else await asyncio.to_thread(known_job, key, draft, services, principal)
-                )
-                created = job is None
-                if job is None:
-                    checked = await check(draft, services, principal, folder)
-                    job, created = await store(draft, checked, key, services, principal)
+            job, created = await _submit(request, key, services, principal)
     wait = _wait_seconds(prefer, services)
     if wait:
         job = await _finished(job, wait, services)
@@ -197,14 +186,32 @@ async def generate(
     return JSONResponse(view.model_dump(mode="json"), status_code=status, headers=headers)
 
 
+async def _submit(
+    request: Request, key: str | None, services: Services, principal: Principal
+) -> tuple[Job, bool]:
+    """Receive, check and store, or find the job of an earlier try. Also says whether it is new."""
+    async with scratch_folder(services) as folder:
+        draft = await receive(request, services, folder)
+        if key is None:
+            return await store(
+                draft, await check(draft, services, principal, folder), key, services, principal
+            )
+        async with services.idempotency.turn(principal.owner, key):
+            known = await asyncio.to_thread(known_job, key, draft, services, principal)
+            if known is not None:
+                return known, False
+            return await store(
+                draft, await check(draft, services, principal, folder), key, services, principal
+            )
+
+
 @router.post("/validate", response_model=ValidationView, openapi_extra=BODY, summary="Check a submit")
 async def validate(request: Request, services: ServicesOf, principal: Submitter) -> ValidationView:
     """Everything a submit checks, and what would come of it, without queueing anything."""
-    async with _receiving(request, services):
-        with scratch_folder(services) as folder:
-            _check_space(services)
-            draft = await receive(request, services, folder)
-            checked = await check(draft, services, principal, folder)
+    async with _receiving(request, services), scratch_folder(services) as folder:
+        _check_space(services)
+        draft = await receive(request, services, folder)
+        checked = await check(draft, services, principal, folder)
     newcomer = WaitingJob("new", principal.owner, draft.fields.priority, checked.cost)
     position, start, finish = await asyncio.to_thread(
         estimates, services.hints, checked.card.name, newcomer.id, newcomer

@@ -54,8 +54,13 @@ class Api:
         assert isinstance(self.services.store, FolderStore)
         return self.services.store
 
+    def wait_until_tidy(self) -> None:
+        """A submit that succeeded removes the rest of itself after its answer."""
+        wait_for(lambda: not self.store.list_folders("scratch"), 5)
+
     def leftovers(self) -> list[str]:
         """Everything that lies in the scratch folder, and every job that is stored."""
+        self.wait_until_tidy()
         return self.store.list_folders("scratch") + self.store.list_folders("jobs")
 
 
