@@ -149,7 +149,7 @@ class Journal:
     store: ArtifactStore
 
     def read(self, job_id: str, known: Job | None = None) -> Job:
-        """The job as of now. With `known`, an earlier read, only newer entries are read: two look-ups if none.
+        """The job as of now. With `known`, an earlier read, only newer entries are read.
 
         Raises JobNotFound.
         """

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from jobs.contract import Canceled, JobState, Started
-from jobs.journal import IllegalEntry
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import eventually
 
@@ -54,18 +51,3 @@ def test_a_removed_job_frees_the_worker_and_leaves_nothing_behind(make_stack: St
     stack.wait(stack.submit(num_clips=1))
     assert stack.store.list_folders("jobs/" + job_id) == []
     assert [path for path in stack.store.scratch().iterdir() if job_id in path.name] == []
-
-
-@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED])
-def test_a_finished_job_cannot_be_canceled(make_stack: StackFactory, state: JobState) -> None:
-    stack = make_stack(max_attempts=1, seconds_per_step=0.01)
-    job_id = stack.submit("fault:error" if state is JobState.FAILED else "a person speaks")
-    if state is JobState.CANCELED:
-        stack.cancel(job_id)
-    else:
-        stack.start_worker()
-    stack.wait(job_id, state)
-    before = stack.entries(job_id)
-    with pytest.raises(IllegalEntry):
-        stack.cancel(job_id)
-    assert stack.entries(job_id) == before

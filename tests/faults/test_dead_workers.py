@@ -167,19 +167,3 @@ def test_running_out_of_device_memory_is_named_with_advice_and_restarts_the_chil
     assert "smaller size" in job.error.message
     stack.wait(stack.submit())
     assert stack.child_of(worker) != child
-
-
-def test_an_error_in_the_model_names_stage_and_cause_and_spares_the_child(make_stack: StackFactory) -> None:
-    stack = make_stack(max_attempts=1)
-    stack.start_reaper()
-    worker = stack.start_worker()
-    child = stack.child_of(worker)
-    job_id = stack.submit("a person speaks", "fault:error")
-    job = stack.wait(job_id, JobState.FAILED)
-    assert job.error is not None
-    assert (job.error.code, job.error.stage) == ("error", "encoding")
-    assert "this fault was ordered" in job.error.message
-    assert job_id in stack.log()
-    assert "RuntimeError: this fault was ordered" in stack.log()
-    assert len(job.clips) == 1, "finished clips stay available"
-    assert stack.child_of(worker) == child

@@ -22,14 +22,6 @@ def test_flushall_with_jobs_running_and_waiting_loses_and_doubles_nothing(make_s
         assert stack.wait(job_id).attempt == 1
 
 
-def test_a_job_whose_announcement_was_lost_is_found_in_storage(make_stack: StackFactory) -> None:
-    stack = make_stack()
-    stack.start_reaper()
-    stack.start_worker()
-    job_id = stack.submit(announce=False)
-    assert stack.wait(job_id).attempt == 1
-
-
 def test_a_render_goes_on_through_a_redis_outage_of_many_leases_and_its_result_is_recorded(
     make_stack: StackFactory,
 ) -> None:

@@ -109,6 +109,25 @@ def test_inputs_that_can_never_work_fail_the_job_at_once(stack: Stack) -> None:
     )
 
 
+def test_an_error_in_the_model_names_stage_and_cause_in_journal_and_log(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, told = runner(stack, FakeEngine(FakeSettings(seconds_per_step=0, media=False)))
+    made.settings = stack.settings.model_copy(update={"max_attempts": 1})
+    job_id = stack.submit("a person speaks", "fault:error")
+    made.render_next("fake")
+    job = stack.job(job_id)
+    assert job.error is not None
+    assert (job.error.code, job.error.stage) == ("error", Stage.ENCODING)
+    assert "this fault was ordered" in job.error.message
+    assert any(getattr(record, "job_id", "") == job_id and record.exc_info for record in caplog.records)
+    assert len(job.clips) == 1, "finished clips stay available"
+    ended = told[-1]
+    assert isinstance(ended, Ended)
+    assert (ended.outcome, ended.cause, ended.stage) == ("failed", "error", Stage.ENCODING)
+    assert not made.broken, "the process can go on"
+
+
 def test_progress_never_goes_back_and_ends_below_a_hundred(stack: Stack) -> None:
     made, told = runner(stack, FakeEngine(FakeSettings(seconds_per_step=0, media=False)))
     stack.submit(num_clips=3, steps=4)
