@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from model.card import CheckpointCard
 from model.checkpoint import load_pipeline
@@ -23,6 +24,7 @@ from model.parity.__main__ import run as run_parity
 from model.pipeline import CoInteractPipeline
 from tests.checkpoints.official_files import OfficialFiles, OfficialPaths, Tensors, Variant
 from tests.model.golden import TINY_DIT
+from tests.model.test_parity_pipeline import pipeline_cases
 
 DIT_CASES = Path(__file__).parent.parent / "data" / "dit_tiny_cases.safetensors"
 
@@ -107,6 +109,24 @@ def test_the_converted_folder_reproduces_the_official_codes_numbers(
     converted: tuple[Path, OfficialPaths, ConversionReport],
 ) -> None:
     assert assert_parity(converted[0]) >= 9
+
+
+def test_a_converted_folder_makes_the_video_that_the_official_pipeline_made(tmp_path: Path) -> None:
+    cases, metadata = pipeline_cases(clips=1)
+    save_file(cases, tmp_path / "cases.safetensors", metadata)
+    variant = Variant(
+        prefix="diffusion_model.",
+        infix="",
+        hoi=False,
+        drawn_with_hoi=False,
+        rank=3,
+        seed=1,
+        file="checkpoint_pose.safetensors",
+    )
+    convert(request(OfficialFiles.draw(variant).write(tmp_path), tmp_path / "out", dtype="fp32"))
+    results = list(run_parity(tmp_path / "cases.safetensors", None, tmp_path / "out"))
+    assert {result.case for result in results} == {"clip0.latents", "clip0.frames"}
+    assert [result.case for result in results if not result.passed] == []
 
 
 def test_with_keep_hoi_the_recorded_cases_of_the_hoi_branch_pass_too(
