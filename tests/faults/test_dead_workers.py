@@ -44,7 +44,7 @@ def test_a_killed_workers_child_dies_with_it_and_its_job_runs_elsewhere(make_sta
     stack = make_stack(seconds_per_step=0.1)
     stack.start_reaper()
     first = stack.start_worker("first")
-    job_id = stack.submit(num_clips=3)
+    job_id = stack.submit(num_clips=6)
     stack.wait_clips(job_id, 1)
     child = stack.child_of(first)
     stack.start_worker("second")
@@ -63,7 +63,7 @@ def test_a_worker_stopped_past_its_lease_publishes_nothing_when_it_wakes(make_st
     stack = make_stack(seconds_per_step=0.1)
     stack.start_reaper()
     first = stack.start_worker("first")
-    job_id = stack.submit(num_clips=3)
+    job_id = stack.submit(num_clips=6)
     stack.wait_clips(job_id, 1)
     child = stack.child_of(first)
     os.kill(first.pid, signal.SIGSTOP)
@@ -146,7 +146,7 @@ def test_a_child_that_cannot_stop_is_killed_after_its_grace_and_nothing_is_lost(
 
 
 def test_a_render_without_progress_is_stopped_and_reported_as_stalled(make_stack: StackFactory) -> None:
-    stack = make_stack(stall_timeout_s=1.5, max_attempts=1)
+    stack = make_stack(stall_timeout_s=6.0, max_attempts=1)
     stack.start_reaper()
     stack.start_worker()
     job = stack.wait(stack.submit("fault:hang"), JobState.FAILED)

@@ -20,18 +20,19 @@ def stack(tmp_path: Path) -> Stack:
     return stack
 
 
+@pytest.mark.timeout(600)
 def test_the_real_network_resumes_behind_a_finished_clip_and_gives_the_same_bytes(stack: Stack) -> None:
     try:
         stack.start_reaper()
         worker = stack.start_worker()
         broken = stack.submit("a person speaks", "and smiles", num_clips=2, steps=2, seed=3)
-        stack.wait_clips(broken, 1, timeout_s=90)
+        stack.wait_clips(broken, 1, timeout_s=200)
         os.kill(stack.child_of(worker), signal.SIGKILL)
-        job = stack.wait(broken, timeout_s=120)
+        job = stack.wait(broken, timeout_s=200)
         assert (job.attempt, [clip.attempt for clip in job.clips]) == (2, [1, 2])
 
         unbroken = stack.submit("a person speaks", "and smiles", num_clips=2, steps=2, seed=3)
-        reference = stack.wait(unbroken, timeout_s=120)
+        reference = stack.wait(unbroken, timeout_s=200)
         assert stack.content(broken, job.video) == stack.content(unbroken, reference.video)
         assert stack.content(broken, job.poster) == stack.content(unbroken, reference.poster)
         assert job.video is not None
