@@ -28,7 +28,7 @@ from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
 from server.keys import any_keys
 from server.metrics import Metrics
-from server.routes import health, jobs, pages
+from server.routes import health, jobs, pages, videos
 from server.sandbox import Sandbox
 from server.services import Services
 from server.signing import UrlSigner
@@ -179,6 +179,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.include_router(jobs.router)
+    app.include_router(videos.router)
     app.include_router(health.router)
     app.include_router(pages.router)
     app.add_middleware(Guard, services=services)

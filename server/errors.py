@@ -147,7 +147,12 @@ class ApiError(Exception):
             problem["limit"] = self.limit
         return problem
 
-    def response(self) -> Response:
+    def openai_body(self) -> dict[str, object]:
+        """The same in the envelope of OpenAI's API."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.detail, "type": kind, "param": self.field, "code": self.code}}
+
+    def response(self, openai: bool = False) -> Response:
         headers = dict(self.headers or {})
         retry_after = self.retry_after_s or DEFAULT_RETRY_AFTER_S.get(self.status)
         if retry_after is not None:
@@ -160,6 +165,8 @@ class ApiError(Exception):
             headers["x-should-retry"] = "true" if self.code == "job_not_finished" else "false"
         if self.close:
             headers["Connection"] = "close"
+        if openai:
+            return JSONResponse(self.openai_body(), status_code=self.status, headers=headers)
         return JSONResponse(
             self.body(), status_code=self.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE
         )
@@ -204,7 +211,7 @@ async def answer(request: Request, error: Exception) -> Response:
     problem = _of_domain(error)
     if problem.status == 500:
         log.error("unhandled error in %s %s", request.method, printable(request.url.path), exc_info=error)
-    return problem.response()
+    return problem.response(openai=request.url.path.startswith("/v1/videos"))
 
 
 def install(app: FastAPI) -> None:

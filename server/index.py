@@ -120,8 +120,15 @@ class JobIndex:
             )
             self._store.create(f"usage/{job.id}.json", usage.model_dump_json().encode())
 
-    def page(self, owner: str | None, state: JobState | None, after: str | None, limit: int) -> list[str]:
-        """Ids of up to `limit` jobs, newest first, older than `after`. `owner` None: everybody's."""
+    def page(
+        self,
+        owner: str | None,
+        state: JobState | None,
+        after: str | None,
+        limit: int,
+        oldest_first: bool = False,
+    ) -> list[str]:
+        """Ids of up to `limit` jobs behind `after`, newest first by default. `owner` None: everybody's."""
         with self._lock:
             jobs = sorted(
                 (
@@ -129,9 +136,9 @@ class JobIndex:
                     for job in self._jobs.values()
                     if (owner is None or job.owner == owner)
                     and (state is None or job.state is state)
-                    and (after is None or job.id < after)
+                    and (after is None or (job.id > after if oldest_first else job.id < after))
                 ),
-                reverse=True,
+                reverse=not oldest_first,
             )
         return jobs[:limit]
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.artifacts import ArtifactStore
-from jobs.journal import Journal
+from jobs.contract import Job
+from jobs.journal import Journal, job_prefix
 from jobs.settings import Settings
 from server.fetch import Fetcher, check_url
 from server.hints import Hints
@@ -40,6 +41,13 @@ class Services:
     streams: int = 0
     _tidying: set[asyncio.Task[None]] = field(default_factory=set)
     check_webhook_url: Callable[[str], object] = field(default=lambda url: check_url(url, "webhook_url"))
+
+    def forget(self, job: Job) -> None:
+        """Remove a job that is over, with all its files."""
+        self.index.remove(job)
+        if job.submitted.idempotency_claim is not None:
+            self.idempotency.mark_gone(job.submitted.idempotency_claim)
+        self.store.remove_folder(job_prefix(job.id))
 
     def tidy(self, folder: Path) -> None:
         """Remove a folder in the background."""

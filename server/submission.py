@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 from starlette.requests import Request
 
 from jobs.cards import read_cards
@@ -132,7 +132,7 @@ async def scratch_folder(services: Services) -> AsyncIterator[Path]:
     services.tidy(folder)  # removing takes milliseconds while the disk is busy; the answer need not wait
 
 
-def _file_limits(services: Services) -> dict[str, int]:
+def file_limits(services: Services) -> dict[str, int]:
     settings = services.settings
     limits = {
         "image": settings.max_image_bytes,
@@ -147,14 +147,14 @@ async def receive(request: Request, services: Services, folder: Path) -> Draft:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         texts = frozenset(GenerateFields.model_fields)
-        bracketed = FormRules(_file_limits(services), texts, frozenset({"prompt"}))
+        bracketed = FormRules(file_limits(services), texts, frozenset({"prompt"}))
         form = await receive_form(request, folder, bracketed, services.settings)
-        values, files = _from_form(form.texts), dict(form.files)
+        values, files = from_form(form.texts), dict(form.files)
     elif media_type == "application/json":
         async with services.json_slots:
             values = await receive_json(request, services.settings)
             urls = {field: values.pop(field) for field in FILE_FIELDS if values.get(field) is not None}
-            files = await _from_urls(urls, services, folder)
+            files = await from_urls(urls, services, folder)
     else:
         raise ApiError(
             "unsupported_content_type",
@@ -162,6 +162,11 @@ async def receive(request: Request, services: Services, folder: Path) -> Draft:
             field="Content-Type",
             limit="multipart/form-data, application/json",
         )
+    return draft_of(values, files)
+
+
+def draft_of(values: Mapping[str, Any], files: Mapping[str, ReceivedFile]) -> Draft:
+    """The checked settings with their files. Raises ApiError."""
     try:
         fields = GenerateFields.model_validate(values)
     except ValidationError as error:
@@ -182,7 +187,7 @@ def _of_pydantic(error: ErrorDetails) -> ApiError:
     return ApiError(code, printable(error["msg"]), field=printable(field, 100) or None, limit=limit)
 
 
-def _from_form(texts: Mapping[str, list[str]]) -> dict[str, Any]:
+def from_form(texts: Mapping[str, list[str]]) -> dict[str, Any]:
     """Form texts as the JSON values they stand for. What is no number stays a text, for the strict model to
     refuse.
     """
@@ -198,23 +203,22 @@ def _from_form(texts: Mapping[str, list[str]]) -> dict[str, Any]:
         elif name == "audio_face_mask" and text in ("true", "false"):
             values[name] = text == "true"
         elif name == "metadata":
-            values[name] = _json_object(text)
+            values[name] = json_object(text, name)
         else:
             values[name] = text
     return values
 
 
-def _json_object(text: str) -> object:
-    from pydantic_core import from_json
-
+def json_object(text: str, field: str) -> object:
+    """A JSON text as what it stands for. Raises ApiError naming the field."""
     try:
         return from_json(text)
     except ValueError as error:
-        raise ApiError("invalid_value", "Expected a JSON object of strings.", field="metadata") from error
+        raise ApiError("invalid_value", "Expected JSON.", field=field) from error
 
 
-async def _from_urls(urls: Mapping[str, object], services: Services, folder: Path) -> dict[str, ReceivedFile]:
-    limits = _file_limits(services)
+async def from_urls(urls: Mapping[str, object], services: Services, folder: Path) -> dict[str, ReceivedFile]:
+    limits = file_limits(services)
     files = {}
     for field, url in urls.items():
         if not isinstance(url, str):

@@ -57,7 +57,11 @@ class FormRules:
 
     file_limits: Mapping[str, int]
     text_fields: frozenset[str]
-    repeatable: frozenset[str]
+    repeatable: frozenset[str] = frozenset()
+    long_texts: frozenset[str] = frozenset()
+    """Text fields that may hold a whole file as a data: URL."""
+    brackets: bool = False
+    """Whether `name[key]` is a part of the object `name`."""
 
 
 @dataclass
@@ -83,8 +87,8 @@ def _utf8(raw: bytes, field_name: str | None) -> str:
 class _FormReader:
     """Callbacks of the multipart parser; turns parts into texts and files as they arrive."""
 
-    def __init__(self, folder: Path, rules: FormRules) -> None:
-        self._folder, self._rules = folder, rules
+    def __init__(self, folder: Path, rules: FormRules, settings: Settings) -> None:
+        self._folder, self._rules, self._settings = folder, rules, settings
         self.texts: dict[str, list[str]] = {}
         self.files: dict[str, ReceivedFile] = {}
         self.complete = False
@@ -121,14 +125,19 @@ class _FormReader:
             raise ApiError("malformed_body", "Parts must be sent as they are, without a transfer encoding.")
         name = printable(_utf8(options[b"name"], None), 64)
         media_type = _utf8(parse_options_header(self._headers.get(b"content-type", b""))[0], name)
-        is_file = name in self._rules.file_limits
-        if not is_file and name not in self._rules.text_fields:
+        base = name.partition("[")[0] if self._rules.brackets else name
+        is_file = name in self._rules.file_limits and (
+            b"filename" in options or name not in self._rules.text_fields
+        )
+        if not is_file and base not in self._rules.text_fields:
             raise ApiError("unknown_field", "There is no such field.", field=name)
         if is_file and b"filename" not in options:
             raise ApiError("invalid_value", "Send this field as a file (with a filename).", field=name)
         if name in self.files or (name in self.texts and name not in self._rules.repeatable):
             raise ApiError("duplicate_field", "This field may be given once only.", field=name)
-        limit = self._rules.file_limits.get(name, MAX_TEXT_BYTES)
+        limit = self._settings.max_json_bytes if base in self._rules.long_texts else MAX_TEXT_BYTES
+        if is_file:
+            limit = self._rules.file_limits[name]
         self._part = part = _Part(name, is_file, media_type.lower(), limit)
         if is_file:
             part.path = self._folder / name  # one of our own names: it is a key of file_limits
@@ -200,7 +209,7 @@ async def receive_form(request: Request, folder: Path, rules: FormRules, setting
     boundary = parse_options_header(request.headers.get("content-type", ""))[1].get(b"boundary")
     if not boundary:
         raise ApiError("malformed_body", "The multipart body names no boundary.")
-    reader = _FormReader(folder, rules)
+    reader = _FormReader(folder, rules, settings)
     callbacks = {name: getattr(reader, name) for name in dir(reader) if name.startswith("on_")}
     try:
         parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]

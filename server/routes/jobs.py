@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -44,7 +44,7 @@ from server.schemas import (
     ValidationView,
 )
 from server.services import Services
-from server.submission import check, known_job, receive, scratch_folder, store
+from server.submission import Draft, check, known_job, receive, scratch_folder, store
 from server.uploads import drain
 from server.views import clip_path, estimates, job_path, job_view, params_view
 
@@ -163,16 +163,7 @@ async def generate(
 ) -> Response:
     """Store a job durably and queue it. Once answered with 202 it is not lost, whatever crashes."""
     key = checked_key(idempotency_key)
-    replay_possible = key is not None and services.idempotency.known(principal.owner, key)
-    # A repetition of a stored request takes no place, so no limit may refuse it.
-    admission = (
-        nullcontext() if replay_possible else services.index.admission(principal.owner, principal.limits)
-    )
-    async with _receiving(request, services):
-        with admission:
-            if not replay_possible:
-                _check_space(services)
-            job, created = await _submit(request, key, services, principal)
+    job, created = await submit(request, key, services, principal)
     wait = _wait_seconds(prefer, services)
     if wait:
         job = await _finished(job, wait, services)
@@ -186,23 +177,30 @@ async def generate(
     return JSONResponse(view.model_dump(mode="json"), status_code=status, headers=headers)
 
 
-async def _submit(
-    request: Request, key: str | None, services: Services, principal: Principal
+Receiver = Callable[[Request, Services, Path], Awaitable[Draft]]
+
+
+async def submit(
+    request: Request, key: str | None, services: Services, principal: Principal, receiver: Receiver = receive
 ) -> tuple[Job, bool]:
-    """Receive, check and store, or find the job of an earlier try. Also says whether it is new."""
-    async with scratch_folder(services) as folder:
-        draft = await receive(request, services, folder)
-        if key is None:
-            return await store(
-                draft, await check(draft, services, principal, folder), key, services, principal
-            )
-        async with services.idempotency.turn(principal.owner, key):
-            known = await asyncio.to_thread(known_job, key, draft, services, principal)
-            if known is not None:
-                return known, False
-            return await store(
-                draft, await check(draft, services, principal, folder), key, services, principal
-            )
+    """Take in, check and store a job, or find the one of an earlier try. Also says whether it is new."""
+    repeated = key is not None and services.idempotency.known(principal.owner, key)
+    # A repetition of a stored request takes no place, so no limit may refuse it.
+    admission = nullcontext() if repeated else services.index.admission(principal.owner, principal.limits)
+    async with _receiving(request, services):
+        with admission:
+            if not repeated:
+                _check_space(services)
+            async with scratch_folder(services) as folder:
+                draft = await receiver(request, services, folder)
+                turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
+                async with turn:
+                    if key is not None:
+                        known = await asyncio.to_thread(known_job, key, draft, services, principal)
+                        if known is not None:
+                            return known, False
+                    checked = await check(draft, services, principal, folder)
+                    return await store(draft, checked, key, services, principal)
 
 
 @router.post("/validate", response_model=ValidationView, openapi_extra=BODY, summary="Check a submit")
@@ -263,13 +261,13 @@ def cancel_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> 
     """Stop a job for good. Its finished clips stay. Canceling a canceled job is no error; a finished one is
     (409).
     """
-    job = _cancel(job, services, principal)
+    job = cancel(job, services, principal)
     if job.state is not JobState.CANCELED:
         raise ApiError("job_already_finished", f"The job has {job.state.value} already.")
     return job_view(job, services.hints)
 
 
-def _cancel(job: Job, services: Services, principal: Principal) -> Job:
+def cancel(job: Job, services: Services, principal: Principal) -> Job:
     """The job in a final state. The journal decides races: whoever writes the next entry first."""
     for _ in range(CANCEL_TRIES):
         if job.state.is_terminal:
@@ -289,11 +287,8 @@ def _cancel(job: Job, services: Services, principal: Principal) -> Job:
 @router.delete("/jobs/{job_id}", response_model=Deleted, summary="Delete a job")
 def delete_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> Deleted:
     """Cancel the job if need be, and remove it with all its files."""
-    job = _cancel(job, services, principal)
-    services.index.remove(job)
-    if job.submitted.idempotency_claim is not None:
-        services.idempotency.mark_gone(job.submitted.idempotency_claim)
-    services.store.remove_folder(job_prefix(job.id))
+    job = cancel(job, services, principal)
+    services.forget(job)
     return Deleted(id=job.id)
 
 

@@ -1,0 +1,118 @@
+"""OpenAI's own client, pointed at the server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from typing import Any
+
+import openai
+import pytest
+
+from tests.server.conftest import Api, Live, wait_for
+from tests.server.inputs import PERSON, PRODUCT, SPEECH, audio_bytes
+from tests.server.journals import VIDEO, fail, start, succeed
+
+
+def data_url(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+AUDIO: Any = {"audio_url": data_url(SPEECH, "audio/wav")}
+
+
+@pytest.fixture
+def client(live: Live) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0)
+
+
+def create(client: openai.OpenAI, **extra: Any) -> Any:
+    body = {"audio_reference": AUDIO, **extra}
+    return client.videos.create(
+        prompt="She lifts it.", input_reference=("person.png", PERSON, "image/png"), extra_body=body
+    )
+
+
+def test_a_video_is_created_watched_downloaded_and_deleted(live: Live, client: openai.OpenAI) -> None:
+    api = Api(live.app, None)  # type: ignore[arg-type]
+    video = create(client, image_reference={"image_url": data_url(PRODUCT, "image/jpeg")}, seed=5)
+    assert (video.object, video.status, video.size, video.seconds) == ("video", "queued", "112x192", "1")
+    assert video.prompt == "She lifts it."
+    start(api, video.id)
+    assert client.videos.retrieve(video.id).status == "in_progress"
+    job = live.services.journal.read(video.id)
+    assert job.submitted.params.seed == 5
+    assert job.submitted.inputs.product_image is not None
+    succeed(api, create(client).id)
+    listed = client.videos.list(limit=1)
+    assert [entry.status for entry in listed.data] == ["completed"]
+    assert listed.has_more
+    done = listed.data[0].id
+    assert client.videos.download_content(done).read() == VIDEO
+    assert client.videos.delete(done).deleted
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.videos.retrieve(done)
+    assert caught.value.code == "job_not_found"
+
+
+def test_the_clients_own_polling_works(live: Live, client: openai.OpenAI) -> None:
+    api = Api(live.app, None)  # type: ignore[arg-type]
+
+    def work() -> None:
+        wait_for(lambda: bool(live.services.store.list_folders("jobs")), 10)
+        succeed(api, live.services.store.list_folders("jobs")[0])
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    video = client.videos.create_and_poll(
+        prompt="x", input_reference=("p.png", PERSON), extra_body={"audio_reference": AUDIO}
+    )
+    worker.join()
+    assert (video.status, video.progress) == ("completed", 100)
+
+
+def test_failed_and_canceled_jobs_are_failed_videos(live: Live, client: openai.OpenAI) -> None:
+    api = Api(live.app, None)  # type: ignore[arg-type]
+    broken, canceled = create(client), create(client)
+    fail(api, broken.id)
+    client.post(f"/jobs/{canceled.id}/cancel", cast_to=object)
+    one, two = client.videos.retrieve(broken.id), client.videos.retrieve(canceled.id)
+    assert (one.status, one.error.code if one.error else "") == ("failed", "out_of_memory")
+    assert (two.status, two.error.code if two.error else "") == ("failed", "cancelled")
+
+
+def test_extra_params_seconds_and_json_bodies(live: Live, client: openai.OpenAI) -> None:
+    body = {
+        "prompt": "x",
+        "seconds": "3",
+        "input_reference": {"image_url": data_url(PERSON, "image/png")},
+        "audio_reference": data_url(audio_bytes(seconds=8), "audio/wav"),
+        "extra_params": {"prompt": ["one", "two"], "product_scale": 0.5},
+    }
+    answer: Any = client.post("/videos", body=body, cast_to=object)
+    params = live.services.journal.read(answer["id"]).submitted.params
+    assert (params.prompts, params.product_scale, params.num_clips) == (("one", "two"), 0.5, 1)
+    assert answer["seconds"] == "3.2"
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"audio_reference": None}, "audio_reference"),
+        ({"audio_reference": {"audio_url": "x", "url": "y"}}, "audio_reference"),
+        ({"audio_reference": "https://127.0.0.1/x.wav"}, "audio_reference"),
+        ({"seconds": "-4"}, "seconds"),
+        ({"seconds": "long"}, "seconds"),
+        ({"extra_params": json.dumps([1])}, "extra_params"),
+        ({"extra_params": {"colour": "red"}}, "colour"),
+        ({"guidance_scale": "nan"}, "guidance_scale"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_errors_come_in_openais_envelope_naming_the_field(
+    client: openai.OpenAI, extra: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        create(client, **extra)
+    assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
