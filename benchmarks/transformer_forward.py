@@ -12,6 +12,8 @@ Peak memory is measured in a process of its own, from before the first forward.
 
 import argparse
 import ast
+import ctypes
+import gc
 import importlib
 import math
 import os
@@ -121,7 +123,9 @@ def memory(name: str, official: Path | None) -> float:
 
 def peak_mebibytes(forward: Forward) -> float:
     """How far the first forwards push the process's resident size beyond where it stands now."""
-    # Start the high-water mark from here rather than from what building the network took.
+    # Give back what building the network left behind, and start the high-water mark from here.
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     for timestep in TIMESTEPS.values():
