@@ -1,9 +1,10 @@
-"""Peak memory of the activations at full size, counted without a GPU and without the memory: see docs/weights.md.
+"""Peak memory of the activations at full size, counted without a GPU or the memory: see docs/weights.md.
 
     python benchmarks/activation_memory.py
 
-The real networks run in bf16 on tensors that have shapes but no data; every storage is counted from its creation to
-its release. What a GPU needs beyond that (kernels' workspaces, the allocator's gaps) is in the memory model's margin.
+The real networks run in bf16 on tensors that have shapes but no data; every storage is counted from its
+creation to its release. What a GPU needs beyond that (kernels' workspaces, the allocator's gaps) is in the memory
+model's margin.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def peak_bytes(weights: torch.nn.Module, run: Callable[[], object]) -> int:
 
 
 def transformer_peak(model: CoInteractTransformer3DModel, height: int, width: int) -> tuple[int, int]:
-    """(tokens, peak bytes) of one forward as the pipeline does it: a clip after the first, with product and pose,
-    the conditioning of both prompts kept.
+    """(tokens, peak bytes) of one forward as the pipeline does it: a clip after the first, with product and
+    pose, the conditioning of both prompts kept.
     """
     h, w = height // 8, width // 8
 

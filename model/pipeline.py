@@ -213,7 +213,7 @@ class CoInteractPipeline(DiffusionPipeline):
         """Generate a video clip by clip; see `VideoRequest` for shapes and units.
 
         Args:
-            person_image, product_image: photos of any size; `fit` says how the person is brought to the frame.
+            person_image, product_image: photos of any size; `fit` says how the person fills the frame.
             parity: repeat the official code's recorded behaviour with its defects: stretched person, audio
                 windows of 81 frames, last audio layer not normed, seed = clip index, no more clips than it
                 makes, tiled VAE, no trimming.
