@@ -13,6 +13,7 @@ import math
 import resource
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from model.checkpoints.components import (
     read_json,
 )
 from model.checkpoints.errors import CheckpointError, Fault, Problem, unreadable
+from model.checkpoints.fetch import provenance
 from model.checkpoints.fp8 import fp8_outputs, is_fp8_weight
 from model.checkpoints.layout import on_meta, transformer_layout
 from model.checkpoints.merge import Origin, PlannedTensor, expert_hidden_dim, plan_transformer
@@ -131,13 +133,14 @@ def convert(request: ConvertRequest, on_progress: OnProgress | None = None) -> C
         ThreadPoolExecutor(1, thread_name_prefix="hash-sources") as hashing,
     ):
         # Hashing does not hold the interpreter's lock, so it runs beside the merge.
-        digests = {path: hashing.submit(sha256_of, path) for path in plan.source_files}
+        stop = threading.Event()
+        digests = {path: hashing.submit(sha256_of, path, stop) for path in plan.source_files}
         try:
             _write_tensors(folder, outputs, request.max_shard_bytes, total, on_progress)
             _read_dropped(plan)
             _write_rest(folder, request, plan, digests)
         except BaseException:
-            hashing.shutdown(wait=False, cancel_futures=True)
+            stop.set()
             raise
         report = _report(plan, outputs, time.monotonic() - started)
         folder.write_json(REPORT, asdict(report))
@@ -334,7 +337,7 @@ def _card(request: ConvertRequest, digests: dict[Path, Future[str]]) -> Checkpoi
         ),
         pose="pose" in request.cointeract.stem,
         license=LICENSE,
-        sources={path.name: f"sha256:{digest.result()}" for path, digest in digests.items()},
+        sources={provenance(path): f"sha256:{digest.result()}" for path, digest in digests.items()},
     )
 
 

@@ -169,6 +169,15 @@ def fetch(request: FetchRequest, on_file: OnFile | None = None) -> Fetched:
     )
 
 
+def provenance(path: Path) -> str:
+    """A fetched file as "repository@commit/name"; any other file by its own name."""
+    for source in (BASE, COINTERACT, AUDIO_ENCODER):
+        for folder in path.absolute().parents:
+            if folder.name == source.folder and (pinned := _read_pins(folder.parent).get(source.repo)):
+                return f"{source.repo}@{pinned.commit}/{path.absolute().relative_to(folder)}"
+    return path.name
+
+
 def _list_files(request: FetchRequest, repo: str, pinned: Snapshot | None) -> Snapshot:
     asked = request.revisions.get(repo)
     if pinned is not None and asked in (None, pinned.revision, pinned.commit):

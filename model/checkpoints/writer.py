@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ MANIFEST = "SHA256SUMS"
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 _LOCK = ".lock"
+_HASH_BLOCK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,15 @@ def verify_manifest(folder: Path) -> list[str]:
     return wrong
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, stop: threading.Event | None = None) -> str:
+    """SHA-256 of a file; given up, with an empty answer, once `stop` is set."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+            if stop is not None and stop.is_set():
+                return ""
+    return digest.hexdigest()
 
 
 def _cut(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputTensor]]:
