@@ -5,6 +5,7 @@ Everything random in a step is drawn from (seed, step, process), so a resumed ru
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -35,7 +36,7 @@ from .recipe import TrainRecipe
 
 log = logging.getLogger(__name__)
 
-FROZEN_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def train(
     )
     recipe.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("tensorboard")
-    pipeline = load_pipeline(recipe.base, "cpu", FROZEN_DTYPES[recipe.frozen_weights])
+    pipeline = load_pipeline(recipe.base, "cpu", DTYPES[recipe.frozen_weights])
     cache = _prepare_cache(recipe, pipeline, accelerator)
     transformer = with_hoi_branch(pipeline.transformer) if recipe.hoi_weight else pipeline.transformer
     transformer.train()
@@ -245,12 +246,17 @@ def export_checkpoint(
     pipeline: CoInteractPipeline,
     transformer: CoInteractTransformer3DModel,
     card: CheckpointCard,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a checkpoint folder for the service: `transformer` pruned to RGB, the rest of `pipeline` as
-    it is.
+    is.
     """
     components = {**pipeline.components, "transformer": without_hoi_branch(transformer)}
-    CoInteractPipeline(**components).save_pretrained(folder)
+    stored: dict[str, Any] = {
+        name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
+        for name, part in components.items()
+    }
+    CoInteractPipeline(**stored).save_pretrained(folder)
     card.write(folder)
 
 
@@ -337,6 +343,8 @@ def _save(
         average.copy_to(trained)
         base = CheckpointCard.read(recipe.base)
         values = {**vars(base), "name": recipe.output.name, "trained": True}
-        export_checkpoint(folder, pipeline, transformer, CheckpointCard(**values))
+        export_checkpoint(
+            folder, pipeline, transformer, CheckpointCard(**values), DTYPES[recipe.stored_weights]
+        )
         average.restore(trained)
     return folder

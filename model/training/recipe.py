@@ -55,6 +55,8 @@ class TrainRecipe(BaseModel):
     ema: float = Field(0.999, ge=0, lt=1)
     frozen_weights: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights that are not trained (LoRA); trained ones are always fp32."""
+    stored_weights: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the checkpoint that is written."""
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
     seed: int = 0

@@ -68,7 +68,7 @@ class SmallRecipe(BaseModel):
     height: int = Field(128, multiple_of=16)
     seed: int = 0
     synthesiser: Synthesiser = "formant"
-    audio_minutes: float = 2.0
+    audio_steps: int = 300
     vae: VAERecipe = VAERecipe()
     transformer: SmallTransformer = SmallTransformer()
     clips: int = 1000
@@ -121,6 +121,7 @@ def build_small(recipe: SmallRecipe, output: Path) -> Path:
         "optimizer": "muon",
         "flow_shift": recipe.flow_shift,
         "seed": recipe.seed,
+        "stored_weights": "bf16",
     }
     training = TrainRecipe.model_validate({**settings, **recipe.training})
     resume = (training.output / "state").is_dir()
@@ -130,7 +131,7 @@ def build_small(recipe: SmallRecipe, output: Path) -> Path:
 def prepare_pipeline(recipe: SmallRecipe, output: Path) -> Path:
     """Audio encoder, VAE and an untrained DiT as a checkpoint folder; finished parts are kept."""
     if not (output / "audio_encoder").is_dir():
-        train_audio_encoder(output, recipe.audio_minutes, recipe.seed, recipe.synthesiser).save_pretrained(
+        train_audio_encoder(output, recipe.audio_steps, recipe.seed, recipe.synthesiser).save_pretrained(
             output / "audio_encoder"
         )
     if not (output / "vae" / "config.json").is_file():
@@ -147,10 +148,11 @@ def prepare_pipeline(recipe: SmallRecipe, output: Path) -> Path:
 
 def assemble(recipe: SmallRecipe, output: Path) -> CoInteractPipeline:
     """A pipeline of the trained encoders in `output` and an initialised DiT with an HOI stream."""
+    vae = AutoencoderKLWan.from_pretrained(output / "vae")
     tokenizer = make_tokenizer()
     return CoInteractPipeline(
         transformer=make_transformer(recipe),
-        vae=AutoencoderKLWan.from_pretrained(output / "vae"),
+        vae=vae,
         text_encoder=make_text_encoder(len(tokenizer), recipe.seed),
         tokenizer=tokenizer,
         audio_encoder=Wav2Vec2Model.from_pretrained(output / "audio_encoder"),

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,11 +58,13 @@ class VAERecipe(BaseModel):
     """(frames, crops) of successive steps: mostly short clips, some long enough for the causal caches'
     steady state.
     """
-    minutes: float = 60.0
+    steps: int = 6000
     learning_rate: float = 6e-3
     kl_weight: float = 2e-4
     ema: float = 0.998
     seed: int = 0
+    measured_videos: int = 24
+    """Videos over which latent statistics are measured at the end."""
 
 
 class MatrixViews:
@@ -83,7 +85,7 @@ class MatrixViews:
 
 
 def train_vae(recipe: VAERecipe, output: Path) -> AutoencoderKLWan:
-    """Train, log to `output`/vae-log.jsonl, save every few minutes; returns the average model."""
+    """Train and save `output`/vae, averaged weights; resumes a stopped run. Logs to vae-log.jsonl."""
     torch.manual_seed(recipe.seed)
     output.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKLWan(**SMALL_VAE)
@@ -104,25 +106,24 @@ def train_vae(recipe: VAERecipe, output: Path) -> AutoencoderKLWan:
         ),
         torch.optim.AdamW(rest, lr=recipe.learning_rate / 3, betas=(0.9, 0.99), weight_decay=0.0),
     )
-    started, step, saved = time.monotonic(), 0, time.monotonic()
-    recent: list[float] = []
+    state = output / "vae-state.pt"
+    step = _resume(state, vae, average, optimizers)
+    saved, recent = time.monotonic(), list[float]()
     with (output / "vae-log.jsonl").open("a") as curve, ThreadPoolExecutor(1) as drawer:
         next_batch = drawer.submit(vae_batch, recipe, step)
-        while (spent := (time.monotonic() - started) / 60) < recipe.minutes:
-            share = min(1.0, (step + 1) / 20) * (
-                0.02 + 0.49 * (1 + math.cos(math.pi * spent / recipe.minutes))
-            )
-            for optimizer in optimizers:
+        for step in range(step, recipe.steps):  # noqa: B020 (a resumed run starts later)
+            fall = 0.02 + 0.49 * (1 + math.cos(math.pi * step / recipe.steps))
+            for optimizer, rate in zip(optimizers, (1.0, 1 / 3), strict=True):
                 for group in optimizer.param_groups:
-                    group["lr"] = share * group.setdefault("initial_lr", group["lr"])
+                    group["lr"] = recipe.learning_rate * rate * fall * min(1.0, (step + 1) / 20)
             pixels, weights = next_batch.result()
             next_batch = drawer.submit(vae_batch, recipe, step + 1)
+            torch.manual_seed(recipe.seed + step)
             posterior = vae.encode(pixels).latent_dist
             decoded = vae.decode(posterior.sample(), return_dict=False)[0]
             l1, kl = vae_losses(decoded, pixels, weights, posterior.mean, posterior.logvar)
-            loss = l1 + recipe.kl_weight * kl
             vae.zero_grad(set_to_none=True)
-            loss.backward()
+            (l1 + recipe.kl_weight * kl).backward()
             nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             views.take_gradients()
             for optimizer in optimizers:
@@ -133,24 +134,43 @@ def train_vae(recipe: VAERecipe, output: Path) -> AutoencoderKLWan:
                     kept.lerp_(new, 1 - decay)
             recent.append(l1.item())
             if step % 25 == 0:
-                mean = sum(recent) / len(recent)
-                entry = {
-                    "step": step,
-                    "minutes": round(spent, 2),
-                    "l1": round(mean, 4),
-                    "kl": round(kl.item(), 4),
-                }
+                entry = {"step": step, "l1": round(sum(recent) / len(recent), 4), "kl": round(kl.item(), 4)}
                 recent.clear()
                 curve.write(json.dumps(entry) + "\n")
                 curve.flush()
                 log.info("vae %s", entry)
             if time.monotonic() - saved > 180:
-                average.save_pretrained(output / "vae")
+                _save(state, step + 1, vae, average, optimizers)
                 saved = time.monotonic()
-            step += 1
     measure_latents(average, recipe)
     average.save_pretrained(output / "vae")
+    state.unlink(missing_ok=True)
     return average
+
+
+def _save(
+    path: Path,
+    step: int,
+    vae: AutoencoderKLWan,
+    average: AutoencoderKLWan,
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> None:
+    parts = [part.state_dict() for part in (vae, average, *optimizers)]
+    partial = path.with_suffix(".partial")
+    torch.save({"step": step, "parts": parts}, partial)
+    partial.rename(path)
+
+
+def _resume(
+    path: Path, vae: AutoencoderKLWan, average: AutoencoderKLWan, optimizers: Sequence[torch.optim.Optimizer]
+) -> int:
+    """Load what `_save` wrote, if it is there; the step to go on with."""
+    if not path.is_file():
+        return 0
+    saved = torch.load(path, weights_only=True)
+    for part, state in zip((vae, average, *optimizers), saved["parts"], strict=True):
+        part.load_state_dict(state)
+    return int(saved["step"])
 
 
 @torch.no_grad()
@@ -242,10 +262,10 @@ def vae_batch(recipe: VAERecipe, step: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 @torch.no_grad()
-def measure_latents(vae: AutoencoderKLWan, recipe: VAERecipe, videos: int = 24) -> None:
+def measure_latents(vae: AutoencoderKLWan, recipe: VAERecipe) -> None:
     """Write mean and standard deviation of each latent channel over RGB videos into the VAE's config."""
     latents = []
-    for seed in range(videos):
+    for seed in range(recipe.measured_videos):
         frames = make_video(
             seed, recipe.width, recipe.height, shown=range(33), synthesiser="formant", with_structure=False
         ).frames
@@ -258,10 +278,10 @@ def measure_latents(vae: AutoencoderKLWan, recipe: VAERecipe, videos: int = 24) 
 
 
 @torch.no_grad()
-def reconstruction_psnr(vae: AutoencoderKLWan, recipe: VAERecipe, videos: int = 8) -> float:
+def reconstruction_psnr(vae: AutoencoderKLWan, recipe: VAERecipe) -> float:
     """Mean PSNR in dB over the first second of held-out videos."""
     values = []
-    for seed in range(videos):
+    for seed in range(max(1, recipe.measured_videos // 3)):
         frames = make_video(
             seed, recipe.width, recipe.height, shown=range(25), split="heldout", with_structure=False
         ).frames
