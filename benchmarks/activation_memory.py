@@ -3,7 +3,7 @@
     python benchmarks/activation_memory.py
 
 The real networks run in bf16 on tensors that have shapes but no data; every storage is counted from its
-creation to its release. What a GPU needs beyond that (kernels' workspaces, the allocator's gaps) is in the memory
+creation to its release. What a GPU needs beyond that (kernels' workspaces, allocator gaps) is in the memory
 model's margin.
 """
 

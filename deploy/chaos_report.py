@@ -1,13 +1,69 @@
-"""The report of `cointeract chaos` on a terminal."""
+"""What `cointeract chaos` reports, and how it is shown."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
-from deploy.chaos import Report
+
+@dataclass
+class Report:
+    """What came of it. The first block must be zero."""
+
+    lost: int = 0
+    """Accepted jobs that storage does not know."""
+    duplicated: int = 0
+    """Jobs that ended twice, or keys that made two jobs."""
+    partial: int = 0
+    """Videos served with other bytes than an unbroken run gives."""
+    stuck: int = 0
+    """Jobs that reached no end in time."""
+    flipped: int = 0
+    """Jobs that were seen in one final state and later in another."""
+    refused: int = 0
+    """Requests answered with neither success nor a documented refusal."""
+
+    jobs: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    canceled: int = 0
+    kills: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    interruptions: dict[str, int] = field(default_factory=dict)
+    resumed_clips: int = 0
+    """Finished clips that a later attempt did not have to render again."""
+    restarts: int = 0
+    restart_p50_s: float | None = None
+    restart_p99_s: float | None = None
+    """From the fault that hit a running attempt to the start of the next attempt."""
+    submit_p50_ms: float | None = None
+    submit_p99_ms: float | None = None
+    """Without faults, at 50 per second."""
+    submit_under_faults_p99_ms: float | None = None
+    status_p99_ms: float | None = None
+    """Without faults."""
+    status_under_faults_p99_ms: float | None = None
+    cancel_p99_s: float | None = None
+    """From the request until the job is canceled and no worker names it. Without faults."""
+    cancel_under_faults_p99_s: float | None = None
+    """The same, waiting for a dead API, Redis or worker included."""
+    overload: dict[str, int] = field(default_factory=dict)
+    """Answers by status code."""
+    overload_api_growth_mb: float | None = None
+    seconds: float = 0.0
+
+    def ok(self) -> bool:
+        """Whether every promise held."""
+        wrong = self.lost + self.duplicated + self.partial + self.stuck + self.flipped + self.refused
+        return wrong == 0 and set(self.overload) <= {"202", "429"}
+
+
+def as_json(report: Report) -> str:
+    return json.dumps({"ok": report.ok(), **dataclasses.asdict(report)})
 
 
 def show(report: Report, console: Console) -> None:

@@ -493,7 +493,7 @@ def chaos(
     Exit status 1 if any promise of docs/reliability.md was broken.
     """
     from deploy.chaos import Options, run_chaos
-    from deploy.chaos import as_json as to_json
+    from deploy.chaos_report import as_json as to_json
     from deploy.chaos_report import show
 
     with explained_errors():
