@@ -87,7 +87,17 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._syncing = ThreadPoolExecutor(SYNCS_AT_ONCE, thread_name_prefix="fsync")
-        for name in ("jobs", "done", "checkpoints", "keys", "idempotency", "usage", "scratch", "trash"):
+        for name in (
+            "jobs",
+            "done",
+            "checkpoints",
+            "keys",
+            "idempotency",
+            "usage",
+            "webhooks",
+            "scratch",
+            "trash",
+        ):
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _path(self, key: str) -> Path:

@@ -72,6 +72,11 @@ class Settings(BaseSettings):
         description="Serve without API keys beyond loopback. For networks closed by other means.",
     )
 
+    webhook_secret: str | None = Field(
+        None,
+        description="whsec_… secret that signs webhooks. Made once and kept in storage if not given.",
+    )
+
     # The queue and the workers
     max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; more are refused with 429.")
     max_attempts: int = Field(3, gt=0, description="Attempts that may end badly before a job fails.")

@@ -32,6 +32,7 @@ from server.routes import health, jobs, pages, videos
 from server.sandbox import Sandbox
 from server.services import Services
 from server.signing import UrlSigner
+from server.webhooks import WebhookSender, webhook_secret
 
 log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0
@@ -113,28 +114,35 @@ def _services(settings: Settings) -> Services:
             "COINTERACT_REDIS_URL is not set; `cointeract up` starts a private Redis and sets it."
         )
     store = FolderStore(settings.storage_dir)
+    hints = Hints(JobQueue(settings, settings.redis_url))
+    index = JobIndex(store, settings.max_queued_jobs)
+    fetcher = Fetcher(settings.fetch_timeout_s)
+    try:
+        secret = webhook_secret(store, settings.webhook_secret)
+    except ValueError as error:
+        raise StartRefusedError(f"COINTERACT_WEBHOOK_SECRET: {error}") from error
     return Services(
         settings=settings,
         store=store,
         journal=Journal(store),
-        hints=Hints(JobQueue(settings, settings.redis_url)),
-        index=JobIndex(store, settings.max_queued_jobs),
+        hints=hints,
+        index=index,
         sandbox=Sandbox(settings),
-        fetcher=Fetcher(settings.fetch_timeout_s),
+        fetcher=fetcher,
         idempotency=IdempotencyKeys(store),
         signer=UrlSigner(store),
         metrics=Metrics(),
+        webhooks=WebhookSender(store, index, hints, fetcher, secret),
     )
 
 
 async def _keep_up(services: Services) -> None:
-    """Refresh the index every second, forget old idempotency claims every hour; an error is logged and tried
-    again.
-    """
+    """Refresh the index and send webhooks every second, forget old claims every hour. Errors are logged."""
     expired_at = -EXPIRE_EVERY_S
     while True:
         try:
             await asyncio.to_thread(services.index.refresh)
+            await services.webhooks.round()
             if time.monotonic() - expired_at > EXPIRE_EVERY_S:
                 await asyncio.to_thread(services.idempotency.expire)
                 expired_at = time.monotonic()
@@ -165,6 +173,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             services.stopping.set()
             keeping_up.cancel()
+            await services.webhooks.stop()
             await services.tidied()
             await services.sandbox.stop()
 

@@ -14,7 +14,8 @@ import hashlib
 import ipaddress
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -95,6 +96,31 @@ class Fetcher:
 
     async def fetch(self, url: str, path: Path, limit: int, field: str) -> ReceivedFile:
         """Get `url` into the new file `path`, at most `limit` bytes. Raises ApiError naming the field."""
+        async with self._connected(url, field) as (parts, reader, writer):
+            return await _get(parts, reader, writer, path, limit, field)
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, field: str) -> int:
+        """Post to `url` and return the status of the answer, which is not read. Raises ApiError."""
+        async with self._connected(url, field) as (parts, reader, writer):
+            connection = h11.Connection(h11.CLIENT)
+            all_headers = [*_headers(parts), *headers.items(), ("Content-Length", str(len(body)))]
+            request = h11.Request(method="POST", target=_target(parts), headers=all_headers)
+            for event in (request, h11.Data(data=body), h11.EndOfMessage()):
+                writer.write(connection.send(event) or b"")
+            await writer.drain()
+            while (answer := connection.next_event()) is h11.NEED_DATA or isinstance(
+                answer, h11.InformationalResponse
+            ):
+                connection.receive_data(await reader.read(CHUNK_BYTES))
+            if not isinstance(answer, h11.Response):
+                raise ApiError("fetch_failed", "The connection closed without an answer.", field=field)
+            return answer.status_code
+
+    @asynccontextmanager
+    async def _connected(
+        self, url: str, field: str
+    ) -> AsyncIterator[tuple[SplitResult, asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A TLS connection to a checked address, within the deadline. Whatever goes wrong is an ApiError."""
         parts = check_url(url, field)
         host, port = str(parts.hostname), parts.port or 443
         try:
@@ -104,7 +130,7 @@ class Fetcher:
                     addresses[0], port, ssl=self.tls or ssl.create_default_context(), server_hostname=host
                 )
                 try:
-                    return await _get(parts, reader, writer, path, limit, field)
+                    yield parts, reader, writer
                 finally:
                     writer.close()
         except TimeoutError as error:
@@ -113,6 +139,14 @@ class Fetcher:
             ) from error
         except (OSError, h11.RemoteProtocolError, UnicodeError) as error:
             raise ApiError("fetch_failed", "This URL could not be fetched.", field=field) from error
+
+
+def _target(parts: SplitResult) -> str:
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _headers(parts: SplitResult) -> list[tuple[str, str]]:
+    return [("Host", parts.netloc), ("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Connection", "close")]
 
 
 async def _get(
@@ -124,9 +158,7 @@ async def _get(
     field: str,
 ) -> ReceivedFile:
     connection = h11.Connection(h11.CLIENT)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = [("Host", parts.netloc), ("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Connection", "close")]
-    request = connection.send(h11.Request(method="GET", target=target, headers=headers))
+    request = connection.send(h11.Request(method="GET", target=_target(parts), headers=_headers(parts)))
     writer.write((request or b"") + (connection.send(h11.EndOfMessage()) or b""))
     await writer.drain()
     too_large = ApiError("file_too_large", f"More than {limit} bytes.", field=field, limit=limit)

@@ -32,6 +32,7 @@ class JobSummary:
     state: JobState
     stored_bytes: int
     gpu_seconds: float
+    has_webhook: bool
     last_at: datetime
     """When it last used the GPU, or was submitted."""
 
@@ -57,6 +58,7 @@ class JobSummary:
             state=job.state,
             stored_bytes=sum(file.size for file in files if file is not None),
             gpu_seconds=job.gpu_seconds,
+            has_webhook=job.submitted.webhook_url is not None,
             last_at=job.completed_at or (job.clips[-1].at if job.clips else job.submitted.at),
         )
 
@@ -141,6 +143,11 @@ class JobIndex:
                 reverse=not oldest_first,
             )
         return jobs[:limit]
+
+    def with_webhooks(self) -> dict[str, int]:
+        """Jobs that named a webhook, and the number of the newest entry of each."""
+        with self._lock:
+            return {job.id: job.sequence for job in self._jobs.values() if job.has_webhook}
 
     def counts(self) -> dict[JobState, int]:
         """Number of stored jobs by state."""

@@ -19,6 +19,7 @@ from server.index import JobIndex
 from server.metrics import Metrics
 from server.sandbox import Sandbox
 from server.signing import UrlSigner
+from server.webhooks import WebhookSender
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Services:
     idempotency: IdempotencyKeys
     signer: UrlSigner
     metrics: Metrics
+    webhooks: WebhookSender
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the application stops; open streams end then."""
     json_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
