@@ -10,20 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
+
+from deploy.cli_common import FAILED, DataOption, complaints, console
 
 if TYPE_CHECKING:
     from jobs.artifacts import FolderStore
 
 keys = typer.Typer(no_args_is_help=True, help="API keys. Once there is one, every request needs one.")
-console = Console()
-complaints = Console(stderr=True)
-
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="DIR", help="Data folder of the service. Default: ./data"),
-]
 
 
 class KeyScope(StrEnum):
@@ -88,7 +82,7 @@ def create(
         )
     except ValueError as error:
         complaints.print(str(error), style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from error
+        raise typer.Exit(FAILED) from error
     complaints.print(f"Key {new.key.id} for {name}. It is not shown again:", highlight=False, markup=False)
     # The key alone on stdout, so that a script can take it.
     console.print(new.token, highlight=False, markup=False, soft_wrap=True)
@@ -124,5 +118,5 @@ def revoke(
 
     if not revoke_key(_store(data), key_id):
         complaints.print(f"There is no valid key {key_id}.", style="red", highlight=False, markup=False)
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
     console.print(f"Revoked {key_id}.", highlight=False, markup=False)
