@@ -6,11 +6,15 @@ prompt, speech. Deterministic by seed; one 80×128 frame takes a few millisecond
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from model.media.images import place_product
 
 from .drawing import Boxes, Painter, product_image
 from .speech import SAMPLE_RATE, Synthesiser, mouth_opening, speak
@@ -84,3 +88,28 @@ def make_video(
         frames=np.stack([painter.frame(poses[i]) for i in shown]),
         structure=np.stack(structure) if structure else np.zeros((0, height, width, 3), np.uint8),
     )
+
+
+def world_sheet(width: int = 80, height: int = 128) -> Image.Image:
+    """One row per action: both references, seven frames of the clip, two of its HOI structure video."""
+    rows = []
+    for seed, action in enumerate(ACTIONS):
+        video = make_video(seed, width, height, actions=[action], synthesiser="formant")
+        product = np.asarray(place_product(video.product_image, width, height))
+        shown = [video.frames[i] for i in (1, 8, 20, 30, 40, 50, 70)]
+        structure = [video.structure[i] for i in (20, 40)]
+        rows.append(np.concatenate([np.asarray(video.person_image), product, *shown, *structure], axis=1))
+    return Image.fromarray(np.concatenate(rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Draw a sheet of the procedural world.")
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--size", default="80x128", metavar="WIDTHxHEIGHT")
+    options = parser.parse_args(arguments)
+    width, height = (int(side) for side in options.size.split("x"))
+    world_sheet(width, height).save(options.picture, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
