@@ -14,7 +14,7 @@ from workers.fake_engine import FakeSettings
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Stack:
-    stack = Stack.create(tmp_path, FakeSettings())
+    stack = Stack.create(tmp_path, FakeSettings(), stall_timeout_s=600.0)
     write_tiny_checkpoint(tmp_path / "tiny", seed=0)
     stack.checkpoint_folder, stack.checkpoint, stack.side = tmp_path / "tiny", "tiny-random", 128
     return stack
