@@ -22,6 +22,9 @@ complaints = Console(stderr=True)
 FAILED = 1
 INTERRUPTED = 130
 
+MODEL_PACKAGES = {"torch", "diffusers", "transformers", "huggingface_hub", "safetensors", "accelerate"}
+"""Installed on hosts that render; the API alone does without."""
+
 DataOption = Annotated[
     Path | None,
     typer.Option(
@@ -57,6 +60,12 @@ def explained_errors() -> Iterator[None]:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"])
             complaints.print(f"Setting {name}: {problem['msg']}", style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED) from error
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in MODEL_PACKAGES:
+            raise
+        advice = "Run this where a worker runs, or install the project with its extra: pip install '.[model]'"
+        complaints.print(f"{error.name} is not installed here. {advice}", style="red", markup=False)
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt:
         complaints.print("Interrupted.", style="yellow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,17 @@ def test_a_redis_without_append_only_file_and_with_eviction_is_reported(tmp_path
         findings = list(check_redis_at(server.url))
     assert [finding.status for finding in findings] == [Status.OK, Status.WARNING, Status.PROBLEM]
     assert "noeviction" in findings[2].advice
+
+
+def test_on_a_host_without_torch_the_command_says_where_to_run_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "deploy.doctor")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = runner.invoke(app, ["doctor", "--data", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "torch is not installed here" in result.stderr
+    assert "Traceback" not in result.output
 
 
 def test_too_little_free_disk_is_a_problem(tmp_path: Path) -> None:
