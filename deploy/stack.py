@@ -24,6 +24,9 @@ LONGEST_DELAY_S = 10.0
 HEALTHY_AFTER_S = 5.0
 """A part that ran this long had a good start: its next death is not counted as one of a series."""
 
+LONG_WAIT_S = 30.0
+"""Who waits longer than this is shown where the reason may be written."""
+
 MAX_LOG_BYTES = 50 * 2**20
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -59,6 +62,7 @@ class Restart:
 @dataclass
 class _Child:
     part: Part
+    first_started_at: float = field(default_factory=time.monotonic)
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     start_at: float = 0.0
@@ -115,8 +119,11 @@ class Supervisor:
         found: dict[str, str] = {}
         for child in self._children:
             reason = "restart" if child.process is None else child.part.waiting_for()
-            if reason is not None:
-                found[child.part.name] = reason
+            if reason is None:
+                continue
+            if time.monotonic() - child.first_started_at > LONG_WAIT_S:
+                reason += f" (its log: {self.log_path(child.part.name)})"
+            found[child.part.name] = reason
         return found
 
     def names(self) -> list[str]:
