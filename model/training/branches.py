@@ -36,26 +36,25 @@ def is_expert(name: str) -> bool:
 
 
 def with_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTransformer3DModel:
-    """The same network with an HOI stream; new parts start as copies of the video's. Returned as is if
-    it has one.
-    """
+    """The same weights with an HOI stream; its parts start as copies of the video's. As is if it has one."""
     if transformer.config.hoi_branch:
         return transformer
     grown = _like(transformer, hoi_branch=True)
-    weights = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    weights = transformer.state_dict()
     for name in grown.state_dict():
         if not is_hoi(name):
             continue
         source = ".".join(HOI_SOURCES.get(part, part) for part in name.split("."))
         # The type embedding has no counterpart: none of the video's rows fits.
         like = weights.get(source)
-        weights[name] = torch.zeros_like(grown.state_dict()[name]) if like is None else like.clone()
+        shape = grown.state_dict()[name].shape
+        weights[name] = transformer.type_embedding.weight.new_zeros(shape) if like is None else like.clone()
     grown.load_state_dict(weights, strict=True, assign=True)
     return grown
 
 
 def without_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTransformer3DModel:
-    """The RGB-only network for inference: HOI parts dropped, LoRA merged, nothing else changed; a copy."""
+    """The RGB-only network, a copy on the CPU: HOI parts dropped, LoRA merged, all else equal."""
     pruned = _like(transformer, hoi_branch=False)
     weights = {name: tensor for name, tensor in merged_weights(transformer).items() if not is_hoi(name)}
     pruned.load_state_dict(weights, strict=True, assign=True)
@@ -89,23 +88,24 @@ def choose_trained(
 
 @torch.no_grad()
 def merged_weights(transformer: CoInteractTransformer3DModel) -> dict[str, torch.Tensor]:
-    """The state dict under the plain names with LoRA pairs merged in: W + B·A."""
+    """The state dict under the plain names, on the CPU, with LoRA pairs merged in: W + B·A."""
     weights = {
-        name.replace(".base_layer.", "."): tensor.detach().clone()
+        name.replace(".base_layer.", "."): tensor.detach().to("cpu", copy=True)
         for name, tensor in transformer.state_dict().items()
         if ".lora_" not in name
     }
     for name, layer in _lora_layers(transformer):
-        delta = layer.get_delta_weight(LORA_ADAPTER)
-        weights[f"{name}.weight"] += delta.to(weights[f"{name}.weight"])
+        weight = weights[f"{name}.weight"]
+        weight += layer.get_delta_weight(LORA_ADAPTER).to(weight)
     return weights
 
 
 def _like(transformer: CoInteractTransformer3DModel, hoi_branch: bool) -> CoInteractTransformer3DModel:
     settings = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
-    made: CoInteractTransformer3DModel = CoInteractTransformer3DModel(
-        **{**settings, "hoi_branch": hoi_branch}
-    )
+    with torch.device("meta"):  # weights are put in its place: 17 B random ones need not be drawn
+        made: CoInteractTransformer3DModel = CoInteractTransformer3DModel(
+            **{**settings, "hoi_branch": hoi_branch}
+        )
     return made
 
 

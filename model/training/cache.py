@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .clips import HOI_PROMPT_PREFIX, ClipEncoder, EncodedClip, TrainingClip
+from .prefetch import prefetched
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def fill_cache(
     indices: Iterable[int] | None = None,
     *,
     first_clips_too: bool = True,
+    workers: int = 0,
 ) -> None:
     """Encode clips; what is there already is left as it is.
 
@@ -71,17 +73,20 @@ def fill_cache(
     the latter where clips are plentiful (`first_clips_too` False).
     """
     write_empty_prompt(folder, encoder)
-    for index in range(len(clips)) if indices is None else indices:
-        motion_path, first_path = (
-            folder / f"{index:06d}{MOTION_SUFFIX}",
-            folder / f"{index:06d}{FIRST_SUFFIX}",
-        )
-        if first_path.exists() or (motion_path.exists() and not first_clips_too):
-            continue
-        clip = clips[index]
+
+    def paths(index: int) -> tuple[Path, Path]:
+        return folder / f"{index:06d}{MOTION_SUFFIX}", folder / f"{index:06d}{FIRST_SUFFIX}"
+
+    def is_done(index: int) -> bool:  # the first clip is written last
+        motion_path, first_path = paths(index)
+        return first_path.exists() or (motion_path.exists() and not first_clips_too)
+
+    pending = [index for index in (range(len(clips)) if indices is None else indices) if not is_done(index)]
+    for index, clip in zip(pending, prefetched(clips.__getitem__, pending, workers), strict=True):
+        motion_path, first_path = paths(index)
         if clip.motion is not None and not motion_path.exists():
             encoder.encode(clip, after_motion=True).save(motion_path)
-        if clip.motion is None or first_clips_too:  # written last: its presence says that the clip is done
+        if clip.motion is None or first_clips_too:
             encoder.encode(clip, after_motion=False).save(first_path)
         log.info("encoded clip %d", index)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from diffusers.training_utils import EMAModel
 
 from model.card import CheckpointCard
@@ -84,6 +84,8 @@ def train(
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         log_with="tensorboard",
+        # A step without HOI stream, or above the routing limit, leaves those weights without gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         project_config=ProjectConfiguration(project_dir=str(recipe.output), logging_dir=str(recipe.output)),
     )
     recipe.output.mkdir(parents=True, exist_ok=True)
@@ -251,11 +253,11 @@ def export_checkpoint(
     """Write a checkpoint folder for the service: `transformer` pruned to RGB, the rest of `pipeline` as
     is.
     """
-    components = {**pipeline.components, "transformer": without_hoi_branch(transformer)}
-    stored: dict[str, Any] = {
-        name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
-        for name, part in components.items()
-    }
+    stored: dict[str, Any] = {"transformer": without_hoi_branch(transformer).to(dtype)}
+    for name, part in pipeline.components.items():
+        if name not in stored:
+            foreign = isinstance(part, torch.nn.Module) and part.dtype != dtype
+            stored[name] = copy.deepcopy(part).to(dtype) if foreign else part
     CoInteractPipeline(**stored).save_pretrained(folder)
     card.write(folder)
 
@@ -265,7 +267,8 @@ def _prepare_cache(recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerato
         clips = CsvDataset(recipe.data, recipe.width, recipe.height)
         pipeline.to(accelerator.device)
         share = range(accelerator.process_index, len(clips), accelerator.num_processes)
-        fill_cache(recipe.cache, clips, ClipEncoder(pipeline, accelerator.device), share)
+        encoder = ClipEncoder(pipeline, accelerator.device)
+        fill_cache(recipe.cache, clips, encoder, share, workers=recipe.workers)
         pipeline.to("cpu")
         accelerator.wait_for_everyone()
     return ClipCache(recipe.cache)

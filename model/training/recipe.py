@@ -84,6 +84,8 @@ class TrainRecipe(BaseModel):
     whole_clips_from: float = Field(1.0, ge=0, le=1)
     """Share of the run after which `window` no longer applies."""
 
+    workers: int = 0
+    """Processes that read clips ahead while they are encoded."""
     log_every: int = 10
     save_minutes: float = 10.0
 

@@ -107,10 +107,10 @@ class SyntheticClips:
         return synthetic_clip(video, clip)
 
 
-def build_small(recipe: SmallRecipe, output: Path) -> Path:
-    """Run all stages; returns the checkpoint's folder."""
-    pipeline_folder = prepare_pipeline(recipe, output)
-    encode_clips(recipe, output, pipeline_folder, range(recipe.clips))
+def build_small(recipe: SmallRecipe, output: Path, device: str = "cpu", workers: int = 0) -> Path:
+    """Run all stages; returns the checkpoint's folder. Training takes the device that accelerate finds."""
+    pipeline_folder = prepare_pipeline(recipe, output, device, workers)
+    encode_clips(recipe, output, pipeline_folder, range(recipe.clips), device, workers)
     settings: dict[str, object] = {
         "base": pipeline_folder,
         "cache": output / "cache",
@@ -128,7 +128,7 @@ def build_small(recipe: SmallRecipe, output: Path) -> Path:
     return train(training, resume=resume, on_step=_log_step)
 
 
-def prepare_pipeline(recipe: SmallRecipe, output: Path) -> Path:
+def prepare_pipeline(recipe: SmallRecipe, output: Path, device: str = "cpu", workers: int = 0) -> Path:
     """Audio encoder, VAE and an untrained DiT as a checkpoint folder; finished parts are kept."""
     if not (output / "audio_encoder").is_dir():
         train_audio_encoder(output, recipe.audio_steps, recipe.seed, recipe.synthesiser).save_pretrained(
@@ -136,7 +136,7 @@ def prepare_pipeline(recipe: SmallRecipe, output: Path) -> Path:
         )
     if not (output / "vae" / "config.json").is_file():
         settings = recipe.vae.model_copy(update={"width": recipe.width, "height": recipe.height})
-        vae = train_vae(settings, output)
+        vae = train_vae(settings, output, device, workers)
         log.info("VAE reconstructs held-out videos at %.1f dB", reconstruction_psnr(vae, settings))
     folder = output / "pipeline"
     if not (folder / "model_index.json").is_file():
@@ -210,10 +210,24 @@ def small_card(recipe: SmallRecipe) -> CheckpointCard:
     )
 
 
-def encode_clips(recipe: SmallRecipe, output: Path, pipeline_folder: Path, indices: range) -> None:
+def encode_clips(
+    recipe: SmallRecipe,
+    output: Path,
+    pipeline_folder: Path,
+    indices: range,
+    device: str = "cpu",
+    workers: int = 0,
+) -> None:
     """Fill `output`/cache. Safe to run beside training, which finds new clips as they come."""
-    encoder = ClipEncoder(load_pipeline(pipeline_folder), torch.device("cpu"))
-    fill_cache(output / "cache", SyntheticClips(recipe), encoder, indices, first_clips_too=False)
+    encoder = ClipEncoder(load_pipeline(pipeline_folder, device), torch.device(device))
+    fill_cache(
+        output / "cache",
+        SyntheticClips(recipe),
+        encoder,
+        indices,
+        first_clips_too=False,
+        workers=workers,
+    )
 
 
 def _log_step(step: Step) -> None:
@@ -231,16 +245,18 @@ def main() -> None:
         "--encode", metavar="FIRST:LAST", help="only encode these clips, beside a running training"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw ahead")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     recipe = SmallRecipe.read(arguments.recipe)
+    output, device, workers = arguments.output, arguments.device, arguments.workers
     if arguments.encode:
         first, last = (int(number) for number in arguments.encode.split(":"))
-        encode_clips(recipe, arguments.output, arguments.output / "pipeline", range(first, last))
+        encode_clips(recipe, output, output / "pipeline", range(first, last), device, workers)
         return
-    folder = build_small(recipe, arguments.output)
-    log.info("the checkpoint is in %s", folder)
+    log.info("the checkpoint is in %s", build_small(recipe, output, device, workers))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import nn
 
 from model.media.images import place_product
 
+from .prefetch import prefetched
 from .synthetic import make_video
 from .world import ACTIONS, CLIP_FRAMES
 
@@ -84,14 +85,21 @@ class MatrixViews:
             matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
 
 
-def train_vae(recipe: VAERecipe, output: Path) -> AutoencoderKLWan:
-    """Train and save `output`/vae, averaged weights; resumes a stopped run. Logs to vae-log.jsonl."""
+def train_vae(
+    recipe: VAERecipe, output: Path, device: torch.device | str = "cpu", workers: int = 1
+) -> AutoencoderKLWan:
+    """Train and save `output`/vae, averaged weights; resumes a stopped run. Logs to vae-log.jsonl.
+
+    `workers` processes draw crops ahead.
+    """
     torch.manual_seed(recipe.seed)
     output.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKLWan(**SMALL_VAE)
     initialise(vae)
+    vae.to(device)
     average = AutoencoderKLWan(**SMALL_VAE)
     average.load_state_dict(vae.state_dict())
+    average.to(device)
     kernels = [
         weight
         for weight in vae.parameters()
@@ -109,15 +117,14 @@ def train_vae(recipe: VAERecipe, output: Path) -> AutoencoderKLWan:
     state = output / "vae-state.pt"
     step = _resume(state, vae, average, optimizers)
     saved, recent = time.monotonic(), list[float]()
-    with (output / "vae-log.jsonl").open("a") as curve, ThreadPoolExecutor(1) as drawer:
-        next_batch = drawer.submit(vae_batch, recipe, step)
-        for step in range(step, recipe.steps):  # noqa: B020 (a resumed run starts later)
+    steps = range(step, recipe.steps)
+    with (output / "vae-log.jsonl").open("a") as curve:
+        for step, crops in zip(steps, prefetched(partial(draw_crops, recipe), steps, workers), strict=True):
             fall = 0.02 + 0.49 * (1 + math.cos(math.pi * step / recipe.steps))
             for optimizer, rate in zip(optimizers, (1.0, 1 / 3), strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * rate * fall * min(1.0, (step + 1) / 20)
-            pixels, weights = next_batch.result()
-            next_batch = drawer.submit(vae_batch, recipe, step + 1)
+            pixels, weights = (part.to(device) for part in as_pixels(*crops))
             torch.manual_seed(recipe.seed + step)
             posterior = vae.encode(pixels).latent_dist
             decoded = vae.decode(posterior.sample(), return_dict=False)[0]
@@ -219,10 +226,8 @@ def vae_losses(
     return error, kl
 
 
-def vae_batch(recipe: VAERecipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops (B, 3, T, crop, crop) in -1..1 of both streams and the weight of each pixel (B, 1, T, crop,
-    crop).
-    """
+def draw_crops(recipe: VAERecipe, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of both streams (B, T, crop, crop, 3) uint8, each pixel's weight (B, T, crop, crop, 1) float32."""
     rng = np.random.default_rng([recipe.seed, step, 5])
     frames, crops = recipe.batches[step % len(recipe.batches)]
     pixels, weights = [], []
@@ -257,8 +262,13 @@ def vae_batch(recipe: VAERecipe, step: int) -> tuple[torch.Tensor, torch.Tensor]
         x = int(rng.integers(recipe.width - recipe.crop + 1))
         pixels.append(clip[:, y : y + recipe.crop, x : x + recipe.crop])
         weights.append(weight[:, y : y + recipe.crop, x : x + recipe.crop])
-    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    return stacked, torch.from_numpy(np.stack(weights)).permute(0, 4, 1, 2, 3)
+    return np.stack(pixels), np.stack(weights)
+
+
+def as_pixels(crops: np.ndarray, weights: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (B, 3, T, crop, crop) in -1..1 and weights (B, 1, T, crop, crop)."""
+    pixels = torch.from_numpy(crops).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    return pixels, torch.from_numpy(weights).permute(0, 4, 1, 2, 3)
 
 
 @torch.no_grad()
@@ -269,7 +279,7 @@ def measure_latents(vae: AutoencoderKLWan, recipe: VAERecipe) -> None:
         frames = make_video(
             seed, recipe.width, recipe.height, shown=range(33), synthesiser="formant", with_structure=False
         ).frames
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).float()[None] / 127.5 - 1
+        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).float()[None].to(vae.device) / 127.5 - 1
         latents.append(vae.encode(pixels).latent_dist.mode())
     joined = torch.cat(latents).transpose(0, 1).flatten(1)  # (C, values)
     vae.register_to_config(
@@ -285,7 +295,7 @@ def reconstruction_psnr(vae: AutoencoderKLWan, recipe: VAERecipe) -> float:
         frames = make_video(
             seed, recipe.width, recipe.height, shown=range(25), split="heldout", with_structure=False
         ).frames
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).float()[None] / 127.5 - 1
+        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).float()[None].to(vae.device) / 127.5 - 1
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode(), return_dict=False)[0].clamp(-1, 1)
         values.append(10 * math.log10(4 / F.mse_loss(decoded, pixels).item()))
     return sum(values) / len(values)

@@ -26,7 +26,7 @@ from model.training.small_encoders import (
     train_audio_encoder,
 )
 from model.training.speech import mouth_opening, speak
-from model.training.vae_training import SMALL_VAE, MatrixViews, VAERecipe, train_vae, vae_batch
+from model.training.vae_training import SMALL_VAE, MatrixViews, VAERecipe, as_pixels, draw_crops, train_vae
 from model.training.world import ACTIONS, describe, make_cast
 from tests.training.networks import small_batch
 
@@ -90,7 +90,7 @@ def test_the_audio_encoder_learns_to_carry_loudness(tmp_path: Path) -> None:
 
 def test_vae_training_lowers_the_loss_and_measures_its_latents(tmp_path: Path) -> None:
     recipe = VAERecipe(crop=16, batches=((5, 1),), steps=4, measured_videos=1)
-    vae = train_vae(recipe, tmp_path)
+    vae = train_vae(recipe, tmp_path, workers=0)
     assert (tmp_path / "vae" / "config.json").is_file()
     assert max(vae.config.latents_std) > 0
     assert vae.config.latents_std != [1.0] * 16
@@ -99,11 +99,11 @@ def test_vae_training_lowers_the_loss_and_measures_its_latents(tmp_path: Path) -
 
 def test_vae_batches_repeat_by_step_and_mix_both_streams() -> None:
     recipe = VAERecipe(crop=32, batches=((5, 2), (9, 1)))
-    one, weights = vae_batch(recipe, 0)
-    assert torch.equal(one, vae_batch(recipe, 0)[0])
+    one, weights = as_pixels(*draw_crops(recipe, 0))
+    assert torch.equal(one, as_pixels(*draw_crops(recipe, 0))[0])
     assert one.shape == (2, 3, 5, 32, 32)
     assert weights.shape == (2, 1, 5, 32, 32)
-    assert vae_batch(recipe, 1)[0].shape == (1, 3, 9, 32, 32)
+    assert as_pixels(*draw_crops(recipe, 1))[0].shape == (1, 3, 9, 32, 32)
 
 
 def test_matrix_views_share_memory_with_the_kernels() -> None:
