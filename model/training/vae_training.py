@@ -227,7 +227,7 @@ def vae_losses(
 
 
 def draw_crops(recipe: VAERecipe, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crops of both streams (B, T, crop, crop, 3) uint8, each pixel's weight (B, T, crop, crop, 1) float32."""
+    """Crops (B, T, crop, crop, 3) uint8, each pixel's weight (B, T, crop, crop, 1) float32."""
     rng = np.random.default_rng([recipe.seed, step, 5])
     frames, crops = recipe.batches[step % len(recipe.batches)]
     pixels, weights = [], []
