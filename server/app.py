@@ -165,6 +165,7 @@ def create_app(settings: Settings) -> FastAPI:
             log.warning(
                 "No API keys: everybody who reaches %s:%d may use the service.", settings.host, settings.port
             )
+        services.stopping.clear()
         await asyncio.to_thread(services.index.refresh)
         await services.sandbox.start()
         keeping_up = asyncio.create_task(_keep_up(services))

@@ -17,8 +17,8 @@ from tests.server import fuzz
 from tests.server.conftest import Api, Live
 from tests.server.inputs import PERSON, SPEECH, form
 
-CASES = int(os.environ.get("FUZZ_CASES", "200"))
-EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "15"))
+CASES = int(os.environ.get("FUZZ_CASES", "150"))
+EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "12"))
 BOUNDED = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -37,15 +37,17 @@ def test_mutated_files_are_answered_with_2xx_or_4xx(live: Live) -> None:
     assert live.services.store.list_folders("scratch") == []
 
 
-def operations(api: Api) -> list[Any]:
-    schema = schemathesis.openapi.from_asgi("/openapi.json", api.app, headers={"Host": "127.0.0.1"})
+def operations(live: Live) -> list[Any]:
+    schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
     found: list[Any] = list(schema.get_all_operations())
     return [result.ok() for result in found]
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_no_request_made_from_the_openapi_document_is_a_server_error(api: Api, mode: GenerationMode) -> None:
-    tried = [attempt(operation, mode) for operation in operations(api)]
+def test_no_request_made_from_the_openapi_document_is_a_server_error(
+    live: Live, mode: GenerationMode
+) -> None:
+    tried = [attempt(operation, mode) for operation in operations(live)]
     assert sum(tried) > 5 * EXAMPLES
 
 
@@ -57,7 +59,7 @@ def attempt(operation: Any, mode: GenerationMode) -> int:
     @BOUNDED
     def example_is_answered(example: Any) -> None:
         nonlocal tried
-        answer = example.call(headers={"Host": "127.0.0.1"})
+        answer = example.call(timeout=30)
         tried += 1
         allowed = {503} if operation.path == "/readyz" else set()
         assert answer.status_code < 500 or answer.status_code in allowed, (operation.path, answer.content)
