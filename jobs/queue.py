@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, cast
 
-from redis import Redis
+from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq import Queue
@@ -39,9 +40,16 @@ _CHECKPOINTS = _PREFIX + "checkpoints"
 
 
 def connect(redis_url: str, *, timeout_s: float = 2.0) -> Redis:
-    """A client that fails fast: Redis is a hint, and nobody should wait long for a hint."""
+    """A client that fails fast: Redis is a hint, and nobody should wait long for a hint.
+
+    A broken connection is made anew once, because a Redis that was restarted is there again; a Redis that
+    does not answer is not asked twice.
+    """
     return Redis.from_url(
-        redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 1)
+        redis_url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 1, (exceptions.ConnectionError,)),
     )
 
 
@@ -79,6 +87,7 @@ class JobQueue:
         self._tickets: dict[str, Queue] = {}
         self._snapshots: dict[str, tuple[float, QueueSnapshot]] = {}
         self._snapshot_lock = threading.Lock()
+        self._failed: tuple[float, exceptions.RedisError | None] = (-math.inf, None)
 
     # What the server calls
 
@@ -95,11 +104,21 @@ class JobQueue:
 
     def snapshot(self, checkpoint: str, *, max_age_s: float = _SNAPSHOT_AGE_S) -> QueueSnapshot:
         """Waiting jobs in the order they will start, and the live workers; at most `max_age_s` old."""
+        asked = time.monotonic()
         with self._snapshot_lock:
-            taken, snapshot = self._snapshots.get(checkpoint, (-1e9, None))
-            if snapshot is None or time.monotonic() - taken > max_age_s:
+            taken, snapshot = self._snapshots.get(checkpoint, (-math.inf, None))
+            if snapshot is not None and time.monotonic() - taken <= max_age_s:
+                return snapshot
+            # Those who waited for the lock while Redis did not answer must not wait for it again, one by one.
+            failed, failure = self._failed
+            if failure is not None and asked < failed:
+                raise failure
+            try:
                 snapshot = self._take_snapshot(checkpoint)
-                self._snapshots[checkpoint] = (time.monotonic(), snapshot)
+            except exceptions.RedisError as error:
+                self._failed = (time.monotonic(), error)
+                raise
+            self._snapshots[checkpoint] = (time.monotonic(), snapshot)
             return snapshot
 
     def progress(self, job_id: str) -> LiveProgress | None:

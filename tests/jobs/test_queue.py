@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +126,30 @@ def test_a_redis_that_is_away_is_an_error_within_seconds(tmp_path: Path) -> None
         with pytest.raises(RedisError):
             call()
     assert time.monotonic() - started < 10
+
+
+def test_a_frozen_redis_holds_up_many_askers_no_longer_than_one(tmp_path: Path) -> None:
+    with running_redis(tmp_path / "redis") as server:
+        queue = JobQueue(Settings(data_dir=tmp_path), server.url)
+        queue.ping()
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        started = time.monotonic()
+        failed: list[float] = []
+
+        def ask() -> None:
+            with pytest.raises(RedisError):
+                queue.snapshot("c")
+            failed.append(time.monotonic() - started)
+
+        askers = [threading.Thread(target=ask) for _ in range(10)]
+        for asker in askers:
+            asker.start()
+        for asker in askers:
+            asker.join()
+        server.process.send_signal(signal.SIGCONT)
+    assert len(failed) == 10
+    assert max(failed) < 8, "one after the other would have taken 20 s"
 
 
 def test_the_embedded_redis_is_private_and_keeps_its_data_over_a_restart(tmp_path: Path) -> None:
