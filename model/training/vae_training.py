@@ -30,6 +30,8 @@ from .world import ACTIONS, CLIP_FRAMES
 
 log = logging.getLogger(__name__)
 
+SAVE_SECONDS = 180.0
+
 SMALL_VAE: dict[str, object] = {
     "base_dim": 16,
     "dim_mult": [1, 4, 4],
@@ -146,7 +148,7 @@ def train_vae(
                 curve.write(json.dumps(entry) + "\n")
                 curve.flush()
                 log.info("vae %s", entry)
-            if time.monotonic() - saved > 180:
+            if time.monotonic() - saved > SAVE_SECONDS:
                 _save(state, step + 1, vae, average, optimizers)
                 saved = time.monotonic()
     measure_latents(average, recipe)

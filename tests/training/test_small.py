@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 
 import model.training
 from model.audio_encoder import encode_audio
+from model.training import vae_training
 from model.training.small import (
     SmallRecipe,
     SmallTransformer,
@@ -95,6 +96,26 @@ def test_vae_training_lowers_the_loss_and_measures_its_latents(tmp_path: Path) -
     assert max(vae.config.latents_std) > 0
     assert vae.config.latents_std != [1.0] * 16
     assert json.loads((tmp_path / "vae-log.jsonl").read_text().splitlines()[0])["step"] == 0
+
+
+def test_a_stopped_vae_training_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = VAERecipe(crop=16, batches=((5, 1),), steps=3, measured_videos=1)
+    whole = train_vae(recipe, tmp_path / "whole", workers=0)
+
+    def stop_in_third_step(recipe: VAERecipe, step: int) -> tuple[np.ndarray, np.ndarray]:
+        if step == 2:
+            raise KeyboardInterrupt
+        return draw_crops(recipe, step)
+
+    monkeypatch.setattr(vae_training, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(vae_training, "draw_crops", stop_in_third_step)
+        with pytest.raises(KeyboardInterrupt):
+            train_vae(recipe, tmp_path / "halves", workers=0)
+    resumed = train_vae(recipe, tmp_path / "halves", workers=0)
+    for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+    assert not (tmp_path / "halves" / "vae-state.pt").exists()
 
 
 def test_vae_batches_repeat_by_step_and_mix_both_streams() -> None:
