@@ -14,8 +14,10 @@ import math
 import secrets
 import threading
 import time
-from typing import TYPE_CHECKING, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar, cast
 
+from pydantic import BaseModel, ValidationError
 from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -29,6 +31,8 @@ from jobs.tickets import RENDER_NEXT, Ticket
 
 if TYPE_CHECKING:
     from redis.client import Pipeline
+
+Hint = TypeVar("Hint", bound=BaseModel)
 
 SERVED_WINDOW_S = 600.0
 """How long work an owner has had served counts against it."""
@@ -78,6 +82,16 @@ def _speed_key(checkpoint: str) -> str:
     return f"{_PREFIX}speed:{checkpoint}"
 
 
+def _parsed(model: type[Hint], data: bytes | None) -> Hint | None:
+    """What Redis holds, if it is there and makes sense: it may come from another version of this program."""
+    if data is None:
+        return None
+    try:
+        return model.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
 class JobQueue:
     """All methods may raise redis.exceptions.RedisError; safe to share between threads."""
 
@@ -122,8 +136,7 @@ class JobQueue:
             return snapshot
 
     def progress(self, job_id: str) -> LiveProgress | None:
-        data = self.redis.get(_progress_key(job_id))
-        return LiveProgress.model_validate_json(cast(bytes, data)) if data else None
+        return _parsed(LiveProgress, cast(bytes | None, self.redis.get(_progress_key(job_id))))
 
     def workers(self) -> list[WorkerInfo]:
         """Workers with a live lease."""
@@ -134,7 +147,8 @@ class JobQueue:
         dead = [name for name, answer in zip(names, answers, strict=True) if answer is None]
         if dead:
             self.redis.srem(_WORKERS, *dead)  # a live one adds itself again with its next heartbeat
-        return [WorkerInfo.model_validate_json(answer) for answer in answers if answer is not None]
+        found = [_parsed(WorkerInfo, answer) for answer in answers]
+        return [info for info in found if info is not None]
 
     def depth(self) -> int:
         """Waiting jobs of all checkpoints."""
@@ -241,12 +255,16 @@ class JobQueue:
             records, served_records, speed = pipeline.execute()
         waiting = []
         for job_id, record in cast(dict[bytes, bytes], records).items():
-            owner, priority, *rest = json.loads(record)
-            waiting.append(WaitingJob(job_id.decode(), owner, Priority(priority), *rest))
+            try:
+                owner, priority, *rest = json.loads(record)
+                waiting.append(WaitingJob(job_id.decode(), owner, Priority(priority), *rest))
+            except (ValueError, TypeError):
+                self.redis.hdel(_waiting_key(checkpoint), job_id)  # the reaper enters it anew
         served: dict[str, float] = {}
         for record in cast(list[bytes], served_records):
-            owner, amount, _ = json.loads(record)
-            served[owner] = served.get(owner, 0.0) + amount
+            with suppress(ValueError, TypeError):
+                owner, amount, _ = json.loads(record)
+                served[owner] = served.get(owner, 0.0) + amount
         running = [worker.running for worker in workers if worker.running is not None]
         return QueueSnapshot(
             taken_at=utcnow(),

@@ -43,8 +43,7 @@ def _pid_space() -> str:
 
 
 def _start_time(pid: int) -> int | None:
-    """Clock ticks since boot when the process started; None if there is none, or only its remains (a zombie).
-    """
+    """Clock ticks since boot when the process started; None if there is none, or only a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -55,6 +55,7 @@ class Reaper:
     """Jobs not known to be finished, as last read."""
     _unheard: dict[tuple[str, int], float] = field(default_factory=dict)
     """Attempts no live worker names, and since when."""
+    _unreadable: set[str] = field(default_factory=set)
     _stages: dict[tuple[str, int], Stage] = field(default_factory=dict)
     """Where each attempt was when its worker was last heard."""
     _epoch: str = ""
@@ -91,29 +92,33 @@ class Reaper:
             return
         done = {name.partition("-")[2] for name in self.store.list_folders("done")}
         for job_id in self.store.list_folders("jobs"):
-            if job_id not in self.live and job_id not in done:
-                try:
-                    self.live[job_id] = self.journal.read(job_id)
-                except JobNotFound:
-                    continue
+            if job_id not in self.live and job_id not in done and job_id not in self._unreadable:
+                self._read(job_id, None)
         now = time.monotonic()
         self._next_scan = now + max(self.settings.reaper_interval_s, (now - started) / SCAN_SHARE)
 
     def _read_live_jobs(self) -> None:
         for job_id, known in list(self.live.items()):
-            try:
-                job = self.journal.read(job_id, known=known)
-            except JobNotFound:
-                del self.live[job_id]
-                continue
-            self.live[job_id] = job
-            if job.completed_at is not None:
+            job = self._read(job_id, known)
+            if job is not None and job.completed_at is not None:
                 expiry = int(job.completed_at.timestamp()) + job.submitted.retention_s
                 self.store.create(f"done/{expiry:012d}-{job_id}", b"")
                 del self.live[job_id]
         states = [job.state for job in self.live.values()]
         for state in (JobState.QUEUED, JobState.PROCESSING):
             LIVE_JOBS.labels(state).set(states.count(state))
+
+    def _read(self, job_id: str, known: Job | None) -> Job | None:
+        """Note the job as it is now; None if it is gone, or cannot be understood and so is left alone."""
+        try:
+            self.live[job_id] = self.journal.read(job_id, known=known)
+        except JobNotFound:
+            self.live.pop(job_id, None)
+        except ValueError as error:
+            self.live.pop(job_id, None)
+            self._unreadable.add(job_id)
+            log.error("the journal cannot be read: %s", error, extra={"job_id": job_id})
+        return self.live.get(job_id)
 
     def _repair_queue(self) -> None:
         """The waiting set holds exactly the queued jobs, and there is a ticket for each."""
@@ -132,13 +137,18 @@ class Reaper:
                     REPAIRS.labels("withdrawn").inc()
             if issued := self.queue.top_up_tickets(checkpoint):
                 REPAIRS.labels("ticket").inc(issued)
-            self._run_rq_maintenance(checkpoint)
+            try:
+                self._run_rq_maintenance(checkpoint)
+            except RedisError:
+                raise
+            except Exception:  # RQ trusts what it finds in Redis; our repairs must not depend on that
+                log.exception("RQ's maintenance of %s failed", checkpoint)
 
     def _is_queued(self, job_id: str) -> bool:
         """Asked of the journal at the last moment: what this round has read may be outdated by now."""
         try:
             return self.journal.read(job_id).state is JobState.QUEUED
-        except JobNotFound:
+        except (JobNotFound, ValueError):
             return False
 
     def _run_rq_maintenance(self, checkpoint: str) -> None:

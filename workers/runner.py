@@ -105,6 +105,9 @@ class Runner:
                 job = None
         except (JobNotFound, Outdated):
             job = None
+        except ValueError as error:  # written by another version, or damaged: not ours to touch
+            log.error("the journal cannot be read: %s", error, extra={"job_id": job_id})
+            job = None
         with suppress(
             RedisError
         ):  # claimed, by us or somebody else; if Redis is away, the reaper will tidy up

@@ -104,6 +104,22 @@ def test_missing_tickets_are_issued_and_surplus_ones_are_left(queue: JobQueue) -
     assert queue.tickets("c").count == 2
 
 
+def test_hints_that_make_no_sense_are_passed_over(queue: JobQueue) -> None:
+    queue.announce(job("1"))
+    queue.redis.hset(
+        "cointeract:waiting:c", mapping={"2": "{}", "3": "[1]", "4": b"\xff", "5": '["a", "normal"]'}
+    )
+    queue.redis.sadd("cointeract:workers", "w")
+    queue.redis.set("cointeract:worker:w", '{"from": "another version"}')
+    queue.redis.set("cointeract:progress:1", "no json")
+    queue.redis.zadd("cointeract:served:c", {"nonsense": time.time()})
+    snapshot = queue.snapshot("c", max_age_s=0)
+    assert [entry.id for entry in snapshot.waiting] == ["1"]
+    assert snapshot.workers == []
+    assert queue.progress("1") is None
+    assert queue.waiting_ids("c") == {"1"}, "the reaper can enter them anew"
+
+
 def test_served_work_counts_against_its_owner(queue: JobQueue) -> None:
     queue.announce(job("1", owner="a"))
     queue.announce(job("2", owner="b"))

@@ -116,3 +116,15 @@ def test_a_job_that_a_user_deletes_is_forgotten(stack: Stack, reaper: Reaper) ->
     reaper.round()
     assert reaper.live == {}
     assert stack.queue.depth() == 0
+
+
+def test_a_damaged_journal_is_left_alone_and_harms_no_other_job(
+    stack: Stack, reaper: Reaper, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged, fine = stack.submit(announce=False), stack.submit(announce=False)
+    stack.store.create(f"jobs/{damaged}/journal/000001.json", b"not an entry")
+    reaper.round()
+    reaper.round()
+    assert stack.queue.waiting_ids("fake") == {fine}
+    assert [record.job_id for record in caplog.records if "cannot be read" in record.message] == [damaged]  # type: ignore[attr-defined]
+    assert stack.store.exists(f"jobs/{damaged}/journal/000001.json")
