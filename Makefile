@@ -7,6 +7,9 @@ DEMO_OUTPUT ?= demo-output
 # The lock names torch by version alone: the package index in use decides whether it is a CPU or a GPU build.
 INSTALLED := $(VENV)/.installed
 
+# Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint types tests docs lock clean
 
 demo: $(INSTALLED)

@@ -143,7 +143,11 @@ class Supervisor:
             report_fd=child_end,
         )
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.gpu_worker"], stdin=subprocess.PIPE, pass_fds=[child_end]
+            [sys.executable, "-m", "workers.gpu_worker"],
+            stdin=subprocess.PIPE,
+            pass_fds=[child_end],
+            # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
         os.close(child_end)
         # Over the pipe, not the command line: the Redis URL may hold a password.
