@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import uvicorn
@@ -28,6 +29,7 @@ from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
 from server.keys import any_keys
 from server.metrics import Metrics
+from server.protocol import BoundedHttpProtocol
 from server.routes import health, jobs, pages, videos
 from server.sandbox import Sandbox
 from server.services import Services
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0
 EXPIRE_EVERY_S: Final = 3600.0
 GRACEFUL_STOP_S: Final = 5
+MOST_CONNECTIONS: Final = 2000
 
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -202,14 +205,32 @@ def serve(settings: Settings) -> None:
     reason = why_not_to_start(settings, any_keys(app.state.services.store))
     if reason is not None:
         raise StartRefusedError(reason)
-    config = uvicorn.Config(
+    _allow_many_connections()
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again, after having stopped in good order
+        uvicorn.Server(uvicorn_config(app, settings.host, settings.port)).run()
+
+
+def uvicorn_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn is to serve the application."""
+    return uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        host=host,
+        port=port,
+        http=BoundedHttpProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=GRACEFUL_STOP_S,
     )
-    uvicorn.Server(config).run()
+
+
+def _allow_many_connections() -> None:
+    """Each connection is an open file, of which a process may have few by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS * 2
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -12,6 +12,7 @@ then its end.
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
@@ -68,6 +69,10 @@ def _decode_all(message: bytes, descriptors: list[int]) -> None:
                 answer: dict[str, object] = DECODERS[kind](source, target, limits)
             except RejectedFileError as rejected:
                 answer = {"code": rejected.code, "detail": rejected.detail, "limit": rejected.limit}
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                answer = {"code": "insufficient_storage", "detail": "The disk is full.", "limit": None}
             except MemoryError:
                 answer = {
                     "code": "undecodable_file",

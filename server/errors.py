@@ -6,6 +6,7 @@ docs/errors.md lists the same codes and a test keeps the two equal.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ TITLE_OF_STATUS: Final[Mapping[int, str]] = {
 
 DEFAULT_RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 5, 503: 5, 507: 60}
 
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 
 
@@ -188,6 +191,8 @@ def _of_domain(error: Exception) -> ApiError:
             return ApiError("job_not_found", "There is no such job.")
         case Outdated():
             return ApiError("busy", "The job is changing; try again.", retry_after_s=1)
+        case OSError() if error.errno in DISK_FULL:
+            return ApiError("insufficient_storage", "The disk is full.")
         case ClientDisconnect():
             return ApiError("client_closed_request", "The client closed the connection.", close=True)
         case RequestValidationError():
@@ -223,6 +228,7 @@ def install(app: FastAPI) -> None:
         ClientDisconnect,
         RequestValidationError,
         HTTPException,
+        OSError,
         Exception,
     ):
         app.add_exception_handler(kind, answer)

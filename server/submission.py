@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import re
 import secrets
 import shutil
@@ -458,14 +457,9 @@ async def store(
     draft: Draft, checked: Checked, key: str | None, services: Services, principal: Principal
 ) -> tuple[Job, bool]:
     """Durably store the job and announce it. Also says whether it is new, or known by its key."""
-    try:
-        if key is None:
-            return await asyncio.to_thread(_store, new_job_id(), draft, checked, services, principal), True
-        return await asyncio.to_thread(_store_once, key, draft, checked, services, principal)
-    except OSError as error:
-        if os.strerror(error.errno or 0) == os.strerror(28):
-            raise ApiError("insufficient_storage", "The disk is full.") from error
-        raise
+    if key is None:
+        return await asyncio.to_thread(_store, new_job_id(), draft, checked, services, principal), True
+    return await asyncio.to_thread(_store_once, key, draft, checked, services, principal)
 
 
 def known_job(key: str, draft: Draft, services: Services, principal: Principal) -> Job | None:

@@ -21,7 +21,7 @@ from jobs.cards import publish_card
 from jobs.contract import CheckpointCard, CheckpointDefaults
 from jobs.redis_server import RedisServer
 from jobs.settings import Settings
-from server.app import create_app
+from server.app import create_app, uvicorn_config
 from server.services import Services
 
 BASE_URL = "http://127.0.0.1"
@@ -141,7 +141,7 @@ class Live:
 @contextmanager
 def serving(app: FastAPI) -> Iterator[Live]:
     """Run an application under uvicorn on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn_config(app, "127.0.0.1", 0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import subprocess
@@ -430,3 +431,20 @@ def test_without_a_checkpoint_a_submit_is_told_to_come_back(api: Api) -> None:
     assert (answer.status_code, answer.json()["code"]) == (503, "no_checkpoint")
     assert int(answer.headers["retry-after"]) > 0
     assert api.leftovers() == []
+
+
+@pytest.mark.parametrize("step", ["adopt_folder", "create"])
+def test_a_disk_that_fills_up_on_the_way_is_507_and_leaves_nothing(
+    api: Api, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(api.store, step, full)
+    answer = api.client.post("/v1/generate", files=form(), headers={"Idempotency-Key": "full"})
+    assert (answer.status_code, answer.json()["code"]) == (507, "insufficient_storage")
+    assert int(answer.headers["retry-after"]) > 0
+    monkeypatch.undo()
+    assert api.leftovers() == []
+    again = api.client.post("/v1/generate", files=form(), headers={"Idempotency-Key": "full"})
+    assert again.status_code == 202

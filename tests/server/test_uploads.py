@@ -18,6 +18,7 @@ import pytest
 
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
+from server.protocol import BoundedHttpProtocol
 from tests.server.conftest import CARD, Live, make_settings, wait_for
 from tests.server.inputs import form
 
@@ -106,6 +107,40 @@ def test_a_length_over_the_cap_is_refused_before_the_body_comes(live: Live) -> N
         answer = answer_of(connection)
     assert b" 413 " in answer.split(b"\r\n")[0]
     assert b"request_too_large" in answer
+
+
+def test_endless_headers_are_refused(live: Live) -> None:
+    sent = 0
+    with connect(live) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: ")
+        try:
+            while sent < 10_000_000:
+                connection.sendall(b"a" * 10_000)
+                sent += 10_000
+        except OSError:
+            pass
+        answer = answer_of(connection)
+    assert sent < 10_000_000, "the server went on reading"
+    assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
+def test_a_head_that_does_not_come_ends_the_connection(
+    live: Live, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.3)
+    with connect(live) as connection:
+        connection.sendall(begun)
+        assert b" 400 " in connection.recv(1000).split(b"\r\n")[0]
+        assert connection.recv(1000) == b""
+
+
+def test_a_connection_serves_many_requests_with_large_bodies(live: Live) -> None:
+    with httpx.Client(base_url=live.url, timeout=20) as client:
+        for _ in range(3):
+            big = form(audio=b"RIFF0000WAVE" + b"\0" * 2_000_000)
+            assert client.post("/v1/generate", files=big).status_code == 422
+            assert client.get("/healthz").status_code == 200
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

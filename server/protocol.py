@@ -1,0 +1,65 @@
+"""uvicorn's HTTP protocol with two bounds that it lacks: on the size of a request's head, and on its time."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import TimerHandle
+from typing import Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES: Final = 65_536
+HEAD_SECONDS: Final = 20.0
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """Endless headers would be collected in memory, and trickling ones hold a connection for ever."""
+
+    head_seconds: float = HEAD_SECONDS
+    _in_head: bool = True
+    _head_bytes: int = 0
+    _heads: int = 0
+    """Heads completed on this connection."""
+    _deadline: TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_complete()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        heads = self._heads
+        super().data_received(data)
+        if not self._in_head or heads != self._heads or self.transport.is_closing():
+            return  # only data that is nothing but head counts
+        self._head_bytes += len(data)
+        if self._deadline is None:
+            self._expect_head()
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(f"The head of the request has more than {MAX_HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._heads += 1
+        self._head_is_complete()
+        super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        reason = "The request did not come in time."
+        self._deadline = self.loop.call_later(self.head_seconds, self._refuse, reason)
+
+    def _head_is_complete(self) -> None:
+        self._in_head = False
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse(self, reason: str) -> None:
+        if not self.transport.is_closing():
+            self.send_400_response(reason)
