@@ -1,4 +1,4 @@
-"""Speech, a person photo, a product photo and prompts → video, clip by clip (model.md sections 4 and 5;
+"""Speech, a person photo, a product photo and prompts → video, clip by clip (docs/model.md;
 official code).
 
 `generate_clips` yields each clip as soon as it is decoded and can continue behind any finished clip, bit for
