@@ -5,7 +5,7 @@ not exist.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -47,7 +47,7 @@ class Principal:
 ANONYMOUS: Final = Principal(ANONYMOUS_OWNER, frozenset(Scope), KeyLimits(), Priority.HIGH)
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:  # async: not worth a thread
     services: Services = request.app.state.services
     return services
 
@@ -71,15 +71,18 @@ def principal_of(
     return Principal(key.id, frozenset(key.scopes), key.limits, key.highest_priority)
 
 
-def requires(scope: Scope) -> Callable[[Principal], Principal]:
-    """A dependency: the principal, who must have `scope`."""
+def with_scope(principal: Principal, scope: Scope) -> Principal:
+    """The principal, who must have `scope`. Raises ApiError (403)."""
+    if scope not in principal.scopes and not principal.is_admin:
+        raise ApiError("insufficient_scope", f"This key lacks the scope {scope.value!r}.", limit=scope.value)
+    return principal
 
-    def check(principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
-        if scope not in principal.scopes and not principal.is_admin:
-            raise ApiError(
-                "insufficient_scope", f"This key lacks the scope {scope.value!r}.", limit=scope.value
-            )
-        return principal
+
+def requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
+    """`with_scope` as a dependency."""
+
+    async def check(principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
+        return with_scope(principal, scope)
 
     return check
 
@@ -116,7 +119,7 @@ def downloadable_job(
 ) -> Job:
     """The job whose file is asked for: with a key, or by a signed URL."""
     if signature is None:
-        return owned_job(job_id, services, requires(Scope.READ)(principal_of(services, credentials)))
+        return owned_job(job_id, services, with_scope(principal_of(services, credentials), Scope.READ))
     if not services.signer.verify(request.url.path, expires or "", signature):
         raise ApiError("bad_signature", "This link is not valid, or not any more.")
     return services.journal.read(job_id)

@@ -5,6 +5,7 @@ here.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import time
@@ -206,6 +207,8 @@ def serve(settings: Settings) -> None:
     if reason is not None:
         raise StartRefusedError(reason)
     _allow_many_connections()
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: collections need not look at it again and again
     with suppress(KeyboardInterrupt):  # uvicorn raises it again, after having stopped in good order
         uvicorn.Server(uvicorn_config(app, settings.host, settings.port)).run()
 
