@@ -195,7 +195,7 @@ async def submit(
                 draft = await receiver(request, services, folder)
                 turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
                 async with turn:
-                    if key is not None:
+                    if key is not None and services.idempotency.known(principal.owner, key):
                         known = await asyncio.to_thread(known_job, key, draft, services, principal)
                         if known is not None:
                             return known, False
