@@ -1,10 +1,8 @@
 # Two images: `api` (API and reaper, no torch) and `worker` (the model as well).
 #   docker build --target api -t cointeract-api .     docker build --target worker -t cointeract-worker .
-FROM python:3.11-slim-bookworm AS python
-
 # Started over from the files of the base image: where its / is closed to all but root, no later layer can open it.
 FROM scratch AS base
-COPY --from=python / /
+COPY --from=python:3.11-slim-bookworm / /
 ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONPATH=/app LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     COINTERACT_DATA_DIR=/data COINTERACT_HOST=0.0.0.0 HF_HUB_OFFLINE=1
