@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-
 import httpx
 from redis.exceptions import RedisError
 
 from deploy.up import base_url
 from jobs.queue import JobQueue
 from jobs.settings import Settings
+from workers.identity import lives_here
 
 
 def why_api_is_unhealthy(settings: Settings) -> str | None:
@@ -28,7 +27,7 @@ def why_worker_is_unhealthy(settings: Settings, redis_url: str) -> str | None:
         workers = JobQueue(settings, redis_url).workers()
     except RedisError as error:
         return f"Redis: {error}"
-    here = [worker for worker in workers if worker.name.startswith(f"{socket.gethostname()}-")]
+    here = [worker for worker in workers if lives_here(worker.name)]
     if any(worker.ready for worker in here):
         return None
     return "The worker is loading its model." if here else "No worker of this host is alive."

@@ -35,6 +35,16 @@ def is_surely_dead(name: str) -> bool:
     return _start_time(int(match["pid"])) != int(match["start"])
 
 
+def lives_here(name: str) -> bool:
+    """True if the worker is among the processes we can see."""
+    match = _NAME.fullmatch(name)
+    return (
+        match is not None
+        and match["space"] == _pid_space()
+        and _start_time(int(match["pid"])) == int(match["start"])
+    )
+
+
 def _pid_space() -> str:
     """Equal for two processes exactly if process ids mean the same to both."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
