@@ -137,7 +137,7 @@ def test_generate_saves_a_video_as_long_as_the_speech(
     done = cointeract("generate", "--url", stack.url, *arguments)
     assert done.returncode == 0, done.stderr
     assert "seed 7" in done.stdout
-    assert re.search(r"denoising clip 2/2", done.stdout)
+    assert re.search(r"clip 2/2", done.stdout)  # which stages are seen depends on when it polls
     with av.open(str(video)) as container:
         frames = sum(1 for _ in container.decode(video=0))
     assert frames == round(SPEECH_S * 25)
