@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
+import imageio.v3 as iio
 import numpy as np
 import torch
-from PIL import Image
 
 from jobs.contract import FPS, Stage
 from model.checkpoint import load_pipeline
@@ -81,11 +80,9 @@ class PipelineEngine:
         self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path
     ) -> FinishedVideo:
         join_clips(clips, request.audio, video)
-        with av.open(str(video)) as container:
-            first = next(container.decode(video=0)).to_ndarray(format="rgb24")
-            Image.fromarray(first).save(poster, "JPEG", quality=90)
-            frames = container.streams.video[0].frames
-        return FinishedVideo(duration_s=frames / FPS)
+        iio.imwrite(poster, iio.imread(video, index=0, plugin="pyav"), extension=".jpg", quality=90)
+        num_frames = iio.improps(video, plugin="pyav").shape[0]
+        return FinishedVideo(duration_s=num_frames / FPS)
 
     def release(self) -> None:
         gc.collect()  # an aborted attempt's traceback holds tensors in reference cycles
