@@ -19,11 +19,6 @@ FPS = 25
 CLIP_FRAMES = 80
 """Frames generated at once and kept, at 25 fps (paper, and official code)."""
 
-MOTION_FRAMES = 73
-"""Frames of the previous clip that condition the next one."""
-
-AUDIO_WINDOW_FRAMES_OF_OFFICIAL_CODE = 81
-
 
 class Frozen(BaseModel):
     """Base of every value in the contract: immutable, and an unknown field is an error rather than a silent
