@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO, Final
 
@@ -54,9 +54,6 @@ class Limits:
     min_seconds: float
     max_seconds: float
     max_frame_pixels: int
-
-    def as_dict(self) -> dict[str, float | int]:
-        return asdict(self)
 
 
 # --- what a file is, by its first bytes ---------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.checkpoints.official_files import vae_shapes
 from tests.model.golden import TINY_DIT, Shapes, official_dit_shapes, official_weights
 
 DATA = Path(__file__).parent.parent / "data"
@@ -37,63 +38,6 @@ def t5_shapes() -> Shapes:
             f"{block}.norm2.weight": (dim,),
             f"{block}.pos_embedding.embedding.weight": (TEXT["buckets"], TEXT["heads"]),
         }
-    return shapes
-
-
-def vae_shapes(base: int = 8, z: int = 16) -> Shapes:
-    shapes: Shapes = {}
-
-    def conv(name: str, inputs: int, outputs: int, *kernel: int) -> None:
-        shapes[f"{name}.weight"] = (outputs, inputs, *kernel)
-        shapes[f"{name}.bias"] = (outputs,)
-
-    def residual(name: str, inputs: int, outputs: int) -> None:
-        shapes[f"{name}.residual.0.gamma"] = (inputs, 1, 1, 1)
-        conv(f"{name}.residual.2", inputs, outputs, 3, 3, 3)
-        shapes[f"{name}.residual.3.gamma"] = (outputs, 1, 1, 1)
-        conv(f"{name}.residual.6", outputs, outputs, 3, 3, 3)
-        if inputs != outputs:
-            conv(f"{name}.shortcut", inputs, outputs, 1, 1, 1)
-
-    def middle(name: str, dim: int) -> None:
-        residual(f"{name}.0", dim, dim)
-        shapes[f"{name}.1.norm.gamma"] = (dim, 1, 1)
-        conv(f"{name}.1.to_qkv", dim, 3 * dim, 1, 1)
-        conv(f"{name}.1.proj", dim, dim, 1, 1)
-        residual(f"{name}.2", dim, dim)
-
-    top = 4 * base
-    conv("conv1", 2 * z, 2 * z, 1, 1, 1)
-    conv("conv2", z, z, 1, 1, 1)
-    conv("encoder.conv1", 3, base, 3, 3, 3)
-    index, dim = 0, base
-    for stage, out in enumerate((base, 2 * base, top, top)):
-        for _ in range(2):
-            residual(f"encoder.downsamples.{index}", dim, out)
-            index, dim = index + 1, out
-        if stage < 3:
-            conv(f"encoder.downsamples.{index}.resample.1", dim, dim, 3, 3)
-            if stage > 0:
-                conv(f"encoder.downsamples.{index}.time_conv", dim, dim, 3, 1, 1)
-            index += 1
-    middle("encoder.middle", top)
-    shapes["encoder.head.0.gamma"] = (top, 1, 1, 1)
-    conv("encoder.head.2", top, 2 * z, 3, 3, 3)
-
-    conv("decoder.conv1", z, top, 3, 3, 3)
-    middle("decoder.middle", top)
-    index, dim = 0, top
-    for stage, out in enumerate((top, top, 2 * base, base)):
-        for _ in range(3):
-            residual(f"decoder.upsamples.{index}", dim, out)
-            index, dim = index + 1, out
-        if stage < 3:
-            conv(f"decoder.upsamples.{index}.resample.1", dim, dim // 2, 3, 3)
-            if stage < 2:
-                conv(f"decoder.upsamples.{index}.time_conv", dim, 2 * dim, 3, 1, 1)
-            index, dim = index + 1, dim // 2
-    shapes["decoder.head.0.gamma"] = (base, 1, 1, 1)
-    conv("decoder.head.2", base, 3, 3, 3, 3)
     return shapes
 
 
@@ -147,7 +91,7 @@ def audio_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def vae_weights() -> dict[str, torch.Tensor]:
-    return official_weights(vae_shapes(), seed=5)
+    return official_weights(vae_shapes(base=8), seed=5)
 
 
 def pipeline_weights(metadata: dict[str, str]) -> dict[str, torch.Tensor]:
