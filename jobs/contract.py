@@ -270,6 +270,8 @@ class CheckpointCard(BaseModel):
     defaults: CheckpointDefaults
     pose: bool = True
     license: str = ""
+    note: str = ""
+    """What whoever sees its videos should know: shown beside them."""
 
 
 class RunningJob(Frozen):

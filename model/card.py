@@ -39,6 +39,8 @@ class CheckpointCard:
     fps: int = 25
     sources: dict[str, str] = field(default_factory=dict)
     """What it was made from."""
+    note: str = ""
+    """What whoever sees its videos should know, in a sentence: shown beside them."""
 
     def write(self, folder: str | Path) -> None:
         """Write the card into a checkpoint folder."""

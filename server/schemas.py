@@ -202,6 +202,7 @@ class ModelView(Wire):
     pose: bool
     defaults: dict[str, Any]
     license: str
+    note: str = Field(description="What whoever sees its videos should know; may be empty.")
 
 
 class ModelList(Wire):

@@ -65,6 +65,7 @@ def list_models(services: ServicesOf, principal: Reader) -> ModelList:
                 pose=card.pose,
                 defaults=card.defaults.model_dump(),
                 license=card.license,
+                note=card.note,
             )
             for card in sorted(cards.values(), key=lambda card: card.name)
         ]

@@ -34,6 +34,7 @@ CARD = CheckpointCard(
     defaults=CheckpointDefaults(
         num_inference_steps=4, guidance_scale=7.0, flow_shift=7.0, negative_prompt="blurry"
     ),
+    note="It draws toys.",
 )
 
 

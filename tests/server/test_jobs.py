@@ -371,6 +371,7 @@ def test_models_are_listed_with_their_limits(api: Api) -> None:
     (model,) = api.client.get("/v1/models").json()["data"]
     assert (model["id"], model["trained"], model["default"]) == ("tiny", False, True)
     assert model["sizes"] == ["112x192", "192x112"]
+    assert model["note"] == "It draws toys."
 
 
 def test_health_readiness_and_metrics(api: Api) -> None:
