@@ -218,6 +218,9 @@ function remaining(job) {
   return seconds < 90 ? `about ${Math.ceil(seconds)} s left` : `about ${Math.ceil(seconds / 60)} min left`;
 }
 
+let models = [];
+const noteOf = (name) => models.find((model) => model.id === name)?.note ?? "";
+
 async function show(job) {
   const card = $("#current");
   const titles = { queued: "Waiting", processing: "Making your video", succeeded: "Your video", failed: "It did not work", canceled: "Canceled" };
@@ -236,6 +239,7 @@ async function show(job) {
   if (job.status === "succeeded") parts.push(`${job.duration_s?.toFixed(1)} s`, job.params.size, `seed ${job.seed}`);
   if (!job.checkpoint.trained) parts.push("untrained demo model: expect noise, not a person");
   $(".detail", card).textContent = parts.filter(Boolean).join(" · ");
+  $(".note", card).textContent = noteOf(job.checkpoint.name);
   const video = $("video", card);
   if (job.status === "succeeded" && video.hidden) {
     const links = await call(`/v1/jobs/${job.id}/signed-urls`, {
@@ -307,15 +311,16 @@ function options(select, entries) {
 }
 
 async function loadModels() {
-  const models = (await call("/v1/models")).data;
+  models = (await call("/v1/models")).data;
   models.sort((a, b) => b.default - a.default);
   options($("#model"), models.map((model) => [model.id, model.trained ? model.id : `${model.id} (untrained)`]));
-  const sizes = () => {
+  const choose = () => {
     const model = models.find((one) => one.id === $("#model").value);
     options($("#size"), (model ? model.sizes : []).map((size) => [size, size.replace("x", " × ")]));
+    $("#form .note").textContent = noteOf($("#model").value);
   };
-  $("#model").addEventListener("change", sizes);
-  sizes();
+  $("#model").addEventListener("change", choose);
+  choose();
 }
 
 async function health() {

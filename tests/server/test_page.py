@@ -61,6 +61,7 @@ def test_a_person_makes_a_video_and_plays_it(live: Live, tmp_path: Path, width: 
             (job_id,) = live.services.store.list_folders("jobs")
             succeed(owned, job_id, video_bytes(25))
             await page.until("document.querySelector('#current video').readyState >= 2")
+            assert await page.run("document.querySelector('#current .note').textContent") == "It draws toys."
             await page.until("document.querySelector('#jobs li .meta').textContent.startsWith('succeeded')")
             assert await page.run("document.querySelector('#current video').videoWidth") == 64
             assert await page.run("document.querySelectorAll('#jobs b, #jobs img').length") == 0
