@@ -1,4 +1,8 @@
-"""The server's side of the sandbox: starts `server.decode`, hands it files, takes its answers."""
+"""The server's side of the sandbox: starts `server.decode`, hands it files, takes its answers.
+
+There are two such processes: the usual one, and one with FFmpeg, started for the first request that holds an
+MP4 or WebM. Such a request goes there with all its files.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from jobs.settings import Settings
 from server.errors import ApiError
+from server.media_formats import CONTAINERS, HEAD_BYTES, Kind, sniff
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["image", "audio", "video"]
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -46,38 +50,39 @@ class DecodedFile:
     frames: int = 0
 
 
-class Sandbox:
-    """One `server.decode` process, started when needed and again should it die; at most `decode_processes`
-    requests in it.
-    """
+class Decoder:
+    """One `server.decode` process, started when needed and again should it die."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._slots = asyncio.Semaphore(settings.decode_processes)
+    def __init__(self, codecs: Literal["plain", "containers"], children: int) -> None:
+        self._command = [sys.executable, "-m", "server.decode", codecs, str(children)]
         self._starting = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, as long as it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     async def start(self) -> None:
         """Make sure that the process runs and has loaded its codecs. Raises ApiError `busy` if it does not
         come up.
         """
         async with self._starting:
-            if self._process is not None and self._process.poll() is None:
+            if self.pid is not None:
                 return
             await self.stop()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            root = str(Path(__file__).resolve().parent.parent)
             # A clean environment: no keys, no proxies, no addresses. One thread and one heap: children are
             # bounded in both.
             environment = {
-                "PYTHONPATH": root,
+                "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
                 "LANG": "C.UTF-8",
                 "OPENBLAS_NUM_THREADS": "1",
                 "MALLOC_ARENA_MAX": "1",
             }
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server.decode", str(self._settings.decode_processes)],
+                self._command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment,
@@ -106,22 +111,47 @@ class Sandbox:
             process.terminate()
             await asyncio.to_thread(process.wait)
 
+    def send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        """Hand a request to the next child. Raises OSError if the process is gone."""
+        assert self._control is not None
+        socket.send_fds(self._control, [message], descriptors)
+
+
+class Sandbox:
+    """Decodes the files of at most `decode_processes` requests at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._slots = asyncio.Semaphore(settings.decode_processes)
+        self.plain = Decoder("plain", settings.decode_processes)
+        self.containers = Decoder("containers", settings.decode_processes)
+
+    async def start(self) -> None:
+        """Start what nearly every request needs. Raises ApiError `busy`."""
+        await self.plain.start()
+
+    async def stop(self) -> None:
+        """End all processes."""
+        await self.plain.stop()
+        await self.containers.stop()
+
     async def decode(self, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
         """Decode the files of one request in one child. Raises ApiError naming the field of the first
         rejected one.
         """
+        decoder = self.containers if any(_is_container(task.source) for task in tasks) else self.plain
         async with self._slots:
             for last_try in (False, True):
-                await self.start()
+                await decoder.start()
                 try:
-                    return await self._decode(tasks)
+                    return await self._decode(decoder, tasks)
                 except OSError as error:
                     log.warning("the decoding sandbox is gone (%s), starting another", error)
                     if last_try:
                         raise ApiError("busy", "The decoder is not running; try again.") from error
         raise AssertionError("unreachable")
 
-    async def _decode(self, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
+    async def _decode(self, decoder: Decoder, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
         settings = self._settings
         message = json.dumps(
             {
@@ -144,8 +174,7 @@ class Sandbox:
             for task in tasks:
                 descriptors.append(os.open(task.source, os.O_RDONLY))
                 descriptors.append(os.open(task.target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
-            assert self._control is not None
-            socket.send_fds(self._control, [message], descriptors)
+            decoder.send(message, descriptors)
         except OSError:
             ours.close()
             raise
@@ -178,3 +207,8 @@ class Sandbox:
         if "code" in answer:
             raise ApiError(answer["code"], answer["detail"], field=task.field, limit=answer["limit"])
         return DecodedFile(**answer)
+
+
+def _is_container(path: Path) -> bool:
+    with path.open("rb") as file:
+        return sniff(file.read(HEAD_BYTES)) in CONTAINERS

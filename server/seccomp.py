@@ -89,10 +89,23 @@ def _program(machine: str) -> list[tuple[int, int, int, int]]:
     return program
 
 
-def _prctl(option: int, *arguments: object) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    padded = [*arguments, *[ctypes.c_ulong(0)] * (4 - len(arguments))]
-    if libc.prctl(option, *padded) != 0:
+def _compiled() -> _Program | None:
+    if not supported():
+        return None
+    instructions = _program(platform.machine())
+    array = (_Instruction * len(instructions))(*(_Instruction(*fields) for fields in instructions))
+    return _Program(len(instructions), array)
+
+
+# Made once: a process forked from this one applies the filter with three system calls.
+_FILTER: Final = _compiled()
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_NOTHING: Final = ctypes.c_ulong(0)
+_ONE: Final = ctypes.c_ulong(1)
+
+
+def _prctl(option: int, first: ctypes.c_ulong, second: object = _NOTHING) -> None:
+    if _LIBC.prctl(option, first, second, _NOTHING, _NOTHING) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}) failed")
 
@@ -104,10 +117,10 @@ def die_with_parent() -> None:
 
 
 def confine() -> None:
-    """Apply the filter to this process, for good. Raises OSError if the kernel refuses."""
-    instructions = _program(platform.machine())
-    array = (_Instruction * len(instructions))(*(_Instruction(*fields) for fields in instructions))
-    program = _Program(len(instructions), array)
-    _prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
-    _prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1))
-    _prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(program))
+    """Apply the filter to this process, for good; nothing where there is none for this machine. Raises
+    OSError if the kernel refuses.
+    """
+    if _FILTER is not None:
+        _prctl(PR_SET_DUMPABLE, _NOTHING)
+        _prctl(PR_SET_NO_NEW_PRIVS, _ONE)
+        _prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(_FILTER))

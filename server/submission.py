@@ -40,7 +40,8 @@ from jobs.journal import JobNotFound, entry_key, job_prefix
 from server.access import Principal
 from server.errors import ApiError, printable
 from server.idempotency import fingerprint
-from server.sandbox import DecodedFile, DecodeTask, Kind
+from server.media_formats import Kind
+from server.sandbox import DecodedFile, DecodeTask
 from server.schemas import FILE_FIELDS, REQUIRED_FILES, GenerateFields
 from server.services import Services
 from server.uploads import FormRules, ReceivedFile, decode_data_url, receive_form, receive_json

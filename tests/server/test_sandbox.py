@@ -15,8 +15,10 @@ import pytest
 from jobs.settings import Settings
 from server import seccomp
 from server.errors import ApiError
-from server.sandbox import DecodedFile, DecodeTask, Sandbox
-from tests.server.inputs import PERSON, SPEECH
+from server.media_formats import ACCEPTED, HEAD_BYTES, Kind, sniff
+from server.sandbox import DecodeTask, Sandbox
+from tests.server.conftest import wait_for
+from tests.server.inputs import PERSON, SPEECH, audio_bytes, video_bytes
 
 ROOT = Path(__file__).parents[2]
 confined = pytest.mark.skipif(not seccomp.supported(), reason="no seccomp filter for this machine")
@@ -84,8 +86,7 @@ def test_the_sandbox_has_no_secret_in_its_environment(monkeypatch: pytest.Monkey
 
     async def look(sandbox: Sandbox) -> None:
         await sandbox.start()
-        assert sandbox._process is not None
-        environment = Path(f"/proc/{sandbox._process.pid}/environ").read_bytes()
+        environment = Path(f"/proc/{sandbox.plain.pid}/environ").read_bytes()
         assert b"secret" not in environment
         assert b"COINTERACT" not in environment
 
@@ -98,14 +99,74 @@ def task(folder: Path, data: bytes, field: str = "audio", kind: str = "audio") -
     return DecodeTask(field, kind, source, folder / f"{field}.out")  # type: ignore[arg-type]
 
 
-def test_a_killed_sandbox_is_replaced_and_nobody_notices(tmp_path: Path) -> None:
+MP4_SPEECH = audio_bytes("M4A")
+
+
+@pytest.mark.parametrize("data", [SPEECH, MP4_SPEECH], ids=["plain", "containers"])
+def test_a_killed_sandbox_is_replaced_and_nobody_notices(tmp_path: Path, data: bytes) -> None:
     async def work(sandbox: Sandbox) -> None:
-        await sandbox.decode([task(tmp_path, SPEECH)])
-        assert sandbox._process is not None
-        os.kill(sandbox._process.pid, signal.SIGKILL)
-        sandbox._process.wait()
-        (decoded,) = await sandbox.decode([task(tmp_path, SPEECH)])
-        assert decoded == DecodedFile("audio/wav", rate=16_000, samples=16_000, seconds=1.0)
+        (before,) = await sandbox.decode([task(tmp_path, data)])
+        assert before.rate == 16_000
+        process = sandbox.plain if data is SPEECH else sandbox.containers
+        pid = process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: process.pid is None, 5)
+        assert await sandbox.decode([task(tmp_path, data)]) == [before]
+        assert process.pid not in (None, pid)
+
+    in_sandbox(work)
+
+
+def libraries(pid: int | None) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_ffmpeg_is_loaded_by_the_first_container_and_only_beside_the_usual_process(tmp_path: Path) -> None:
+    async def work(sandbox: Sandbox) -> None:
+        photo = task(tmp_path, PERSON, "person_image", "image")
+        await sandbox.decode([photo, task(tmp_path, SPEECH)])
+        assert sandbox.containers.pid is None
+        image, speech, video = await sandbox.decode(
+            [photo, task(tmp_path, MP4_SPEECH), task(tmp_path, video_bytes(4), "pose_video", "video")]
+        )
+        assert (image.format, speech.format, video.format) == ("image/png", "audio/mp4", "video/mp4")
+        assert "libavcodec" in libraries(sandbox.containers.pid)
+        assert "libsndfile" in libraries(sandbox.plain.pid)
+        assert "libavcodec" not in libraries(sandbox.plain.pid)
+
+    in_sandbox(work)
+
+
+def test_the_first_bad_file_is_named_whether_or_not_another_one_is_a_container(tmp_path: Path) -> None:
+    async def work(sandbox: Sandbox) -> None:
+        for speech in (SPEECH, MP4_SPEECH):
+            with pytest.raises(ApiError) as caught:
+                await sandbox.decode(
+                    [
+                        task(tmp_path, PERSON[:-20], "person_image", "image"),
+                        task(tmp_path, speech),
+                        task(tmp_path, b"no video", "pose_video", "video"),
+                    ]
+                )
+            assert (caught.value.code, caught.value.field) == ("truncated_file", "person_image")
+
+    in_sandbox(work)
+
+
+def test_a_file_of_the_wrong_kind_is_refused_in_the_same_words_by_both_processes(tmp_path: Path) -> None:
+    kinds: tuple[Kind, ...] = ("image", "audio", "video")
+
+    async def work(sandbox: Sandbox) -> None:
+        for data in (PERSON, SPEECH, MP4_SPEECH, b"\x1a\x45\xdf\xa3" + b"x" * 99, b"what"):
+            for kind in kinds:
+                if sniff(data[:HEAD_BYTES]) in ACCEPTED[kind]:
+                    continue
+                for other in (SPEECH, MP4_SPEECH):  # which decides who gets them
+                    with pytest.raises(ApiError) as caught:
+                        await sandbox.decode([task(tmp_path, data, "wrong", kind), task(tmp_path, other)])
+                    assert (caught.value.code, caught.value.field) == ("unsupported_media_type", "wrong")
+                    assert caught.value.limit == ", ".join(ACCEPTED[kind].values())
 
     in_sandbox(work)
 
@@ -149,14 +210,13 @@ def test_the_sandbox_ends_when_the_server_is_killed(tmp_path: Path) -> None:
         "import asyncio, sys, time\nfrom jobs.settings import Settings\nfrom server.sandbox import Sandbox\n"
         "async def main():\n"
         "    sandbox = Sandbox(Settings())\n    await sandbox.start()\n"
-        "    print(sandbox._process.pid, flush=True)\n    await asyncio.sleep(60)\n"
+        "    print(sandbox.plain.pid, flush=True)\n    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         sandbox = int(server.stdout.readline())
         server.kill()
-    from tests.server.conftest import wait_for
 
     def gone() -> bool:
         try:
