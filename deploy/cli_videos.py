@@ -123,14 +123,14 @@ def generate(
     with explained_errors():
         if url is not None:
             with ServiceClient(url, api_key) as client:
-                used_seed = generate_over_http(options, output, client, console)
+                made = generate_over_http(options, output, client, console)
         else:
             from deploy.generate_local import generate_here
 
-            used_seed = generate_here(
-                options, output, checkpoint, device, settings_with(data_dir=data), console
-            )
-        console.print(f"Saved [bold]{output}[/] (seed {used_seed})", highlight=False)
+            made = generate_here(options, output, checkpoint, device, settings_with(data_dir=data), console)
+        console.print(f"Saved [bold]{output}[/] (seed {made.seed})", highlight=False)
+        if made.caveat:
+            console.print(made.caveat, style="yellow", highlight=False, markup=False)
 
 
 @videos.command(rich_help_panel="Make videos")
@@ -152,9 +152,8 @@ def demo(
 def samples(
     folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write them to.")],
 ) -> None:
-    """Write sample inputs, drawn and spoken by this program: two pictures, speech and prompts."""
+    """Write the bundled sample inputs: two pictures, speech and prompts."""
     from deploy.samples import write_samples
 
-    written = write_samples(folder)
-    for path in (written.person, written.product, written.audio, written.prompts):
+    for path in write_samples(folder).files:
         console.print(str(path), highlight=False, markup=False)

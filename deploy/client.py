@@ -36,6 +36,13 @@ class JobFailure(BaseModel):
     message: str
 
 
+class CheckpointUsed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    trained: bool
+
+
 class JobStatus(BaseModel):
     """The part of the service's job object that a command line shows."""
 
@@ -43,6 +50,7 @@ class JobStatus(BaseModel):
 
     id: str
     status: JobState
+    checkpoint: CheckpointUsed
     progress: float = 0.0
     stage: str = ""
     clip: int | None = None
@@ -53,6 +61,19 @@ class JobStatus(BaseModel):
     estimated_finish_at: datetime | None = None
     seed: int | None = None
     error: JobFailure | None = None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    note: str = ""
+
+
+class _Models(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    data: list[_Model]
 
 
 class ServiceClient:
@@ -100,6 +121,16 @@ class ServiceClient:
             raise self._unreachable(error) from error
         _raise_for_problem(response)
         return JobStatus.model_validate_json(response.content)
+
+    def note(self, checkpoint: str) -> str:
+        """What viewers of a checkpoint's videos should know; empty if there is nothing, or no such one."""
+        try:
+            response = self._http.get("/v1/models")
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        _raise_for_problem(response)
+        models = _Models.model_validate_json(response.content).data
+        return next((model.note for model in models if model.id == checkpoint), "")
 
     def follow(self, job_id: str, interval_s: float = 0.5) -> Iterator[JobStatus]:
         """Yield the job's state every `interval_s` seconds until it is final."""

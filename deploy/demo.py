@@ -15,7 +15,7 @@ from rich.panel import Panel
 
 from deploy.client import ServiceClient
 from deploy.generate import GenerateOptions, generate_over_http
-from deploy.samples import PROMPTS, write_samples
+from deploy.samples import write_samples
 from deploy.stack import StackError, free_port
 from deploy.up import own_command
 
@@ -30,21 +30,24 @@ def run_demo(output: Path, url: str | None, api_key: str | None, console: Consol
     samples = write_samples(output / "inputs")
     console.print(f"Sample inputs: {output / 'inputs'}", highlight=False)
     options = GenerateOptions(
-        person=samples.person, product=samples.product, audio=samples.audio, prompts=PROMPTS, seed=SEED
+        person=samples.person,
+        product=samples.product,
+        audio=samples.audio,
+        prompts=samples.sentences(),
+        seed=SEED,
     )
     video = output / "presenter.mp4"
     if url is not None:
         with ServiceClient(url, api_key) as client:
-            generate_over_http(options, video, client, console)
+            made = generate_over_http(options, video, client, console)
     else:
         with running_stack(output / "data") as own_url, ServiceClient(own_url) as client:
-            generate_over_http(options, video, client, console)
-    size = video.stat().st_size / 1e6
+            made = generate_over_http(options, video, client, console)
+    took = f"{video.stat().st_size / 1e6:.1f} MB, after {time.monotonic() - began:.0f} s."
+    advice = f"\n{made.caveat}\nThe real model: README.md, “Real weights”." if made.caveat else ""
     console.print(
         Panel(
-            f"[bold]{video.resolve()}[/]\n{size:.1f} MB, after {time.monotonic() - began:.0f} s.\n"
-            "The default checkpoint is untrained, so the picture is noise; README.md, “Real weights”, "
-            "says how to get the real one.",
+            f"[bold]{video.resolve()}[/]\n{took}{advice}",
             title="The video is ready",
             border_style="green",
             expand=False,

@@ -27,6 +27,20 @@ class GenerationFailed(Exception):
 
 
 @dataclass(frozen=True)
+class Made:
+    """A saved video."""
+
+    seed: int | None
+    caveat: str
+    """What its viewers should know of the checkpoint; may be empty."""
+
+
+def caveat(trained: bool, note: str) -> str:
+    """The card's note, and that the checkpoint is untrained if it is."""
+    return note if trained else f"The checkpoint is untrained: the picture is noise. {note}".strip()
+
+
+@dataclass(frozen=True)
 class GenerateOptions:
     """What the command line asks for; None leaves a choice to the checkpoint."""
 
@@ -120,8 +134,8 @@ def _duration(seconds: float) -> str:
 
 def generate_over_http(
     options: GenerateOptions, output: Path, client: ServiceClient, console: Console
-) -> int | None:
-    """Submit, follow, download; returns the seed. Ctrl-C cancels. Raises ServiceError or GenerationFailed."""
+) -> Made:
+    """Submit, follow, download. Ctrl-C cancels. Raises ServiceError or GenerationFailed."""
     job = client.submit(options.files(), options.form_fields())
     console.print(f"Job [bold]{job.id}[/] submitted to {client.url}", highlight=False)
     try:
@@ -139,7 +153,7 @@ def generate_over_http(
         reason = job.error.message if job.error else "no reason was given"
         raise GenerationFailed(f"Job {job.id} {job.status}: {reason}")
     client.download(job.id, output)
-    return job.seed
+    return Made(job.seed, caveat(job.checkpoint.trained, client.note(job.checkpoint.name)))
 
 
 def _detail(job: JobStatus) -> str:

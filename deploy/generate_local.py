@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from rich.console import Console
 
-from deploy.generate import GenerateOptions, GenerationFailed, ProgressDisplay
+from deploy.generate import GenerateOptions, GenerationFailed, Made, ProgressDisplay, caveat
 from deploy.up import default_checkpoint, read_card
 from jobs.cards import CARD_FILE
 from jobs.contract import CLIP_FRAMES, CheckpointCard, Fit, GenerationParams, LiveProgress, Stage
@@ -32,15 +32,13 @@ def generate_here(
     device: str,
     settings: Settings,
     console: Console,
-) -> int:
-    """Render and save `output`; returns the seed. Raises GenerationFailed, StackError (bad checkpoint)."""
+) -> Made:
+    """Render and save `output`. Raises GenerationFailed, StackError (bad checkpoint)."""
     folder = checkpoint or default_checkpoint(settings.data_dir)
     if checkpoint is None and not (folder / CARD_FILE).exists():
         with console.status("Writing the tiny checkpoint (first time only) …"):
             write_tiny_checkpoint(folder)
     card = read_card(folder)
-    if not card.trained:
-        console.print(f"Checkpoint {card.name} is untrained: the picture will be noise.", style="yellow")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with console.status(f"Loading {folder} on {device} …"):
@@ -56,7 +54,7 @@ def generate_here(
         _render(engine, request, output, console)
     except (ValueError, OutOfMemory, DeviceFailed) as error:
         raise GenerationFailed(str(error)) from error
-    return request.params.seed
+    return Made(request.params.seed, caveat(card.trained, card.note))
 
 
 def _resolve(options: GenerateOptions, card: CheckpointCard) -> GenerationParams:

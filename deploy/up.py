@@ -39,6 +39,9 @@ from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
 from jobs.settings import Settings
 
+BUNDLED_CHECKPOINT = Path(__file__).parent / "checkpoint"
+"""The small trained checkpoint that comes with the code; `python -m deploy.ship checkpoint` puts it there."""
+
 POLL_S = 0.2
 HOPELESS_AFTER_DEATHS = 5
 """A part that dies this often before everything is up will not get better by itself."""

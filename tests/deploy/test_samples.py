@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -8,60 +7,44 @@ import pytest
 import soundfile
 from PIL import Image
 
-from deploy.sample_speech import SAMPLE_RATE, SENTENCES, SOUNDS, speak
-from deploy.samples import PROMPTS, Samples, write_samples
+from deploy.samples import BUNDLED, write_samples
+from deploy.ship import SHOWN, draw_inputs
 from jobs.contract import CLIP_FRAMES, FPS
+from model.media.audio import load_audio
+from model.media.images import fit_person, load_image
 
 
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    return write_samples(tmp_path_factory.mktemp("samples"))
+def test_the_bundled_inputs_are_those_that_the_command_draws(tmp_path: Path) -> None:
+    drawn = draw_inputs(tmp_path)
+    assert drawn.sentences() == BUNDLED.sentences()
+    for mine, theirs in ((drawn.person, BUNDLED.person), (drawn.product, BUNDLED.product)):
+        difference = np.abs(np.asarray(Image.open(mine), int) - np.asarray(Image.open(theirs), int))
+        assert difference.max() <= 2, mine.name
+    np.testing.assert_allclose(load_audio(drawn.audio), load_audio(BUNDLED.audio), atol=2e-4)
 
 
-def digests(samples: Samples) -> list[str]:
-    paths = (samples.person, samples.product, samples.audio, samples.prompts)
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+def test_other_people_and_actions_can_be_drawn(tmp_path: Path) -> None:
+    drawn = draw_inputs(tmp_path, seed=7, actions=["hold"])
+    (prompt,) = drawn.sentences()
+    assert "red box" in prompt
+    assert soundfile.info(drawn.audio).duration == pytest.approx(CLIP_FRAMES / FPS)
 
 
-def test_the_same_samples_are_written_every_time(samples: Samples, tmp_path: Path) -> None:
-    assert digests(write_samples(tmp_path)) == digests(samples)
+def test_there_is_a_prompt_for_each_clip_of_the_speech() -> None:
+    seconds = soundfile.info(BUNDLED.audio).duration
+    assert 9 < seconds < 11
+    assert len(BUNDLED.sentences()) == round(seconds * FPS) / CLIP_FRAMES == len(SHOWN)
 
 
-def test_the_pictures_have_the_shape_of_real_inputs(samples: Samples) -> None:
-    person, product = Image.open(samples.person), Image.open(samples.product)
-    assert (person.mode, person.size) == ("RGB", (720, 1280))
-    assert (product.mode, product.size) == ("RGB", (768, 768))
+def test_the_person_fills_the_default_frame_without_being_cropped() -> None:
+    photo = load_image(BUNDLED.person)
+    assert photo.width / photo.height == 80 / 128
+    whole = np.asarray(photo.resize((80, 128), Image.Resampling.LANCZOS), int)
+    assert np.abs(np.asarray(fit_person(photo, 80, 128), int) - whole).max() == 0
 
 
-def test_edges_are_smooth(samples: Samples) -> None:
-    """On the bottle's round shoulder, most rows pass through shades between the glass and the white."""
-    shoulder = np.asarray(Image.open(samples.product).convert("L"))[290:400, 240:320]
-    between = (shoulder > 150) & (shoulder < 240)
-    assert between.any(axis=1).mean() > 0.5
-
-
-def test_there_is_a_prompt_for_each_clip_of_the_speech(samples: Samples) -> None:
-    seconds = soundfile.info(samples.audio).duration
-    assert 8 <= seconds <= 10
-    assert len(PROMPTS) == -(-round(seconds * FPS) // CLIP_FRAMES)
-    assert samples.prompts.read_text(encoding="utf-8").splitlines() == list(PROMPTS)
-
-
-def test_the_speech_sounds_like_speech() -> None:
-    """Syllables and pauses, most power below 4 kHz, hissing where an S is, no clipping."""
-    speech = speak()
-    assert 0.5 < np.abs(speech).max() < 0.9
-    frame = SAMPLE_RATE // 50
-    loudness = np.sqrt((speech[: len(speech) // frame * frame].reshape(-1, frame) ** 2).mean(axis=1))
-    assert (loudness < 0.02).mean() > 0.08, "pauses"
-    assert (loudness > 0.05).mean() > 0.4, "voice"
-    power = np.abs(np.fft.rfft(speech)) ** 2
-    frequency = np.fft.rfftfreq(len(speech), 1 / SAMPLE_RATE)
-    assert power[frequency < 4000].sum() > 0.9 * power.sum()
-    signs = np.signbit(speech[: len(loudness) * frame]).reshape(-1, frame)
-    crossings = np.diff(signs, axis=1).mean(axis=1)
-    assert (crossings[loudness > 0.02] > 0.25).any(), "fricatives"
-
-
-def test_every_sound_of_the_script_is_known() -> None:
-    assert {name for sentence in SENTENCES for name in sentence.split()} <= SOUNDS.keys()
+def test_samples_are_copies_of_the_bundled_files(tmp_path: Path) -> None:
+    written = write_samples(tmp_path / "new")
+    for copy, original in zip(written.files, BUNDLED.files, strict=True):
+        assert copy.read_bytes() == original.read_bytes()
+    assert sum(file.stat().st_size for file in BUNDLED.files) < 500_000
