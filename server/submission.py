@@ -242,7 +242,8 @@ def choose_card(services: Services, name: str | None) -> tuple[CheckpointCard, b
         raise ApiError(
             "no_checkpoint", "No checkpoint is known yet: a worker publishes its own when it starts."
         )
-    default = min(cards.values(), key=lambda card: (not card.trained, card.name))
+    # A store may know a small trained checkpoint from before it knew a large one.
+    default = min(cards.values(), key=lambda card: (not card.trained, -card.max_pixels, card.name))
     if name is None:
         return default, True
     if name not in cards:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from jobs.cards import publish_card
 from jobs.contract import LiveProgress, Priority, RunningJob, Stage, WorkerInfo, utcnow
 from jobs.journal import IllegalEntry
 from jobs.queue import JobQueue
-from tests.server.conftest import Api
+from tests.server.conftest import CARD, Api
 from tests.server.inputs import audio_bytes, form
 from tests.server.journals import VIDEO, fail, finish_clip, start, succeed
 
@@ -372,6 +373,14 @@ def test_models_are_listed_with_their_limits(api: Api) -> None:
     assert (model["id"], model["trained"], model["default"]) == ("tiny", False, True)
     assert model["sizes"] == ["112x192", "192x112"]
     assert model["note"] == "It draws toys."
+
+
+def test_the_default_model_is_trained_and_of_those_the_one_for_the_largest_frames(api: Api) -> None:
+    for name, trained, max_pixels in (("a-toy", True, 80 * 128), ("real", True, 720 * 1280)):
+        card = CARD.model_copy(update={"name": name, "trained": trained, "max_pixels": max_pixels})
+        publish_card(api.store, card)
+    models = api.client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in models if model["default"]] == ["real"]
 
 
 def test_health_readiness_and_metrics(api: Api) -> None:
