@@ -105,7 +105,11 @@ def train(
     model = CoGeneration(
         transformer,
         training_schedule(recipe.flow_shift),
-        LossWeights(hoi=recipe.hoi_weight, routing=recipe.routing_weight),
+        LossWeights(
+            hoi=recipe.hoi_weight,
+            routing=recipe.routing_weight if recipe.experts else 0.0,
+            details=recipe.detail_weight,
+        ),
         audio_face_mask=recipe.audio_face_mask,
     )
     trained = [weight for weight in transformer.parameters() if weight.requires_grad]
@@ -209,7 +213,7 @@ def draw_batch(recipe: TrainRecipe, cache: ClipCache, rng: np.random.Generator, 
     hoi = (
         stack([clip.hoi for clip in clips]) if recipe.hoi_weight and rng.random() < recipe.hoi_share else None
     )
-    labels = stack([clip.labels for clip in clips]) if recipe.experts else None
+    labels = stack([clip.labels for clip in clips]) if recipe.experts or recipe.detail_weight != 1 else None
     pose = None if rng.random() < recipe.dropouts.pose else stack([clip.pose for clip in clips])
     hoi_prompts = None
     if hoi is not None:

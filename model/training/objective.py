@@ -51,6 +51,10 @@ class LossWeights:
     routing: float = 0.05
     hand_and_face: float = 10.0
     base: float = 1.0
+    details: float = 1.0
+    """How much more the video's error on hand and face tokens weighs than elsewhere; officially no more.
+    Lips are a few tokens of a clip: a small budget would not get to them.
+    """
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,9 @@ class CoGeneration(nn.Module):
             hoi_latents=None if noisy_hoi is None else noisy_hoi.to(dtype),
             hoi_visibility=self.visibility,
             audio_face_mask=self._audio_face_mask,
-            return_router_logits=batch.labels is not None,
+            return_router_logits=batch.labels is not None and self._weights.routing > 0,
         )
-        rgb = _weighted_mse(output.sample, noise - batch.target, importance)
+        rgb = _weighted_mse(output.sample, noise - batch.target, importance, self._detail_weights(batch))
         total, hoi = rgb, None
         if batch.hoi is not None and output.hoi_sample is not None and hoi_noise is not None:
             hoi = _weighted_mse(output.hoi_sample, hoi_noise - batch.hoi, importance)
@@ -150,6 +154,14 @@ class CoGeneration(nn.Module):
             return Losses(total, rgb, hoi)
         routing, accuracy = routing_loss(output.router_logits, batch.labels.flatten(1), self._weights)
         return Losses(total + self._weights.routing * routing, rgb, hoi, routing, accuracy)
+
+    def _detail_weights(self, batch: Batch) -> torch.Tensor | None:
+        """(B, 1, F, h, w) with mean 1, or None if all weigh the same."""
+        if batch.labels is None or self._weights.details == 1:
+            return None
+        weights = torch.where(batch.labels == BASE, 1.0, self._weights.details)  # (B, F, rows, columns)
+        weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True)
+        return weights.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[:, None]
 
     def _conditioning(self, batch: Batch) -> Conditioning:
         whole = self.transformer.prepare_conditioning(
@@ -228,6 +240,13 @@ def routing_loss(
     return torch.stack(losses).mean(), torch.stack(hits).mean()
 
 
-def _weighted_mse(predicted: torch.Tensor, wanted: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-    per_sample = (predicted.float() - wanted.float()).pow(2).flatten(1).mean(dim=1)
-    return (per_sample * importance).mean()
+def _weighted_mse(
+    predicted: torch.Tensor,
+    wanted: torch.Tensor,
+    importance: torch.Tensor,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    error = (predicted.float() - wanted.float()).pow(2)  # (B, 16, F, h, w)
+    if weights is not None:
+        error = error * weights
+    return (error.flatten(1).mean(dim=1) * importance).mean()

@@ -72,6 +72,8 @@ class TrainRecipe(BaseModel):
     hoi_share: float = Field(1.0, ge=0, le=1)
     """Share of steps that carry the HOI stream, which doubles a step's tokens."""
     routing_weight: float = 0.05
+    detail_weight: float = Field(1.0, ge=1)
+    """How much more the video's error weighs on hands and faces than elsewhere; for small budgets."""
     flow_shift: float = 5.0
     first_stage: float = Field(0.5, ge=0, le=1)
     """Share of the run in which both streams see each other; after it video tokens no longer see the HOI

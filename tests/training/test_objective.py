@@ -157,3 +157,27 @@ def test_a_window_of_time_keeps_its_place() -> None:
             hoi_latents=batch.hoi[:, :, 7:11],  # type: ignore[index]
         )
     assert output.sample.shape == (1, 16, 4, 8, 8)
+
+
+def test_hands_and_faces_can_weigh_more_without_changing_the_scale() -> None:
+    batch = small_batch(hoi=None)
+    assert batch.labels is not None
+    labels = torch.zeros_like(batch.labels)
+    labels[:, :, 0, 0] = FACE
+    batch = replace(batch, labels=labels)
+    noise, _ = noises(batch)
+    transformer = small_transformer()
+    for weight in transformer.proj_out.parameters():  # predicts 0, so that errors are what we make them
+        torch.nn.init.zeros_(weight)
+
+    def rgb(target: torch.Tensor, details: float) -> float:
+        model = CoGeneration(transformer, training_schedule(5.0), LossWeights(details=details))
+        return float(model(replace(batch, target=target), LEVELS, noise, None).rgb.detach())
+
+    even = noise - 1.0  # the same error everywhere
+    assert rgb(even, 4.0) == pytest.approx(rgb(even, 1.0))
+    in_face = noise.clone()
+    in_face[..., :2, :2] -= 1.0  # a token covers 2×2 latents
+    tokens = labels[0, 0].numel()
+    expected = 4.0 / ((tokens - 1 + 4.0) / tokens)
+    assert rgb(in_face, 4.0) == pytest.approx(expected * rgb(in_face, 1.0), rel=1e-4)
