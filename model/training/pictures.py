@@ -1,6 +1,6 @@
 """Pictures for docs/training.md: `python -m model.training.pictures --checkpoint DIR --out FOLDER`.
 
-router-maps.png: where the last block's router sees hands and faces in a generated clip. hoi-stream.png, which
+router-maps.webp: where the last block's router sees hands and faces in a generated clip. hoi-stream.webp, which
 needs the weights before pruning (`--state`, the folder that training resumes from): both streams generated
 together, as they were trained.
 """
@@ -205,11 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pipeline = load_unpruned(options.checkpoint, options.state)
     made = co_generate(pipeline, video, card.defaults)
     options.out.mkdir(parents=True, exist_ok=True)
-    pictures = {"router-maps.png": router_picture(made)}
+    pictures = {"router-maps.webp": router_picture(made)}
     if made.hoi is not None:
-        pictures["hoi-stream.png"] = hoi_picture(made, video)
+        pictures["hoi-stream.webp"] = hoi_picture(made, video)
     for name, picture in pictures.items():
-        picture.save(options.out / name, optimize=True)
+        picture.save(options.out / name, quality=85)
         log.info("%s", options.out / name)
 
 

@@ -84,7 +84,7 @@ def test_the_weights_before_pruning_are_found_in_the_state_of_a_training(tmp_pat
         torch.testing.assert_close(weight, kept[name])
     assert kept["hoi_proj_out.weight"].abs().max() > 0
     main(["--checkpoint", str(folder), "--state", str(state), "--out", str(tmp_path / "out")])
-    for name in ("router-maps.png", "hoi-stream.png"):
+    for name in ("router-maps.webp", "hoi-stream.webp"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.size == (2 * len(SHOWN) * (SIDE + 2), 2 * 3 * (SIDE + 2))
     average = torch.load(state / AVERAGED_WEIGHTS, weights_only=True)
