@@ -1,8 +1,8 @@
 """Pictures for docs/training.md: `python -m model.training.pictures --checkpoint DIR --out FOLDER`.
 
-router-maps.webp: where the last block's router sees hands and faces in a generated clip. hoi-stream.webp: both
-streams generated together, as they were trained; it needs the weights before pruning (`--state`, the folder that
-training resumes from).
+router-maps.webp: where the last block's router sees hands and faces in a generated clip.
+hoi-stream.webp: both streams generated together, as they were trained. It needs the weights before pruning:
+`--state`, the folder that training resumes from.
 """
 
 from __future__ import annotations
