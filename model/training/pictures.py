@@ -137,7 +137,7 @@ def load_unpruned(checkpoint: Path, state: Path) -> CoInteractPipeline:
     """
     pipeline = load_pipeline(checkpoint)
     transformer = with_hoi_branch(pipeline.transformer)
-    average = torch.load(state / AVERAGED_WEIGHTS, weights_only=True)["shadow_params"]
+    average = torch.load(state / AVERAGED_WEIGHTS, map_location=CPU, weights_only=True)["shadow_params"]
     weights = list(transformer.parameters())
     if [weight.shape for weight in weights] != [kept.shape for kept in average]:
         raise ValueError(f"{state} does not hold all weights of {checkpoint} with its HOI stream")
