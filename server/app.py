@@ -179,7 +179,6 @@ def create_app(settings: Settings) -> FastAPI:
             services.stopping.set()
             keeping_up.cancel()
             await services.webhooks.stop()
-            await services.tidied()
             await services.sandbox.stop()
 
     app = FastAPI(

@@ -143,6 +143,7 @@ class Zygote:
                 return
 
     def _decode(self, source: BinaryIO, target: BinaryIO, kind: Kind, limits: Limits) -> dict[str, object]:
+        source.seek(0)
         name = accepted_format(kind, source.read(HEAD_BYTES))
         source.seek(0)
         return {"format": ACCEPTED[kind][name], **self._decoders[kind, name](source, target, name, limits)}
@@ -158,7 +159,6 @@ class Zygote:
                 os.fdopen(os.memfd_create("out"), "w+b") as target,
             ):
                 source.write(data)
-                source.seek(0)
                 self._decode(source, target, kind, limits)
 
 

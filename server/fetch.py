@@ -17,8 +17,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 from urllib.parse import SplitResult, urlsplit
 
 import h11
@@ -94,10 +93,10 @@ class Fetcher:
             )
         return addresses
 
-    async def fetch(self, url: str, path: Path, limit: int, field: str) -> ReceivedFile:
-        """Get `url` into the new file `path`, at most `limit` bytes. Raises ApiError naming the field."""
+    async def fetch(self, url: str, file: BinaryIO, limit: int, field: str) -> ReceivedFile:
+        """Get `url` into `file`, at most `limit` bytes. Raises ApiError naming the field."""
         async with self._connected(url, field) as (parts, reader, writer):
-            return await _get(parts, reader, writer, path, limit, field)
+            return await _get(parts, reader, writer, file, limit, field)
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, field: str) -> int:
         """Post to `url` and return the status of the answer, which is not read. Raises ApiError."""
@@ -153,7 +152,7 @@ async def _get(
     parts: SplitResult,
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    path: Path,
+    file: BinaryIO,
     limit: int,
     field: str,
 ) -> ReceivedFile:
@@ -163,36 +162,34 @@ async def _get(
     await writer.drain()
     too_large = ApiError("file_too_large", f"More than {limit} bytes.", field=field, limit=limit)
     digest, size, declared_type = hashlib.sha256(), 0, ""
-    with path.open("xb") as file:
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA:
-                connection.receive_data(await reader.read(CHUNK_BYTES))
-            elif isinstance(event, h11.Response):
-                if event.status_code != 200:
-                    detail = f"The URL answered with status {event.status_code} (redirects are not followed)."
-                    raise ApiError("fetch_failed", detail, field=field)
-                answered = dict(event.headers)
-                declared_type = (
-                    answered.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-                )
-                if (
-                    answered.get(b"content-length", b"0").isdigit()
-                    and int(answered.get(b"content-length", 0)) > limit
-                ):
-                    raise too_large
-            elif isinstance(event, h11.Data):
-                size += len(event.data)
-                if size > limit:
-                    raise too_large
-                file.write(event.data)
-                digest.update(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                break
-            elif isinstance(event, h11.ConnectionClosed):
-                raise ApiError(
-                    "fetch_failed", "The connection closed before the file was complete.", field=field
-                )
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(CHUNK_BYTES))
+        elif isinstance(event, h11.Response):
+            if event.status_code != 200:
+                detail = f"The URL answered with status {event.status_code} (redirects are not followed)."
+                raise ApiError("fetch_failed", detail, field=field)
+            answered = dict(event.headers)
+            declared_type = (
+                answered.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+            )
+            if (
+                answered.get(b"content-length", b"0").isdigit()
+                and int(answered.get(b"content-length", 0)) > limit
+            ):
+                raise too_large
+        elif isinstance(event, h11.Data):
+            size += len(event.data)
+            if size > limit:
+                raise too_large
+            file.write(event.data)
+            digest.update(event.data)
+        elif isinstance(event, h11.EndOfMessage):
+            break
+        elif isinstance(event, h11.ConnectionClosed):
+            raise ApiError("fetch_failed", "The connection closed before the file was complete.", field=field)
     if size == 0:
         raise ApiError("empty_file", "The file is empty.", field=field)
-    return ReceivedFile(path, size, digest.hexdigest(), declared_type)
+    file.flush()
+    return ReceivedFile(file, size, digest.hexdigest(), declared_type)

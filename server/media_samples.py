@@ -30,12 +30,13 @@ def _sound(kind: str, subtype: str | None, rate: int, channels: int) -> Sample:
 
 def usual_samples() -> list[Sample]:
     """What most requests hold."""
-    return [_image("PNG", "RGBA"), _image("JPEG", "RGB", turned=True), _sound("WAV", "PCM_16", 8000, 2)]
+    return [_image("PNG", "RGB"), _sound("WAV", "PCM_16", 16_000, 1)]
 
 
 def all_samples() -> list[Sample]:
     """One of each format and way of decoding, but for containers."""
-    images = [_image(kind, mode) for kind, mode in (("PNG", "P"), ("WEBP", "RGB"), ("JPEG", "CMYK"))]
+    modes = (("PNG", "P"), ("PNG", "RGBA"), ("WEBP", "RGB"), ("JPEG", "CMYK"))
+    images = [_image(kind, mode) for kind, mode in modes]
     sounds = [
         _sound(kind, subtype, rate, 2)
         for kind, subtype, rate in (
@@ -46,4 +47,4 @@ def all_samples() -> list[Sample]:
             ("MP3", None, 8000),
         )
     ]
-    return [*usual_samples(), *images, *sounds]
+    return [*usual_samples(), *images, _image("JPEG", "RGB", turned=True), *sounds]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jobs.artifacts import ArtifactStore
 from jobs.contract import Job
@@ -41,7 +39,6 @@ class Services:
     """JSON bodies hold whole files in memory, so only this many are looked at together."""
     uploads: int = 0
     streams: int = 0
-    _tidying: set[asyncio.Task[None]] = field(default_factory=set)
     check_webhook_url: Callable[[str], object] = field(default=lambda url: check_url(url, "webhook_url"))
 
     def forget(self, job: Job) -> None:
@@ -50,13 +47,3 @@ class Services:
         if job.submitted.idempotency_claim is not None:
             self.idempotency.mark_gone(job.submitted.idempotency_claim)
         self.store.remove_folder(job_prefix(job.id))
-
-    def tidy(self, folder: Path) -> None:
-        """Remove a folder in the background."""
-        task = asyncio.create_task(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
-        self._tidying.add(task)
-        task.add_done_callback(self._tidying.discard)
-
-    async def tidied(self) -> None:
-        """Wait until nothing is left to remove."""
-        await asyncio.gather(*self._tidying)

@@ -10,11 +10,12 @@ import logging
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
@@ -106,7 +107,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Checked:
-    """A request that can be rendered: everything resolved, decoded files in `folder`/job."""
+    """A request that can be rendered: everything resolved, decoded files in `folder`."""
 
     folder: Path
     card: CheckpointCard
@@ -118,18 +119,30 @@ class Checked:
 # --- receiving ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Where one submit is put together: the folder of the job to be, and files without names."""
+
+    folder: Path
+    _files: ExitStack
+
+    def new_file(self) -> BinaryIO:
+        """An empty file that nobody can open by name and that is gone when the request ends."""
+        return self._files.enter_context(tempfile.TemporaryFile(dir=self.folder.parent))
+
+
 @asynccontextmanager
-async def scratch_folder(services: Services) -> AsyncIterator[Path]:
-    """A folder for one submit; nothing of it is left afterwards, whatever happened."""
+async def scratch(services: Services) -> AsyncIterator[Scratch]:
+    """Space for one submit; nothing of it is left afterwards, unless it became a job."""
     folder = services.store.scratch() / f"submit-{secrets.token_hex(8)}"
-    try:
-        for name in FOLDERS_OF_JOB:
-            (folder / "job" / name).mkdir(parents=True, mode=0o700)
-        yield folder
-    except BaseException:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        raise
-    services.tidy(folder)  # removing takes milliseconds while the disk is busy; the answer need not wait
+    with ExitStack() as files:
+        try:
+            for path in (folder, *(folder / name for name in FOLDERS_OF_JOB)):
+                path.mkdir(mode=0o700)
+            yield Scratch(folder, files)
+        finally:
+            if folder.exists():
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 def file_limits(services: Services) -> dict[str, int]:
@@ -142,19 +155,19 @@ def file_limits(services: Services) -> dict[str, int]:
     return {field: limits[kind] for field, kind in KIND_OF_FIELD.items()}
 
 
-async def receive(request: Request, services: Services, folder: Path) -> Draft:
+async def receive(request: Request, services: Services, scratch: Scratch) -> Draft:
     """Take the body in, as multipart or JSON. Raises ApiError, ClientDisconnect."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         texts = frozenset(GenerateFields.model_fields)
         bracketed = FormRules(file_limits(services), texts, frozenset({"prompt"}))
-        form = await receive_form(request, folder, bracketed, services.settings)
+        form = await receive_form(request, scratch.new_file, bracketed, services.settings)
         values, files = from_form(form.texts), dict(form.files)
     elif media_type == "application/json":
         async with services.json_slots:
             values = await receive_json(request, services.settings)
             urls = {field: values.pop(field) for field in FILE_FIELDS if values.get(field) is not None}
-            files = await from_urls(urls, services, folder)
+            files = await from_urls(urls, services, scratch)
     else:
         raise ApiError(
             "unsupported_content_type",
@@ -217,16 +230,18 @@ def json_object(text: str, field: str) -> object:
         raise ApiError("invalid_value", "Expected JSON.", field=field) from error
 
 
-async def from_urls(urls: Mapping[str, object], services: Services, folder: Path) -> dict[str, ReceivedFile]:
+async def from_urls(
+    urls: Mapping[str, object], services: Services, scratch: Scratch
+) -> dict[str, ReceivedFile]:
     limits = file_limits(services)
     files = {}
     for field, url in urls.items():
         if not isinstance(url, str):
             raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
         if url[:5].lower() == "data:":
-            files[field] = decode_data_url(url, folder / field, limits[field], field)
+            files[field] = decode_data_url(url, scratch.new_file(), limits[field], field)
         elif url[:6].lower() == "https:":
-            files[field] = await services.fetcher.fetch(url, folder / field, limits[field], field)
+            files[field] = await services.fetcher.fetch(url, scratch.new_file(), limits[field], field)
         else:
             raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
     return files
@@ -373,9 +388,7 @@ def _or(given: Any, default: Any) -> Any:
 
 async def _decode(draft: Draft, services: Services, folder: Path) -> dict[str, DecodedFile]:
     tasks: Sequence[DecodeTask] = [
-        DecodeTask(
-            field, KIND_OF_FIELD[field], draft.files[field].path, folder / "job" / STORED_NAME[field][0]
-        )
+        DecodeTask(field, KIND_OF_FIELD[field], draft.files[field].content, folder / STORED_NAME[field][0])
         for field in FILE_FIELDS
         if field in draft.files
     ]
@@ -390,7 +403,7 @@ async def _decode(draft: Draft, services: Services, folder: Path) -> dict[str, D
 
 def _stored(folder: Path, field: str) -> StoredFile | None:
     name, media_type = STORED_NAME[field]
-    path = folder / "job" / name
+    path = folder / name
     if not path.exists():
         return None
     with path.open("rb") as file:
@@ -423,10 +436,10 @@ def _store(
         max_running=principal.limits.max_running,
         idempotency_claim=claim,
     )
-    entry = checked.folder / entry_key(job_id, 0).replace(job_prefix(job_id), "job", 1)
+    entry = checked.folder / Path(entry_key(job_id, 0)).relative_to(job_prefix(job_id))
     entry.write_text(submitted.model_dump_json())
     after = [] if claim is None else [claim]
-    services.store.adopt_folder(checked.folder / "job", job_prefix(job_id), after=after)
+    services.store.adopt_folder(checked.folder, job_prefix(job_id), after=after)
     job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
     services.index.put(job)
     services.hints.announce(job)

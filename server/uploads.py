@@ -1,6 +1,6 @@
 """Receiving a request body: streamed to disk, capped while it streams, with a deadline.
 
-Every file lands in a scratch folder of the caller's, under a name of ours; what the client called it is not
+Every file lands in a temporary one without a name, gone with its request; what the client called it is not
 even kept.
 """
 
@@ -10,10 +10,9 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO, Final
 from urllib.parse import unquote_to_bytes
 
@@ -37,7 +36,7 @@ CHUNK_BYTES: Final = 2**16
 class ReceivedFile:
     """A file as the client sent it. `declared_type` is what the client says it is ("" if it does not say)."""
 
-    path: Path
+    content: BinaryIO
     size: int
     sha256: str
     declared_type: str = ""
@@ -72,7 +71,6 @@ class _Part:
     limit: int
     text: bytearray = field(default_factory=bytearray)
     file: BinaryIO | None = None
-    path: Path | None = None
     size: int = 0
     hash: hashlib._Hash = field(default_factory=hashlib.sha256)
 
@@ -87,8 +85,8 @@ def _utf8(raw: bytes, field_name: str | None) -> str:
 class _FormReader:
     """Callbacks of the multipart parser; turns parts into texts and files as they arrive."""
 
-    def __init__(self, folder: Path, rules: FormRules, settings: Settings) -> None:
-        self._folder, self._rules, self._settings = folder, rules, settings
+    def __init__(self, new_file: Callable[[], BinaryIO], rules: FormRules, settings: Settings) -> None:
+        self._new_file, self._rules, self._settings = new_file, rules, settings
         self.texts: dict[str, list[str]] = {}
         self.files: dict[str, ReceivedFile] = {}
         self.complete = False
@@ -140,8 +138,7 @@ class _FormReader:
             limit = self._rules.file_limits[name]
         self._part = part = _Part(name, is_file, media_type.lower(), limit)
         if is_file:
-            part.path = self._folder / name  # one of our own names: it is a key of file_limits
-            part.file = part.path.open("xb")
+            part.file = self._new_file()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
@@ -162,18 +159,13 @@ class _FormReader:
         if part.file is None:
             self.texts.setdefault(part.name, []).append(_utf8(bytes(part.text), part.name))
             return
-        part.file.close()
-        assert part.path is not None
+        part.file.flush()
         if part.size == 0:
             raise ApiError("empty_file", "The file is empty.", field=part.name)
-        self.files[part.name] = ReceivedFile(part.path, part.size, part.hash.hexdigest(), part.declared_type)
+        self.files[part.name] = ReceivedFile(part.file, part.size, part.hash.hexdigest(), part.declared_type)
 
     def on_end(self) -> None:
         self.complete = True
-
-    def close(self) -> None:
-        if self._part is not None and self._part.file is not None:
-            self._part.file.close()
 
 
 @asynccontextmanager
@@ -204,12 +196,14 @@ async def _capped_body(request: Request, limit: int) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def receive_form(request: Request, folder: Path, rules: FormRules, settings: Settings) -> ReceivedForm:
-    """Receive a multipart/form-data body, its files into `folder`. Raises ApiError, ClientDisconnect."""
+async def receive_form(
+    request: Request, new_file: Callable[[], BinaryIO], rules: FormRules, settings: Settings
+) -> ReceivedForm:
+    """Receive a multipart/form-data body. Raises ApiError, ClientDisconnect."""
     boundary = parse_options_header(request.headers.get("content-type", ""))[1].get(b"boundary")
     if not boundary:
         raise ApiError("malformed_body", "The multipart body names no boundary.")
-    reader = _FormReader(folder, rules, settings)
+    reader = _FormReader(new_file, rules, settings)
     callbacks = {name: getattr(reader, name) for name in dir(reader) if name.startswith("on_")}
     try:
         parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
@@ -219,8 +213,6 @@ async def receive_form(request: Request, folder: Path, rules: FormRules, setting
         parser.finalize()
     except FormParserError as error:
         raise ApiError("malformed_body", "The multipart body is malformed.") from error
-    finally:
-        reader.close()
     if not reader.complete:
         raise ApiError("malformed_body", "The multipart body ends before its last boundary.")
     return ReceivedForm(reader.texts, reader.files)
@@ -241,8 +233,8 @@ async def receive_json(request: Request, settings: Settings) -> dict[str, object
     return value
 
 
-def decode_data_url(url: str, path: Path, limit: int, field_name: str) -> ReceivedFile:
-    """Write the content of a `data:` URL to `path`. Raises ApiError naming the field."""
+def decode_data_url(url: str, file: BinaryIO, limit: int, field_name: str) -> ReceivedFile:
+    """Write the content of a `data:` URL to `file`. Raises ApiError naming the field."""
     head, comma, payload = url[len("data:") :].partition(",")
     if not comma:
         raise ApiError("invalid_value", "The data: URL has no comma.", field=field_name)
@@ -258,8 +250,9 @@ def decode_data_url(url: str, path: Path, limit: int, field_name: str) -> Receiv
         raise ApiError("empty_file", "The file is empty.", field=field_name)
     if len(content) > limit:
         raise ApiError("file_too_large", f"More than {limit} bytes.", field=field_name, limit=limit)
-    path.write_bytes(content)
-    return ReceivedFile(path, len(content), hashlib.sha256(content).hexdigest(), media_type.strip().lower())
+    file.write(content)
+    file.flush()
+    return ReceivedFile(file, len(content), hashlib.sha256(content).hexdigest(), media_type.strip().lower())
 
 
 async def drain(request: Request) -> bool:

@@ -44,7 +44,7 @@ from server.schemas import (
     ValidationView,
 )
 from server.services import Services
-from server.submission import Draft, check, known_job, receive, scratch_folder, store
+from server.submission import Draft, Scratch, check, known_job, receive, scratch, store
 from server.uploads import drain
 from server.views import clip_path, estimates, job_path, job_view, params_view
 
@@ -177,7 +177,7 @@ async def generate(
     return JSONResponse(view.model_dump(mode="json"), status_code=status, headers=headers)
 
 
-Receiver = Callable[[Request, Services, Path], Awaitable[Draft]]
+Receiver = Callable[[Request, Services, Scratch], Awaitable[Draft]]
 
 
 async def submit(
@@ -191,25 +191,25 @@ async def submit(
         with admission:
             if not repeated:
                 _check_space(services)
-            async with scratch_folder(services) as folder:
-                draft = await receiver(request, services, folder)
+            async with scratch(services) as space:
+                draft = await receiver(request, services, space)
                 turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
                 async with turn:
                     if key is not None and services.idempotency.known(principal.owner, key):
                         known = await asyncio.to_thread(known_job, key, draft, services, principal)
                         if known is not None:
                             return known, False
-                    checked = await check(draft, services, principal, folder)
+                    checked = await check(draft, services, principal, space.folder)
                     return await store(draft, checked, key, services, principal)
 
 
 @router.post("/validate", response_model=ValidationView, openapi_extra=BODY, summary="Check a submit")
 async def validate(request: Request, services: ServicesOf, principal: Submitter) -> ValidationView:
     """Everything a submit checks, and what would come of it, without queueing anything."""
-    async with _receiving(request, services), scratch_folder(services) as folder:
+    async with _receiving(request, services), scratch(services) as space:
         _check_space(services)
-        draft = await receive(request, services, folder)
-        checked = await check(draft, services, principal, folder)
+        draft = await receive(request, services, space)
+        checked = await check(draft, services, principal, space.folder)
     newcomer = WaitingJob("new", principal.owner, draft.fields.priority, checked.cost)
     position, start, finish = await asyncio.to_thread(
         estimates, services.hints, checked.card.name, newcomer.id, newcomer

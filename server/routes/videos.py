@@ -25,7 +25,7 @@ from server.idempotency import checked_key
 from server.routes.jobs import cancel, submit
 from server.schemas import Wire
 from server.services import Services
-from server.submission import Draft, draft_of, file_limits, from_form, from_urls, json_object
+from server.submission import Draft, Scratch, draft_of, file_limits, from_form, from_urls, json_object
 from server.uploads import FormRules, ReceivedFile, receive_form, receive_json
 from server.views import job_view
 
@@ -195,7 +195,7 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
     return settings
 
 
-async def receive_video(request: Request, services: Services, folder: Path) -> Draft:
+async def receive_video(request: Request, services: Services, scratch: Scratch) -> Draft:
     """Take in a create, as multipart or JSON. Raises ApiError, ClientDisconnect."""
     files: dict[str, ReceivedFile] = {}
     typed = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
@@ -210,7 +210,7 @@ async def receive_video(request: Request, services: Services, folder: Path) -> D
             long_texts=frozenset(FIELD_OF_REFERENCE),
             brackets=True,
         )
-        form = await receive_form(request, folder, rules, services.settings)
+        form = await receive_form(request, scratch.new_file, rules, services.settings)
         values = _texts(form.texts)
         for reference, file in form.files.items():
             if reference in values:
@@ -221,7 +221,7 @@ async def receive_video(request: Request, services: Services, folder: Path) -> D
         for reference, field in FIELD_OF_REFERENCE.items()
         if values.get(reference) is not None
     }
-    files |= await from_urls(urls, services, folder)
+    files |= await from_urls(urls, services, scratch)
     return draft_of(
         _settings({name: value for name, value in values.items() if value is not None}, typed), files
     )

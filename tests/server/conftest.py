@@ -55,13 +55,8 @@ class Api:
         assert isinstance(self.services.store, FolderStore)
         return self.services.store
 
-    def wait_until_tidy(self) -> None:
-        """A submit that succeeded removes the rest of itself after its answer."""
-        wait_for(lambda: not self.store.list_folders("scratch"), 5)
-
     def leftovers(self) -> list[str]:
         """Everything that lies in the scratch folder, and every job that is stored."""
-        self.wait_until_tidy()
         return self.store.list_folders("scratch") + self.store.list_folders("jobs")
 
 
@@ -109,7 +104,7 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iter
 def api(shared_api: Api, redis_url: str) -> Api:
     """An application with default settings and nothing stored. Shared: starting one takes a second."""
     Redis.from_url(redis_url).flushall()
-    for folder in ("jobs", "keys", "idempotency", "usage", "webhooks", "scratch"):
+    for folder in ("jobs", "keys", "idempotency", "usage", "webhooks", "scratch", "checkpoints"):
         for name in shared_api.store.list_folders(folder):
             path = shared_api.store.root / folder / name
             if path.is_dir():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,12 +91,17 @@ def fetcher(
 
 
 async def get(
-    authority: trustme.CA, tmp_path: Path, answer: Any, limit: int = 10**6, host: str = HOST, **options: Any
+    authority: trustme.CA, answer: Any, limit: int = 10**6, host: str = HOST, **options: Any
 ) -> tuple[ReceivedFile, Tls]:
     async with tls_server(authority.issue_cert(HOST), answer) as server:
         url = f"https://{host}:{server.port}/a.png?x=1"
-        received = await fetcher(authority, **options).fetch(url, tmp_path / "file", limit, "audio")
+        received = await fetcher(authority, **options).fetch(url, io.BytesIO(), limit, "audio")
         return received, server
+
+
+def contents(received: ReceivedFile) -> bytes:
+    received.content.seek(0)
+    return received.content.read()
 
 
 def refusal(*arguments: Any, **options: Any) -> ApiError:
@@ -106,11 +111,9 @@ def refusal(*arguments: Any, **options: Any) -> ApiError:
     return caught.value
 
 
-def test_a_file_is_fetched_from_the_checked_address_under_its_own_name(
-    authority: trustme.CA, tmp_path: Path
-) -> None:
-    received, server = asyncio.run(get(authority, tmp_path, says(ok(BODY))))
-    assert received.path.read_bytes() == BODY
+def test_a_file_is_fetched_from_the_checked_address_under_its_own_name(authority: trustme.CA) -> None:
+    received, server = asyncio.run(get(authority, says(ok(BODY))))
+    assert contents(received) == BODY
     assert (received.size, received.declared_type) == (len(BODY), "image/png")
     assert server.names == [HOST]
     request = server.requests[0]
@@ -118,24 +121,22 @@ def test_a_file_is_fetched_from_the_checked_address_under_its_own_name(
     assert f"Host: {HOST}:{server.port}".encode() in request
 
 
-def test_a_chunked_answer_is_fetched(authority: trustme.CA, tmp_path: Path) -> None:
+def test_a_chunked_answer_is_fetched(authority: trustme.CA) -> None:
     answer = says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
-    received, _ = asyncio.run(get(authority, tmp_path, answer))
-    assert received.path.read_bytes() == b"abc"
+    received, _ = asyncio.run(get(authority, answer))
+    assert contents(received) == b"abc"
 
 
 @pytest.mark.parametrize("status", [b"301 Moved", b"302 Found", b"404 Not Found", b"206 Partial Content"])
-def test_redirects_and_errors_are_not_followed(authority: trustme.CA, tmp_path: Path, status: bytes) -> None:
+def test_redirects_and_errors_are_not_followed(authority: trustme.CA, status: bytes) -> None:
     answer = says(b"HTTP/1.1 " + status + b"\r\nLocation: https://127.0.0.1/\r\nContent-Length: 0\r\n\r\n")
-    assert refusal(authority, tmp_path, answer).code == "fetch_failed"
+    assert refusal(authority, answer).code == "fetch_failed"
 
 
-def test_too_many_bytes_are_refused_whether_announced_or_not(authority: trustme.CA, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    assert refusal(authority, tmp_path / "a", says(ok(BODY)), limit=1000).code == "file_too_large"
+def test_too_many_bytes_are_refused_whether_announced_or_not(authority: trustme.CA) -> None:
+    assert refusal(authority, says(ok(BODY)), limit=1000).code == "file_too_large"
     endless = says(b"HTTP/1.1 200 OK\r\n\r\n", *[b"x" * 10_000] * 100)
-    assert refusal(authority, tmp_path / "b", endless, limit=1000).code == "file_too_large"
+    assert refusal(authority, endless, limit=1000).code == "file_too_large"
 
 
 @pytest.mark.parametrize(
@@ -147,15 +148,15 @@ def test_too_many_bytes_are_refused_whether_announced_or_not(authority: trustme.
         b"",
     ],
 )
-def test_a_broken_answer_is_a_failure(authority: trustme.CA, tmp_path: Path, answer: bytes) -> None:
-    assert refusal(authority, tmp_path, says(answer)).code == "fetch_failed"
+def test_a_broken_answer_is_a_failure(authority: trustme.CA, answer: bytes) -> None:
+    assert refusal(authority, says(answer)).code == "fetch_failed"
 
 
-def test_an_empty_file_is_refused(authority: trustme.CA, tmp_path: Path) -> None:
-    assert refusal(authority, tmp_path, says(ok(b""))).code == "empty_file"
+def test_an_empty_file_is_refused(authority: trustme.CA) -> None:
+    assert refusal(authority, says(ok(b""))).code == "empty_file"
 
 
-def test_a_server_that_never_ends_runs_into_the_deadline(authority: trustme.CA, tmp_path: Path) -> None:
+def test_a_server_that_never_ends_runs_into_the_deadline(authority: trustme.CA) -> None:
     async def trickle(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         for _ in range(200):
@@ -163,21 +164,19 @@ def test_a_server_that_never_ends_runs_into_the_deadline(authority: trustme.CA, 
             await writer.drain()
             await asyncio.sleep(0.05)
 
-    assert refusal(authority, tmp_path, trickle, timeout_s=0.5).limit == 0.5
+    assert refusal(authority, trickle, timeout_s=0.5).limit == 0.5
 
 
-def test_a_certificate_of_another_name_is_refused(authority: trustme.CA, tmp_path: Path) -> None:
-    assert refusal(authority, tmp_path, says(ok(BODY)), host="other.example").code == "fetch_failed"
+def test_a_certificate_of_another_name_is_refused(authority: trustme.CA) -> None:
+    assert refusal(authority, says(ok(BODY)), host="other.example").code == "fetch_failed"
 
 
-def test_one_private_address_among_public_ones_refuses_the_host(
-    authority: trustme.CA, tmp_path: Path
-) -> None:
-    problem = refusal(authority, tmp_path, says(ok(BODY)), addresses=("127.0.0.1", "10.0.0.1"))
+def test_one_private_address_among_public_ones_refuses_the_host(authority: trustme.CA) -> None:
+    problem = refusal(authority, says(ok(BODY)), addresses=("127.0.0.1", "10.0.0.1"))
     assert problem.code == "fetch_refused"
 
 
-def test_the_name_is_resolved_once(authority: trustme.CA, tmp_path: Path) -> None:
+def test_the_name_is_resolved_once(authority: trustme.CA) -> None:
     answers = iter([("127.0.0.1",), ("10.0.0.1",)])
 
     async def rebinding(host: str, port: int) -> Sequence[str]:
@@ -188,7 +187,7 @@ def test_the_name_is_resolved_once(authority: trustme.CA, tmp_path: Path) -> Non
             plain = fetcher(authority)
             changing = Fetcher(5.0, rebinding, plain.policy, plain.tls)
             url = f"https://{HOST}:{server.port}/"
-            return await changing.fetch(url, tmp_path / "file", 10**6, "audio")
+            return await changing.fetch(url, io.BytesIO(), 10**6, "audio")
 
     assert asyncio.run(fetch()).size == len(BODY)
     assert next(answers) == ("10.0.0.1",), "a second look-up would have got this"
@@ -224,17 +223,14 @@ def test_public_addresses_are_known(address: str) -> None:
         "https://example.com/\r\nX: y", "https://[::1", "https://" + "a" * 3000 + ".com/",
     ],
 )  # fmt: skip
-def test_with_the_real_policy_nothing_of_ours_is_reached(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_the_real_policy_nothing_of_ours_is_reached(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr("server.fetch.asyncio.open_connection", never)
     with pytest.raises(ApiError) as caught:
-        asyncio.run(Fetcher(5.0).fetch(url, tmp_path / "file", 1000, "audio"))
+        asyncio.run(Fetcher(5.0).fetch(url, io.BytesIO(), 1000, "audio"))
     assert caught.value.code in ("fetch_refused", "fetch_failed")
-    assert not (tmp_path / "file").exists()
 
 
 def test_the_resolver_is_the_systems() -> None:

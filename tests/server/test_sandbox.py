@@ -94,8 +94,9 @@ def test_the_sandbox_has_no_secret_in_its_environment(monkeypatch: pytest.Monkey
 
 
 def task(folder: Path, data: bytes, field: str = "audio", kind: str = "audio") -> DecodeTask:
-    source = folder / f"{field}.in"
-    source.write_bytes(data)
+    source = (folder / f"{field}.in").open("w+b")
+    source.write(data)
+    source.flush()
     return DecodeTask(field, kind, source, folder / f"{field}.out")  # type: ignore[arg-type]
 
 
