@@ -11,22 +11,19 @@ would; every promise is then checked against the journals and the bytes that wer
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import random
 import tempfile
 import time
-import wave
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-import httpx
-from PIL import Image
 from redis.exceptions import RedisError
 
+from deploy.chaos_client import Answer, Client, NoAnswer, SubmitForm
 from deploy.chaos_report import Report
 from deploy.chaos_stack import Fault, LiveStack, live_stack, resident_bytes
 from jobs.contract import JOURNAL_ENTRY, Canceled, Failed, Interrupted, Job, JournalEntry, Started, Succeeded
@@ -47,7 +44,7 @@ CANCEL_EVERY = 20
 STEPS_PER_JOB = 8
 """Two clips of four steps."""
 RETRY_S = 0.2
-REQUEST_TIMEOUT_S = 30.0
+FLOOD_CLIENTS = 64
 
 
 @dataclass(frozen=True)
@@ -98,14 +95,14 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 class Chaos:
     """One run against one stack."""
 
-    def __init__(self, stack: LiveStack, options: Options, client: httpx.AsyncClient) -> None:
+    def __init__(self, stack: LiveStack, options: Options, client: Client) -> None:
         self.stack = stack
         self.options = options
         self.client = client
         self.random = random.Random(options.seed)
         self.seen = Observed()
         self.faults: list[Fault] = []
-        self._files = _input_files()
+        self._form = SubmitForm()
         self._ended = asyncio.Event()
 
     async def run(self) -> Report:
@@ -150,38 +147,32 @@ class Chaos:
     async def _submit(self, number: int, latencies: list[float]) -> None:
         """Submit one job, again and again until it is answered."""
         key = f"chaos-{self.options.seed}-{number}-{uuid4().hex[:8]}"
-        fields = {"prompt": f"a person speaks {number}", "seed": str(number)}
+        body = self._form.body(prompt=f"a person speaks {number}", seed=str(number))
 
-        async def post() -> httpx.Response:
-            request = self.client.build_request(
-                "POST", "/v1/generate", data=fields, files=self._files, headers={"Idempotency-Key": key}
-            )
-            await request.aread()  # encodes the form: the client's work, not the server's
+        async def post() -> Answer:
             started = time.monotonic()
-            answer = await self.client.send(request)
+            answer = await self.client.submit(body, key)
             latencies.append(time.monotonic() - started)
             return answer
 
-        answer = await self._insist(post, {202, 200})
+        answer = await self._insist("submit", post, {202, 200})
         if answer is not None:
             self.seen.accepted[key] = answer.json()["id"]
 
     async def _insist(
-        self, request: Callable[[], Awaitable[httpx.Response]], wanted: set[int]
-    ) -> httpx.Response | None:
+        self, path: str, request: Callable[[], Awaitable[Answer]], wanted: set[int]
+    ) -> Answer | None:
         """Repeat a request while the API is dead, starting or full; None, and a note, for other refusals."""
         while not self._ended.is_set():
             try:
                 answer = await request()
-            except httpx.TransportError:
+            except NoAnswer:
                 await asyncio.sleep(RETRY_S)
                 continue
-            if answer.status_code in wanted:
+            if answer.status in wanted:
                 return answer
-            if answer.status_code not in (429, 503):
-                self.seen.refused.append(
-                    f"{answer.request.url.path}: {answer.status_code} {answer.text[:200]}"
-                )
+            if answer.status not in (429, 503):
+                self.seen.refused.append(f"{path}: {answer.status} {answer.body[:200]!r}")
                 return None
             await asyncio.sleep(RETRY_S)
         return None
@@ -198,11 +189,11 @@ class Chaos:
         started = time.monotonic()
         try:
             answer = await self.client.get(f"/v1/jobs/{job_id}")
-        except httpx.TransportError:
+        except NoAnswer:
             return
-        if answer.status_code != 200:
-            if answer.status_code not in (429, 503):
-                self.seen.refused.append(f"status of {job_id}: {answer.status_code} {answer.text[:200]}")
+        if answer.status != 200:
+            if answer.status not in (429, 503):
+                self.seen.refused.append(f"status of {job_id}: {answer.status} {answer.body[:200]!r}")
             return
         (self.seen.statuses if self.faults else self.seen.calm_statuses).append(time.monotonic() - started)
         state = answer.json()["status"]
@@ -215,11 +206,11 @@ class Chaos:
         """Whatever the moment, a video is served whole or not at all."""
         try:
             answer = await self.client.get(f"/v1/jobs/{job_id}/video")
-        except httpx.TransportError:
+        except NoAnswer:
             return
-        if answer.status_code == 200:
+        if answer.status == 200:
             job = self.stack.journal.read(job_id)
-            if answer.content != synthetic_video(job.submitted.params):
+            if answer.body != synthetic_video(job.submitted.params):
                 self.seen.partial.add(job_id)
 
     async def _cancel_some(self) -> None:
@@ -236,8 +227,9 @@ class Chaos:
 
     async def _cancel(self, job_id: str) -> None:
         started = time.monotonic()
-        answer = await self._insist(lambda: self.client.post(f"/v1/jobs/{job_id}/cancel"), {200, 409})
-        if answer is None or answer.status_code == 409:  # it was faster
+        path = f"/v1/jobs/{job_id}/cancel"
+        answer = await self._insist(path, lambda: self.client.request("POST", path), {200, 409})
+        if answer is None or answer.status == 409:  # it was faster
             return
         self.seen.canceled.add(job_id)
         while not self._ended.is_set():
@@ -311,25 +303,31 @@ class Chaos:
             return True
 
     async def _overload(self, report: Report) -> None:
-        """Ten times the rate, far beyond what may wait, and count the answers."""
+        """Fill the queue, then send requests as fast as they are answered, and count the answers."""
         api = self.stack.supervisor.pid("api")
         assert api is not None
         before = resident_bytes(api)
+        body = self._form.body(prompt="overload", num_inference_steps="40")
         answers: Counter[str] = Counter()
-        until = time.monotonic() + self.options.overload_s
 
-        async def hammer(number: int) -> None:
-            while time.monotonic() < until:
-                fields = {"prompt": "overload", "seed": str(number), "num_inference_steps": "40"}
+        async def hammer(until: Callable[[], bool]) -> None:
+            while not until():
                 try:
-                    answer = await self.client.post("/v1/generate", data=fields, files=self._files)
-                except httpx.TransportError as error:
-                    answers[type(error).__name__] += 1
+                    answer = await self.client.submit(body)
+                except NoAnswer as error:
+                    answers[str(error)] += 1
                 else:
-                    answers[str(answer.status_code)] += 1
+                    answers[str(answer.status)] += 1
+                    if answer.status == 429 and "retry-after" not in answer.headers:
+                        answers["429 without Retry-After"] += 1
 
-        await asyncio.gather(*(hammer(number) for number in range(64)))
+        await asyncio.gather(*(hammer(lambda: answers["429"] > 0) for _ in range(4)))
+        answers.clear()
+        started = time.monotonic()
+        ends = started + self.options.overload_s
+        await asyncio.gather(*(hammer(lambda: time.monotonic() > ends) for _ in range(FLOOD_CLIENTS)))
         report.overload = dict(answers)
+        report.overload_per_s = round(answers.total() / (time.monotonic() - started), 1)
         report.overload_api_growth_mb = round((resident_bytes(api) - before) / 2**20, 1)
 
     # What must hold
@@ -420,20 +418,20 @@ class Chaos:
     async def _fetch_until_served(self, job_id: str) -> None:
         answer = await self._insist_at_end(f"/v1/jobs/{job_id}/video")
         job = self.stack.journal.read(job_id)
-        if answer.status_code != 200 or answer.content != synthetic_video(job.submitted.params):
+        if answer.status != 200 or answer.body != synthetic_video(job.submitted.params):
             self.seen.partial.add(job_id)
 
-    async def _insist_at_end(self, path: str) -> httpx.Response:
+    async def _insist_at_end(self, path: str) -> Answer:
         deadline = time.monotonic() + 30
         while True:
             self.stack.poll()
             try:
                 answer = await self.client.get(path)
-            except httpx.TransportError:
+            except NoAnswer:
                 if time.monotonic() > deadline:
                     raise
             else:
-                if answer.status_code not in (429, 503) or time.monotonic() > deadline:
+                if answer.status not in (429, 503) or time.monotonic() > deadline:
                     return answer
             await asyncio.sleep(RETRY_S)
 
@@ -442,32 +440,17 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _input_files() -> dict[str, tuple[str, bytes, str]]:
-    """A small photo and five seconds of near silence: two clips."""
-    photo, speech = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (64, 64), "white").save(photo, "PNG")
-    with wave.open(speech, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16000)
-        file.writeframes(bytes(range(256)) * (5 * 16000 * 2 // 256))
-    return {
-        "person_image": ("person.png", photo.getvalue(), "image/png"),
-        "audio": ("speech.wav", speech.getvalue(), "audio/wav"),
-    }
-
-
 async def _run(options: Options, folder: Path, settings: Settings) -> Report:
     # Long enough that faults find the workers busy most of the time, short enough that all jobs fit.
     steps = options.jobs * STEPS_PER_JOB
     busy = 0.8 * options.workers * options.seconds / steps if options.kills else 0.05
     fake = FakeSettings(seconds_per_step=min(1.0, busy), media=False)
     with live_stack(folder, options.workers, fake, settings) as stack:
-        limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
-        async with httpx.AsyncClient(
-            base_url=stack.url, timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
-        ) as client:
+        client = Client(stack.settings.port)
+        try:
             return await Chaos(stack, options, client).run()
+        finally:
+            client.close()
 
 
 def run_chaos(options: Options, folder: Path | None = None) -> Report:

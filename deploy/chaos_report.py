@@ -52,7 +52,9 @@ class Report:
     cancel_under_faults_p99_s: float | None = None
     """The same, waiting for a dead API, Redis or worker included."""
     overload: dict[str, int] = field(default_factory=dict)
-    """Answers by status code."""
+    """Answers by status code to a flood against a full queue."""
+    overload_per_s: float | None = None
+    """How many requests of the flood were answered per second."""
     overload_api_growth_mb: float | None = None
     seconds: float = 0.0
 

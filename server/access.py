@@ -55,9 +55,10 @@ async def services_of(request: Request) -> Services:  # async: not worth a threa
 ServicesOf = Annotated[Services, Depends(services_of)]
 
 
-def principal_of(
-    services: ServicesOf, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> Principal:
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+
+def identified(services: Services, credentials: HTTPAuthorizationCredentials | None) -> Principal:
     """The owner of the key sent along; anybody while no key exists. Raises ApiError (401)."""
     if credentials is None:
         if any_keys(services.store):
@@ -69,6 +70,10 @@ def principal_of(
             return ANONYMOUS  # clients such as OpenAI's cannot be used without sending some key
         raise ApiError("unauthorized", "This API key is not valid.")
     return Principal(key.id, frozenset(key.scopes), key.limits, key.highest_priority)
+
+
+async def principal_of(services: ServicesOf, credentials: Credentials) -> Principal:
+    return identified(services, credentials)  # looking at one small file is not worth a thread
 
 
 def with_scope(principal: Principal, scope: Scope) -> Principal:
@@ -113,13 +118,13 @@ def downloadable_job(
     request: Request,
     job_id: JobId,
     services: ServicesOf,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    credentials: Credentials,
     expires: Annotated[str | None, Query(description="Of a signed URL.")] = None,
     signature: Annotated[str | None, Query(description="Of a signed URL.")] = None,
 ) -> Job:
     """The job whose file is asked for: with a key, or by a signed URL."""
     if signature is None:
-        return owned_job(job_id, services, with_scope(principal_of(services, credentials), Scope.READ))
+        return owned_job(job_id, services, with_scope(identified(services, credentials), Scope.READ))
     if not services.signer.verify(request.url.path, expires or "", signature):
         raise ApiError("bad_signature", "This link is not valid, or not any more.")
     return services.journal.read(job_id)

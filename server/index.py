@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class JobIndex:
     def __init__(self, store: ArtifactStore, max_queued_jobs: int) -> None:
         self._store, self._journal, self._max_queued_jobs = store, Journal(store), max_queued_jobs
         self._jobs: dict[str, JobSummary] = {}
+        self._queued: Counter[str] = Counter()
+        """Waiting jobs by owner: a flood must not make each refusal count all jobs again."""
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._arriving: dict[str, int] = {}
@@ -87,8 +90,8 @@ class JobIndex:
     def refresh(self) -> None:
         """Catch up with the store."""
         with self._refreshing:
+            known = dict(self._jobs)  # before listing: a job that is put meanwhile must not pass for gone
             stored = self._store.list_folders("jobs")
-            known = dict(self._jobs)
             fresh: dict[str, JobSummary] = {}
             for job_id in stored:
                 summary = known.get(job_id)
@@ -100,22 +103,29 @@ class JobIndex:
                     continue
             gone = known.keys() - stored
             with self._lock:
-                self._jobs.update(fresh)
-                for job_id in gone:
-                    self._jobs.pop(job_id, None)
+                for job_id in gone | fresh.keys():
+                    self._set(job_id, fresh.get(job_id))
 
     def _unchanged(self, summary: JobSummary) -> bool:
-        return self._store.read(entry_key(summary.id, summary.sequence + 1)) is None
+        return not self._store.exists(entry_key(summary.id, summary.sequence + 1))
+
+    def _set(self, job_id: str, summary: JobSummary | None) -> None:
+        before = self._jobs.pop(job_id, None)
+        if before is not None and before.state is JobState.QUEUED:
+            self._queued[before.owner] -= 1
+        if summary is not None:
+            self._jobs[job_id] = summary
+            self._queued[summary.owner] += summary.state is JobState.QUEUED
 
     def put(self, job: Job) -> None:
         """Take note of a job that this process stored or changed."""
         with self._lock:
-            self._jobs[job.id] = JobSummary.of(job)
+            self._set(job.id, JobSummary.of(job))
 
     def remove(self, job: Job) -> None:
         """Take note of a deletion by this process, and keep what it cost."""
         with self._lock:
-            self._jobs.pop(job.id, None)
+            self._set(job.id, None)
         if job.gpu_seconds > 0:
             usage = SpentUsage(
                 owner=job.submitted.owner, gpu_seconds=job.gpu_seconds, at=JobSummary.of(job).last_at
@@ -187,19 +197,12 @@ class JobIndex:
                     del self._arriving[owner]
 
     def _check(self, owner: str, limits: KeyLimits) -> None:
-        waiting = sum(job.state is JobState.QUEUED for job in self._jobs.values()) + sum(
-            self._arriving.values()
-        )
-        if waiting >= self._max_queued_jobs:
+        if self._queued.total() + sum(self._arriving.values()) >= self._max_queued_jobs:
             raise ApiError("queue_full", "The queue is full.", limit=self._max_queued_jobs)
-        if limits.max_queued is not None:
-            own = [job for job in self._jobs.values() if job.owner == owner and job.state is JobState.QUEUED]
-            if len(own) + self._arriving.get(owner, 0) >= limits.max_queued:
-                raise ApiError(
-                    "queued_jobs_limit",
-                    "This key has as many jobs waiting as it may.",
-                    limit=limits.max_queued,
-                )
+        own = self._queued[owner] + self._arriving.get(owner, 0)
+        if limits.max_queued is not None and own >= limits.max_queued:
+            detail = "This key has as many jobs waiting as it may."
+            raise ApiError("queued_jobs_limit", detail, limit=limits.max_queued)
         if limits.max_stored_bytes is not None:
             stored = sum(job.stored_bytes for job in self._jobs.values() if job.owner == owner)
             if stored >= limits.max_stored_bytes:

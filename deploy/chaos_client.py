@@ -1,0 +1,118 @@
+"""A lean HTTP/1.1 client for `cointeract chaos`: it shares the machine with what it measures.
+
+Real requests over real sockets, on connections that are kept; bodies are put together before the clock runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import wave
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+BOUNDARY = "chaos-a6d0f6ab"
+TIMEOUT_S = 30.0
+
+
+class NoAnswer(Exception):
+    """The server was not there, went away, or took too long."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    """By name in lower case."""
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """Requests to one server on loopback. Raises NoAnswer."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def request(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Answer:
+        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self._port}", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        head = "\r\n".join([*lines, "", ""]).encode()
+        writer = None
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                reader, writer = (
+                    self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
+                )
+                writer.writelines((head, body))
+                answer = await _read_answer(reader)
+        except (OSError, EOFError, TimeoutError) as error:
+            if writer is not None:
+                writer.close()
+            raise NoAnswer(f"{method} {path}: {error!r}") from error
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            raise
+        if answer.headers.get("connection") == "close":
+            writer.close()
+        else:
+            self._idle.append((reader, writer))
+        return answer
+
+    async def get(self, path: str) -> Answer:
+        return await self.request("GET", path)
+
+    async def submit(self, body: bytes, key: str | None = None) -> Answer:
+        """POST a form made by `SubmitForm`."""
+        headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        return await self.request(
+            "POST", "/v1/generate", headers | ({} if key is None else {"Idempotency-Key": key}), body
+        )
+
+    def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> Answer:
+    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = await reader.readexactly(int(headers["content-length"]))
+    return Answer(int(status.split(" ")[1]), headers, body)
+
+
+class SubmitForm:
+    """Bodies of submits: a small photo, five seconds of near silence (two clips), and the texts given."""
+
+    def __init__(self) -> None:
+        photo, speech = io.BytesIO(), io.BytesIO()
+        Image.new("RGB", (64, 64), "white").save(photo, "PNG")
+        with wave.open(speech, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16000)
+            file.writeframes(bytes(range(256)) * (5 * 16000 * 2 // 256))
+        self._files = (
+            _part('name="person_image"; filename="person.png"', photo.getvalue(), "image/png")
+            + _part('name="audio"; filename="speech.wav"', speech.getvalue(), "audio/wav")
+            + f"--{BOUNDARY}--\r\n".encode()
+        )
+
+    def body(self, **texts: str) -> bytes:
+        return b"".join(_part(f'name="{name}"', text.encode()) for name, text in texts.items()) + self._files
+
+
+def _part(disposition: str, content: bytes, media_type: str | None = None) -> bytes:
+    kind = "" if media_type is None else f"Content-Type: {media_type}\r\n"
+    head = f"--{BOUNDARY}\r\nContent-Disposition: form-data; {disposition}\r\n{kind}\r\n"
+    return head.encode() + content + b"\r\n"
