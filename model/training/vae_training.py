@@ -7,6 +7,7 @@ are measured at the end and written into the config, where the pipeline reads th
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -31,6 +32,7 @@ from .world import ACTIONS, CLIP_FRAMES
 log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 180.0
+STATE_FILE = "vae-state.pt"
 
 SMALL_VAE: dict[str, object] = {
     "base_dim": 16,
@@ -70,6 +72,8 @@ class VAERecipe(BaseModel):
     steady state.
     """
     steps: int = 3000
+    decoder_steps: int = 3000
+    """Of the decoder alone, behind the others."""
     learning_rate: float = 8e-4
     """Several times more learns brightness faster, but the noise of so small batches wears the weakest axis
     of colour out of the latents.
@@ -105,25 +109,44 @@ def train_vae(
 ) -> AutoencoderKLWan:
     """Train and save `output`/vae, averaged weights; resumes a stopped run. Logs to vae-log.jsonl.
 
-    `workers` processes draw crops ahead.
+    First encoder and decoder, kept in vae-whole; then the decoder alone, which sharpens while a DiT can
+    already learn the latents. `workers` processes draw crops ahead.
     """
     torch.manual_seed(recipe.seed)
+    whole = output / "vae-whole"
+    if not (whole / "config.json").is_file():
+        vae = AutoencoderKLWan(**SMALL_VAE)
+        initialise(vae)
+        vae = _fit(recipe, vae.to(device), range(recipe.steps), output, workers)
+        measure_latents(vae, recipe)
+        vae.save_pretrained(whole)
+    vae = AutoencoderKLWan.from_pretrained(whole).to(device)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    vae = _fit(recipe, vae, range(recipe.steps, recipe.steps + recipe.decoder_steps), output, workers)
+    vae.save_pretrained(output / "vae")
+    (output / STATE_FILE).unlink(missing_ok=True)
+    return vae
+
+
+def _fit(
+    recipe: VAERecipe, vae: AutoencoderKLWan, steps: range, output: Path, workers: int
+) -> AutoencoderKLWan:
+    """Train what requires gradients, under one fall of the learning rate; returns the averaged weights."""
     output.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderKLWan(**SMALL_VAE)
-    initialise(vae)
-    vae.to(device)
-    average = AutoencoderKLWan(**SMALL_VAE)
-    average.load_state_dict(vae.state_dict())
-    average.to(device)
+    average = copy.deepcopy(vae)
     kernels = [
         weight
         for name, weight in vae.named_parameters()
         # The two maps next to the latents start as the identity: a direction that died there never came back.
-        if weight.ndim >= 4 and min(weight.shape[0], weight[0].numel()) > 1 and "quant_conv" not in name
+        if weight.requires_grad
+        and weight.ndim >= 4
+        and min(weight.shape[0], weight[0].numel()) > 1
+        and "quant_conv" not in name
     ]
     views = MatrixViews(kernels)
     chosen = {id(weight) for weight in kernels}
-    rest = [weight for weight in vae.parameters() if id(weight) not in chosen]
+    rest = [weight for weight in vae.parameters() if weight.requires_grad and id(weight) not in chosen]
     optimizers: tuple[torch.optim.Optimizer, ...] = (
         torch.optim.Muon(
             views.matrices,
@@ -133,17 +156,18 @@ def train_vae(
         ),
         torch.optim.AdamW(rest, lr=recipe.learning_rate / 3, betas=(0.9, 0.99), weight_decay=0.0),
     )
-    state = output / "vae-state.pt"
-    step = _resume(state, vae, average, optimizers)
+    state = output / STATE_FILE
+    remaining = range(_resume(state, steps, vae, average, optimizers), steps.stop)
     saved, recent = time.monotonic(), list[float]()
-    steps = range(step, recipe.steps)
+    crops = prefetched(partial(draw_crops, recipe), remaining, workers)
     with (output / "vae-log.jsonl").open("a") as curve:
-        for step, crops in zip(steps, prefetched(partial(draw_crops, recipe), steps, workers), strict=True):
-            fall = 0.02 + 0.49 * (1 + math.cos(math.pi * step / recipe.steps))
+        for step, drawn in zip(remaining, crops, strict=True):
+            done = step - steps.start
+            fall = 0.02 + 0.49 * (1 + math.cos(math.pi * done / len(steps)))
             for optimizer, rate in zip(optimizers, (1.0, 1 / 3), strict=True):
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate * rate * fall * min(1.0, (step + 1) / 20)
-            pixels, weights = (part.to(device) for part in as_pixels(*crops))
+                    group["lr"] = recipe.learning_rate * rate * fall * min(1.0, (done + 1) / 20)
+            pixels, weights = (part.to(vae.device) for part in as_pixels(*drawn))
             torch.manual_seed(recipe.seed + step)
             posterior = vae.encode(pixels).latent_dist
             decoded = vae.decode(posterior.sample(), return_dict=False)[0]
@@ -155,7 +179,7 @@ def train_vae(
             for optimizer in optimizers:
                 optimizer.step()
             with torch.no_grad():
-                decay = min(recipe.ema, (1 + step) / (10 + step))
+                decay = min(recipe.ema, (1 + done) / (10 + done))
                 for kept, new in zip(average.parameters(), vae.parameters(), strict=True):
                     kept.lerp_(new, 1 - decay)
             recent.append(l1.item())
@@ -168,9 +192,6 @@ def train_vae(
             if time.monotonic() - saved > SAVE_SECONDS:
                 _save(state, step + 1, vae, average, optimizers)
                 saved = time.monotonic()
-    measure_latents(average, recipe)
-    average.save_pretrained(output / "vae")
-    state.unlink(missing_ok=True)
     return average
 
 
@@ -188,12 +209,16 @@ def _save(
 
 
 def _resume(
-    path: Path, vae: AutoencoderKLWan, average: AutoencoderKLWan, optimizers: Sequence[torch.optim.Optimizer]
+    path: Path,
+    steps: range,
+    vae: AutoencoderKLWan,
+    average: AutoencoderKLWan,
+    optimizers: Sequence[torch.optim.Optimizer],
 ) -> int:
-    """Load what `_save` wrote, if it is there; the step to go on with."""
-    if not path.is_file():
-        return 0
-    saved = torch.load(path, weights_only=True)
+    """Load what `_save` wrote within `steps`, if it is there; the step to go on with."""
+    saved = torch.load(path, weights_only=True) if path.is_file() else None
+    if saved is None or not steps.start < saved["step"] <= steps.stop:
+        return steps.start
     for part, state in zip((vae, average, *optimizers), saved["parts"], strict=True):
         part.load_state_dict(state)
     return int(saved["step"])

@@ -1,6 +1,7 @@
 """The small checkpoint's recipe and parts."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,28 +91,32 @@ def test_the_audio_encoder_learns_to_carry_loudness(tmp_path: Path) -> None:
 
 
 def test_vae_training_lowers_the_loss_and_measures_its_latents(tmp_path: Path) -> None:
-    recipe = VAERecipe(crop=16, batches=((5, 1),), steps=4, measured_videos=1)
+    recipe = VAERecipe(crop=16, batches=((5, 1),), steps=4, decoder_steps=2, measured_videos=1)
     vae = train_vae(recipe, tmp_path, workers=0)
     assert (tmp_path / "vae" / "config.json").is_file()
     assert max(vae.config.latents_std) > 0
     assert vae.config.latents_std != [1.0] * 16
     assert json.loads((tmp_path / "vae-log.jsonl").read_text().splitlines()[0])["step"] == 0
+    first = AutoencoderKLWan.from_pretrained(tmp_path / "vae-whole").state_dict()
+    kept = {name for name, weight in vae.state_dict().items() if torch.equal(weight, first[name])}
+    assert kept == {name for name in first if name.startswith(("encoder.", "quant_conv."))}
 
 
 def test_a_stopped_vae_training_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = VAERecipe(crop=16, batches=((5, 1),), steps=3, measured_videos=1)
+    recipe = VAERecipe(crop=16, batches=((5, 1),), steps=2, decoder_steps=2, measured_videos=1)
     whole = train_vae(recipe, tmp_path / "whole", workers=0)
 
-    def stop_in_third_step(recipe: VAERecipe, step: int) -> tuple[np.ndarray, np.ndarray]:
-        if step == 2:
+    def stop_at(unlucky: int, recipe: VAERecipe, step: int) -> tuple[np.ndarray, np.ndarray]:
+        if step == unlucky:
             raise KeyboardInterrupt
         return draw_crops(recipe, step)
 
     monkeypatch.setattr(vae_training, "SAVE_SECONDS", 0.0)
-    with monkeypatch.context() as stopped:
-        stopped.setattr(vae_training, "draw_crops", stop_in_third_step)
-        with pytest.raises(KeyboardInterrupt):
-            train_vae(recipe, tmp_path / "halves", workers=0)
+    for unlucky in (1, 3):  # in the middle of each pass
+        with monkeypatch.context() as stopped:
+            stopped.setattr(vae_training, "draw_crops", partial(stop_at, unlucky))
+            with pytest.raises(KeyboardInterrupt):
+                train_vae(recipe, tmp_path / "halves", workers=0)
     resumed = train_vae(recipe, tmp_path / "halves", workers=0)
     for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, two)
@@ -143,7 +148,7 @@ def test_one_command_builds_a_checkpoint_from_nothing(tmp_path: Path) -> None:
         height=64,
         clips=3,
         audio_steps=2,
-        vae=VAERecipe(crop=16, batches=((5, 1),), steps=2, measured_videos=1),
+        vae=VAERecipe(crop=16, batches=((5, 1),), steps=2, decoder_steps=1, measured_videos=1),
         transformer=SmallTransformer(heads=2, head_dim=12, layers=1, ffn_dim=24),
         training={"steps": 2, "batch": 1, "window": 2},
     )
