@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import re
 import secrets
 import shutil
@@ -62,6 +63,7 @@ STORED_NAME: Final = {
     "pose_video": ("inputs/pose.mp4", "video/mp4"),
 }
 FOLDERS_OF_JOB: Final = ("journal", "inputs")
+SMALL_FILE_BYTES: Final = 2**20
 SAME_TYPES: Final = (
     frozenset({"image/jpeg", "image/jpg", "image/pjpeg"}),
     frozenset({"image/png", "image/x-png"}),
@@ -126,8 +128,12 @@ class Scratch:
     folder: Path
     _files: ExitStack
 
-    def new_file(self) -> BinaryIO:
-        """An empty file that nobody can open by name and that is gone when the request ends."""
+    def new_file(self, most_bytes: int | None = None) -> BinaryIO:
+        """An empty file that nobody can open by name and that is gone when the request ends: in memory if it
+        is known to stay small.
+        """
+        if most_bytes is not None and most_bytes <= SMALL_FILE_BYTES:
+            return self._files.enter_context(os.fdopen(os.memfd_create("upload"), "w+b"))
         return self._files.enter_context(tempfile.TemporaryFile(dir=self.folder.parent))
 
 
@@ -239,7 +245,7 @@ async def from_urls(
         if not isinstance(url, str):
             raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
         if url[:5].lower() == "data:":
-            files[field] = decode_data_url(url, scratch.new_file(), limits[field], field)
+            files[field] = decode_data_url(url, scratch.new_file, limits[field], field)
         elif url[:6].lower() == "https:":
             files[field] = await services.fetcher.fetch(url, scratch.new_file(), limits[field], field)
         else:

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO, Final
 from urllib.parse import unquote_to_bytes
 
@@ -30,6 +31,8 @@ MAX_PARTS: Final = 256
 DRAIN_BYTES: Final = 16 * 2**20
 DRAIN_SECONDS: Final = 2.0
 CHUNK_BYTES: Final = 2**16
+NewFile = Callable[[int | None], BinaryIO]
+"""Makes an empty file; told how many bytes it will hold at most, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,16 @@ async def _deadline(seconds: float) -> AsyncIterator[None]:
         ) from error
 
 
+def _declared_bytes(request: Request) -> int | None:
+    """The length of the body, if the client says it."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else None
+
+
 async def _capped_body(request: Request, limit: int) -> AsyncIterator[bytes]:
     """The body in chunks. Raises ApiError as soon as it is, or says it will be, longer than `limit` bytes."""
     too_large = ApiError("request_too_large", f"The request is larger than {limit} bytes.", limit=limit)
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > limit:
+    if (_declared_bytes(request) or 0) > limit:
         raise too_large
     received = 0
     async for chunk in request.stream():
@@ -197,13 +205,13 @@ async def _capped_body(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 async def receive_form(
-    request: Request, new_file: Callable[[], BinaryIO], rules: FormRules, settings: Settings
+    request: Request, new_file: NewFile, rules: FormRules, settings: Settings
 ) -> ReceivedForm:
     """Receive a multipart/form-data body. Raises ApiError, ClientDisconnect."""
     boundary = parse_options_header(request.headers.get("content-type", ""))[1].get(b"boundary")
     if not boundary:
         raise ApiError("malformed_body", "The multipart body names no boundary.")
-    reader = _FormReader(new_file, rules, settings)
+    reader = _FormReader(partial(new_file, _declared_bytes(request)), rules, settings)
     callbacks = {name: getattr(reader, name) for name in dir(reader) if name.startswith("on_")}
     try:
         parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
@@ -233,8 +241,8 @@ async def receive_json(request: Request, settings: Settings) -> dict[str, object
     return value
 
 
-def decode_data_url(url: str, file: BinaryIO, limit: int, field_name: str) -> ReceivedFile:
-    """Write the content of a `data:` URL to `file`. Raises ApiError naming the field."""
+def decode_data_url(url: str, new_file: NewFile, limit: int, field_name: str) -> ReceivedFile:
+    """Write the content of a `data:` URL to a new file. Raises ApiError naming the field."""
     head, comma, payload = url[len("data:") :].partition(",")
     if not comma:
         raise ApiError("invalid_value", "The data: URL has no comma.", field=field_name)
@@ -250,6 +258,7 @@ def decode_data_url(url: str, file: BinaryIO, limit: int, field_name: str) -> Re
         raise ApiError("empty_file", "The file is empty.", field=field_name)
     if len(content) > limit:
         raise ApiError("file_too_large", f"More than {limit} bytes.", field=field_name, limit=limit)
+    file = new_file(len(content))
     file.write(content)
     file.flush()
     return ReceivedFile(file, len(content), hashlib.sha256(content).hexdigest(), media_type.strip().lower())
