@@ -234,7 +234,7 @@ class Chaos:
         self.seen.canceled.add(job_id)
         while not self._ended.is_set():
             try:
-                if job_id not in self.stack.running_jobs():
+                if not self.stack.is_rendering(job_id):
                     break
             except RedisError:
                 log.debug("Redis is away")

@@ -48,7 +48,7 @@ class Report:
     """Without faults."""
     status_under_faults_p99_ms: float | None = None
     cancel_p99_s: float | None = None
-    """From the request until the job is canceled and no worker names it. Without faults."""
+    """From the request until the job is canceled and no worker holds it. Without faults."""
     cancel_under_faults_p99_s: float | None = None
     """The same, waiting for a dead API, Redis or worker included."""
     overload: dict[str, int] = field(default_factory=dict)

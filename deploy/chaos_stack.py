@@ -126,6 +126,15 @@ class LiveStack:
         """Jobs that live workers name. Raises RedisError."""
         return {worker.running.job_id for worker in self.queue.workers() if worker.running is not None}
 
+    def is_rendering(self, job_id: str) -> bool:
+        """Whether a worker may hold the job: it has a folder for its attempt, which it removes after freeing
+        the device, and, as a killed one leaves that behind, is known to live. Raises RedisError.
+        """
+        folders = self.store.list_folders("scratch")
+        return (
+            any(name.startswith(f"attempt-{job_id}-") for name in folders) and job_id in self.running_jobs()
+        )
+
     def _job_of(self, pid: int) -> str | None:
         with suppress(RedisError):
             for worker in self.queue.workers():

@@ -119,6 +119,11 @@ class JobQueue:
     def snapshot(self, checkpoint: str, *, max_age_s: float = _SNAPSHOT_AGE_S) -> QueueSnapshot:
         """Waiting jobs in the order they will start, and the live workers; at most `max_age_s` old."""
         asked = time.monotonic()
+        taken, snapshot = self._snapshots.get(checkpoint, (-math.inf, None))
+        # While another thread takes a new one, one that is a little older will do.
+        patience = 4 if self._snapshot_lock.locked() else 1
+        if snapshot is not None and asked - taken <= patience * max_age_s:
+            return snapshot
         with self._snapshot_lock:
             taken, snapshot = self._snapshots.get(checkpoint, (-math.inf, None))
             if snapshot is not None and time.monotonic() - taken <= max_age_s:

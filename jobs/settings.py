@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; more are refused with 429.")
     max_attempts: int = Field(3, gt=0, description="Attempts that may end badly before a job fails.")
     lease_ttl_s: float = Field(
-        6.0, gt=0, description="Seconds without a heartbeat after which a worker counts as dead."
+        4.5, gt=0, description="Seconds without a heartbeat after which a worker counts as dead."
     )
     heartbeat_s: float = Field(1.5, gt=0, description="Seconds between two heartbeats of a worker.")
     reaper_interval_s: float = Field(1.0, gt=0, description="Seconds between two rounds of the reaper.")

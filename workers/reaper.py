@@ -78,6 +78,7 @@ class Reaper:
         self._read_live_jobs()
         self._end_dead_attempts()
         try:
+            self._retire_dead_workers()
             self._repair_queue()
             self._end_silent_attempts()
         except RedisError as error:
@@ -173,6 +174,12 @@ class Reaper:
         for key, job in self._running().items():
             if job.worker is not None and is_surely_dead(job.worker):
                 self._end(key, job)
+
+    def _retire_dead_workers(self) -> None:
+        """What a killed worker was doing is over now, not when its lease is."""
+        for worker in self.queue.workers():
+            if is_surely_dead(worker.name):
+                self.queue.retire(worker.name)
 
     def _end_silent_attempts(self) -> None:
         """Queue jobs again whose worker has been silent for its lease and then for our grace.

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis.exceptions import RedisError
 
-from jobs.contract import Canceled, Interrupted, JobState, Started, utcnow
+from jobs.contract import Canceled, Interrupted, JobState, Started, WorkerInfo, utcnow
 from tests.faults.stack import Stack, eventually
 from workers.fake_engine import FakeSettings
+from workers.identity import worker_name
 from workers.reaper import Reaper
 
 
@@ -65,6 +67,26 @@ def test_an_attempt_nobody_has_heard_of_is_ended_after_the_grace(stack: Stack, r
     assert (entry.reason, entry.burns_attempt) == ("worker_lost", True)
     assert "ghost" in entry.message
     assert job_id in stack.queue.waiting_ids("fake")
+
+
+def test_a_killed_worker_is_off_the_list_long_before_its_lease_is_over(tmp_path: Path) -> None:
+    stack = Stack.create(tmp_path, FakeSettings(media=False), lease_ttl_s=600)
+    try:
+        with subprocess.Popen(["sleep", "600"]) as process:
+            alive = WorkerInfo(name=worker_name("alive"), checkpoint="fake", device="cpu")
+            start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+            space = alive.name.partition(".")[2].partition("-")[0]
+            killed = alive.model_copy(update={"name": f"killed.{space}-{process.pid}-{start}"})
+            stack.queue.beat(alive)
+            stack.queue.beat(killed)
+            reaper = Reaper(stack.settings, stack.store, stack.queue)
+            reaper.round()
+            assert {worker.name for worker in stack.queue.workers()} == {alive.name, killed.name}
+            process.kill()
+        reaper.round()
+        assert [worker.name for worker in stack.queue.workers()] == [alive.name]
+    finally:
+        stack.close()
 
 
 def test_an_attempt_is_not_ended_while_redis_is_away(stack: Stack, reaper: Reaper) -> None:
