@@ -55,6 +55,11 @@ def entry_key(job_id: str, sequence: int) -> str:
     return f"{job_prefix(job_id)}/journal/{sequence:06d}.json"
 
 
+def gone_key(claim: str) -> str:
+    """Where the mark lies that says that the job of an idempotency claim was removed."""
+    return f"{claim.removesuffix('.claim')}.gone"
+
+
 def _may_follow(job: Job, entry: JournalEntry) -> bool:
     match entry:
         case Submitted():
@@ -196,6 +201,15 @@ class Journal:
         (journal / "000000.json").write_bytes(submitted.model_dump_json().encode())
         self.store.adopt_folder(folder, job_prefix(job_id))
         return Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+
+    def remove(self, job: Job) -> None:
+        """Remove a job with all its files. As long as its Idempotency-Key is remembered, a mark beside that
+        tells this from a crash, after which a repetition of the submit makes the job.
+        """
+        claim = job.submitted.idempotency_claim
+        if claim is not None and self.store.exists(claim):
+            self.store.create(gone_key(claim), b"")
+        self.store.remove_folder(job_prefix(job.id))
 
 
 def verdict(

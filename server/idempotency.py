@@ -4,7 +4,7 @@ The claim (key → job id and fingerprint of the request) is created exclusively
 with one key
 agree on one job id, and a submit that finds a claim without a job (a crash in between) stores the job under
 that id.
-A job that is deleted leaves a mark beside its claim, so that this is not taken for such a crash.
+A job that is deleted or expires leaves a mark beside its claim, so that this is not taken for such a crash.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Final
 
 from jobs.artifacts import ArtifactStore
 from jobs.contract import Frozen, utcnow
+from jobs.journal import gone_key
 from server.errors import ApiError
 
 KEPT: Final = timedelta(hours=48)
@@ -66,14 +67,14 @@ class IdempotencyKeys:
         return f"{_FOLDER}/{name}"
 
     def known(self, owner: str, key: str) -> bool:
-        return self.store.read(f"{self._path(owner, key)}.claim") is not None
+        return self.store.exists(self.claim_key(owner, key))
 
     def claim(self, owner: str, key: str, request: str, job_id: str) -> str:
         """The id under which this request's job is stored: `job_id`, or that of the submit that came first.
 
         Raises ApiError if the key was used for another request.
         """
-        path = f"{self._path(owner, key)}.claim"
+        path = self.claim_key(owner, key)
         wanted = Claim(job_id=job_id, fingerprint=request, at=utcnow())
         # Not durable yet: the job's folder makes it so (a claim is worth nothing without its job).
         if self.store.create(path, wanted.model_dump_json().encode(), durable=False):
@@ -91,12 +92,9 @@ class IdempotencyKeys:
         """Where the claim lies in storage."""
         return f"{self._path(owner, key)}.claim"
 
-    def mark_gone(self, claim: str) -> None:
-        """The claim's job is being deleted: repetitions must not make it again."""
-        self.store.create(f"{claim.removesuffix('.claim')}.gone", b"")
-
     def is_gone(self, owner: str, key: str) -> bool:
-        return self.store.read(f"{self._path(owner, key)}.gone") is not None
+        """Whether the key's job was deleted, or its time was up."""
+        return self.store.exists(gone_key(self.claim_key(owner, key)))
 
     def expire(self) -> None:
         """Forget claims older than `KEPT`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from jobs.artifacts import ArtifactStore
 from jobs.contract import Job
-from jobs.journal import Journal, job_prefix
+from jobs.journal import Journal
 from jobs.settings import Settings
 from server.fetch import Fetcher, check_url
 from server.hints import Hints
@@ -44,6 +44,4 @@ class Services:
     def forget(self, job: Job) -> None:
         """Remove a job that is over, with all its files."""
         self.index.remove(job)
-        if job.submitted.idempotency_claim is not None:
-            self.idempotency.mark_gone(job.submitted.idempotency_claim)
-        self.store.remove_folder(job_prefix(job.id))
+        self.journal.remove(job)

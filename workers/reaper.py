@@ -235,7 +235,10 @@ class Reaper:
             expiry, _, job_id = name.partition("-")
             if int(expiry) > now:
                 break  # names sort by expiry
-            self.store.remove_folder(job_prefix(job_id))
+            try:
+                self.journal.remove(self.journal.read(job_id))
+            except (JobNotFound, ValueError):  # deleted already, or nothing that can be understood
+                self.store.remove_folder(job_prefix(job_id))
             self.store.remove(f"done/{name}")
             log.info("removed: its time was up", extra={"job_id": job_id})
         self.store.remove_leftovers(SCRATCH_AGE_S)

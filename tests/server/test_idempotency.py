@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from jobs.contract import JobState, utcnow
+from jobs.queue import JobQueue
 from server.idempotency import KEPT, Claim
 from server.keys import create_key
-from tests.server.conftest import Api, ApiFactory
+from tests.server.conftest import Api, ApiFactory, wait_for
 from tests.server.inputs import form
+from workers.reaper import Reaper
 
 
 def submit(api: Api, key: str, **changes: Any) -> Any:
@@ -68,6 +70,35 @@ def test_a_deleted_job_is_not_made_again(api: Api) -> None:
     api.client.delete(job["urls"]["self"])
     answer = submit(api, "k1")
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotent_job_gone")
+
+
+def test_a_job_whose_time_was_up_is_not_made_again_while_its_key_is_remembered(api: Api) -> None:
+    job_id = submit(api, "k1", retention_s=1).json()["id"]
+    api.client.post(f"/v1/jobs/{job_id}/cancel")
+    reaper = Reaper(
+        api.services.settings,
+        api.store,
+        JobQueue(api.services.settings, str(api.services.settings.redis_url)),
+    )
+
+    def removed() -> bool:
+        reaper.round()
+        reaper._next_expiry = 0.0
+        return not api.store.list_folders("jobs")
+
+    wait_for(removed, 10)
+    answer = submit(api, "k1")
+    assert (answer.status_code, answer.json()["code"]) == (409, "idempotent_job_gone")
+    api.services.idempotency.expire()
+    assert len(api.store.list_folders("idempotency")) == 2, "claim and mark"
+
+
+def test_a_job_that_outlives_its_key_leaves_no_mark(api: Api) -> None:
+    job = submit(api, "k1").json()
+    for name in api.store.list_folders("idempotency"):
+        api.store.remove(f"idempotency/{name}")  # as after 48 hours
+    api.client.delete(job["urls"]["self"])
+    assert api.store.list_folders("idempotency") == []
 
 
 def test_a_refused_request_does_not_use_the_key_up(api: Api) -> None:
