@@ -72,14 +72,12 @@ def test_a_deleted_job_is_not_made_again(api: Api) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotent_job_gone")
 
 
-def test_a_job_whose_time_was_up_is_not_made_again_while_its_key_is_remembered(api: Api) -> None:
-    job_id = submit(api, "k1", retention_s=1).json()["id"]
-    api.client.post(f"/v1/jobs/{job_id}/cancel")
-    reaper = Reaper(
-        api.services.settings,
-        api.store,
-        JobQueue(api.services.settings, str(api.services.settings.redis_url)),
-    )
+def test_a_job_whose_time_was_up_is_not_made_again_while_its_key_is_remembered(
+    make_api: ApiFactory, redis_url: str
+) -> None:
+    api = make_api(retention_s=1)
+    api.client.post(f"/v1/jobs/{submit(api, 'k1').json()['id']}/cancel")
+    reaper = Reaper(api.services.settings, api.store, JobQueue(api.services.settings, redis_url))
 
     def removed() -> bool:
         reaper.round()
