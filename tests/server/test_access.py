@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from jobs.contract import Priority, utcnow
+from jobs.contract import Priority, Started, utcnow
 from server.access import is_loopback, why_not_to_start
 from server.app import StartRefusedError, create_app
 from server.keys import KeyLimits, NewKey, Scope, authenticate, create_key, list_keys, revoke_key
@@ -262,3 +262,19 @@ def test_every_answer_carries_the_security_headers(api: Api) -> None:
 def test_log_lines_cannot_be_forged_by_a_path(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     api.client.get("/v1/jobs/a%0d%0aERROR%20forged")
     assert "\nERROR" not in "\n".join(json.dumps(record.getMessage()) for record in caplog.records)
+
+
+def test_a_full_queue_refuses_before_it_looks_at_a_file_and_takes_a_job_for_each_that_starts(
+    make_api: ApiFactory,
+) -> None:
+    api = make_api(max_queued_jobs=1)
+    first = api.client.post("/v1/generate", files=form()).json()
+    answer = api.client.post("/v1/generate", files=form(audio=b"no sound"))
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert int(answer.headers["retry-after"]) > 0
+    # A worker, another process, claims the job: the server finds out by looking.
+    journal = api.services.journal
+    journal.append(journal.read(first["id"]), Started(at=utcnow(), attempt=1, worker="elsewhere"))
+    api.services.index.refresh()
+    assert api.client.post("/v1/generate", files=form()).status_code == 202
+    assert api.client.post("/v1/generate", files=form()).status_code == 429

@@ -180,6 +180,16 @@ def test_too_many_uploads_at_once_are_refused_with_429(live: Live) -> None:
     wait_for(lambda: live.services.uploads == 0 and nothing_left(live), 10)
 
 
+@pytest.mark.parametrize("length", [10**5, 10**7], ids=["in memory", "on disk"])
+def test_a_file_on_its_way_in_has_no_name(live: Live, length: int) -> None:
+    with connect(live) as connection:
+        connection.sendall(HEAD % b"Content-Length: %d" % length + FILE_PART + b"x" * 50_000)
+        scratch = FolderStore(live.services.settings.storage_dir).scratch()
+        wait_for(lambda: live.services.uploads == 1 and any(scratch.iterdir()), 10)
+        assert [path for path in scratch.rglob("*") if path.is_file()] == []
+    wait_for(lambda: nothing_left(live), 10)
+
+
 @contextmanager
 def server_process(folder: Path, redis_url: str) -> Iterator[tuple[str, int]]:
     """A server in a process of its own: (url, pid)."""
