@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from PIL import Image
 
 BOUNDARY = "chaos-a6d0f6ab"
 TIMEOUT_S = 30.0
+KEEP_S = 10.0
+"""The server closes a connection that is unused for 30 s; a request must not meet that."""
 
 
 class NoAnswer(Exception):
@@ -39,7 +42,8 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
+        """Since when, and the connection."""
 
     async def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
@@ -50,9 +54,7 @@ class Client:
         writer = None
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                reader, writer = (
-                    self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
-                )
+                reader, writer = await self._connection()
                 writer.writelines((head, body))
                 answer = await _read_answer(reader)
         except (OSError, EOFError, TimeoutError) as error:
@@ -66,7 +68,7 @@ class Client:
         if answer.headers.get("connection") == "close":
             writer.close()
         else:
-            self._idle.append((reader, writer))
+            self._idle.append((time.monotonic(), reader, writer))
         return answer
 
     async def get(self, path: str) -> Answer:
@@ -80,8 +82,16 @@ class Client:
         )
 
     def close(self) -> None:
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            since, reader, writer = self._idle.pop()
+            if time.monotonic() - since < KEEP_S and not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self._port)
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> Answer:
