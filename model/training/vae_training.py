@@ -72,7 +72,7 @@ class VAERecipe(BaseModel):
     steady state.
     """
     steps: int = 3000
-    decoder_steps: int = 3000
+    decoder_steps: int = 0
     """Of the decoder alone, behind the others."""
     learning_rate: float = 8e-4
     """Several times more learns brightness faster, but the noise of so small batches wears the weakest axis
