@@ -7,7 +7,7 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     COINTERACT_DATA_DIR=/data COINTERACT_HOST=0.0.0.0 HF_HUB_OFFLINE=1
 # A fixed uid: the containers share the data volume.
-RUN useradd --create-home --uid 10001 cointeract && install -d -o cointeract -g cointeract /data /opt/checkpoints
+RUN useradd --create-home --uid 10001 cointeract && install -d -o cointeract -g cointeract /data
 WORKDIR /app
 VOLUME /data
 STOPSIGNAL SIGTERM
@@ -34,7 +34,6 @@ FROM base AS worker
 COPY --from=worker-dependencies /opt/venv /opt/venv
 COPY . .
 USER cointeract
-# The default checkpoint: small random networks, so that the image runs anywhere as it is.
-RUN cointeract tiny-checkpoint /opt/checkpoints/tiny
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s CMD ["cointeract", "healthy", "worker"]
-CMD ["worker", "--checkpoint", "/opt/checkpoints/tiny"]
+# Without --checkpoint it renders with the bundled small one: the image runs anywhere as it is.
+CMD ["worker"]

@@ -45,7 +45,7 @@ def up(
             "--checkpoint",
             "-c",
             metavar="[NAME=]DIR",
-            help="Checkpoint folder to serve; repeat it to serve several. Default: a tiny untrained one.",
+            help="Checkpoint folder to serve; repeat it to serve several. Default: the bundled small one.",
         ),
     ] = None,
 ) -> None:
@@ -79,9 +79,14 @@ def serve(port: PortOption = None, host: HostOption = None, data: DataOption = N
 @app.command(rich_help_panel="Run the service")
 def worker(
     checkpoint: Annotated[
-        str,
-        typer.Option("--checkpoint", "-c", metavar="[NAME=]DIR", help="Checkpoint folder to render with."),
-    ],
+        str | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            metavar="[NAME=]DIR",
+            help="Checkpoint folder to render with. Default: the bundled small one.",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")
     ] = "auto",
@@ -89,12 +94,12 @@ def worker(
 ) -> None:
     """Run one worker alone: a supervisor and the child process that holds the model."""
     from deploy.stack import devices
-    from deploy.up import named_checkpoints
+    from deploy.up import BUNDLED_CHECKPOINT, named_checkpoints
     from jobs.logs import configure_logging
     from workers.main import run
 
     with explained_errors():
-        ((name, folder),) = named_checkpoints([checkpoint]).items()
+        ((name, folder),) = named_checkpoints([checkpoint or str(BUNDLED_CHECKPOINT)]).items()
         settings, redis_url = connected(settings_with(data_dir=data))
         configure_logging(settings)
         run(settings, redis_url, folder, devices()[0] if device == "auto" else device, checkpoint=name)

@@ -13,11 +13,9 @@ import typer
 
 from deploy.cli_common import (
     ApiKeyOption,
-    DataOption,
     UrlOption,
     console,
     explained_errors,
-    settings_with,
 )
 
 videos = typer.Typer()
@@ -88,11 +86,10 @@ def generate(
             "-c",
             file_okay=False,
             metavar="DIR",
-            help="Without --url: checkpoint folder to render with.",
+            help="Without --url: checkpoint folder to render with. Default: the bundled small one.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Without --url: cpu, cuda, cuda:N or auto.")] = "auto",
-    data: DataOption = None,
 ) -> None:
     """Make one video: through a server with --url, otherwise in this process.
 
@@ -127,7 +124,7 @@ def generate(
         else:
             from deploy.generate_local import generate_here
 
-            made = generate_here(options, output, checkpoint, device, settings_with(data_dir=data), console)
+            made = generate_here(options, output, checkpoint, device, console)
         console.print(f"Saved [bold]{output}[/] (seed {made.seed})", highlight=False)
         if made.caveat:
             console.print(made.caveat, style="yellow", highlight=False, markup=False)

@@ -12,13 +12,10 @@ import torch
 from rich.console import Console
 
 from deploy.generate import GenerateOptions, GenerationFailed, Made, ProgressDisplay, caveat
-from deploy.up import default_checkpoint, read_card
-from jobs.cards import CARD_FILE
+from deploy.up import BUNDLED_CHECKPOINT, read_card
 from jobs.contract import CLIP_FRAMES, CheckpointCard, Fit, GenerationParams, LiveProgress, Stage
-from jobs.settings import Settings
 from model.audio_encoder import video_frame_count
 from model.media.audio import load_audio
-from model.tiny import write_tiny_checkpoint
 from workers.engine import DeviceFailed, OutOfMemory, RenderRequest
 from workers.pipeline_engine import PipelineEngine
 
@@ -30,14 +27,10 @@ def generate_here(
     output: Path,
     checkpoint: Path | None,
     device: str,
-    settings: Settings,
     console: Console,
 ) -> Made:
     """Render and save `output`. Raises GenerationFailed, StackError (bad checkpoint)."""
-    folder = checkpoint or default_checkpoint(settings.data_dir)
-    if checkpoint is None and not (folder / CARD_FILE).exists():
-        with console.status("Writing the tiny checkpoint (first time only) …"):
-            write_tiny_checkpoint(folder)
+    folder = checkpoint or BUNDLED_CHECKPOINT
     card = read_card(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -45,8 +45,8 @@ SHOWN: tuple[Action, ...] = ("lift_right", "rotate", "point_left")
 PHOTO = (480, 768)
 
 NOTE = (
-    "A toy that shows how the service works: 80×128 pixels, drawn people and products, seven actions. "
-    "It turns photos of real people and products into drawings, not likenesses."
+    "A toy that shows how the service works: 80×128 pixels, drawn people, seven actions; a product becomes a "
+    "smudge of its colours, and photos of real people become drawings, not likenesses."
 )
 CURVES = ("curve.jsonl", "vae-log.jsonl", "audio-log.jsonl")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +25,6 @@ from deploy.stack import (
     StackError,
     Supervisor,
     WorkerPlan,
-    describe_exit,
     devices,
     only_stack_in,
     plan_workers,
@@ -79,10 +77,6 @@ def own_command(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "deploy.cli", *arguments)
 
 
-def default_checkpoint(data_dir: Path) -> Path:
-    return data_dir / "checkpoints" / "tiny"
-
-
 def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Console) -> None:
     """Run the stack until SIGINT or SIGTERM. Raises StackError if it cannot get up."""
     data_dir = settings.data_dir.resolve()
@@ -98,7 +92,7 @@ def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Con
             require_free_port(settings.host, settings.port)
             display = StartDisplay(console)
             with display:
-                checkpoints = _checkpoints(data_dir, checkpoint_arguments, display, stop)
+                checkpoints = _checkpoints(data_dir, checkpoint_arguments, display)
                 redis_part, redis_url = _redis_part(settings, data_dir)
                 environment = {
                     **os.environ,
@@ -129,39 +123,14 @@ def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Con
             signal.signal(number, handler)
 
 
-def _checkpoints(
-    data_dir: Path, arguments: Sequence[str], display: StartDisplay, stop: threading.Event
-) -> dict[str, Path]:
+def _checkpoints(data_dir: Path, arguments: Sequence[str], display: StartDisplay) -> dict[str, Path]:
     """The checkpoints to serve, by name, with their cards published: the API knows them from its start."""
-    if not arguments:
-        folder = default_checkpoint(data_dir)
-        if not (folder / CARD_FILE).exists():
-            _write_tiny_checkpoint(folder, display, stop)
-        arguments = [str(folder)]
-    folders = named_checkpoints(arguments)
+    folders = named_checkpoints(arguments or [str(BUNDLED_CHECKPOINT)])
     store = FolderStore(data_dir / "storage")
     for name, folder in folders.items():
         publish_card(store, read_card(folder).model_copy(update={"name": name}))
         display.ready("checkpoint", name)
     return folders
-
-
-def _write_tiny_checkpoint(folder: Path, display: StartDisplay, stop: threading.Event) -> None:
-    display.wait_for("checkpoint", "writing the tiny checkpoint (first start only)")
-    # In a process of its own: this one must never load torch.
-    writer = subprocess.Popen(
-        own_command("tiny-checkpoint", str(folder)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    while writer.poll() is None:
-        if stop.wait(POLL_S):
-            writer.terminate()
-            writer.wait()
-            raise StackError("Stopped before it was up.")
-    if writer.returncode != 0:
-        words = writer.stdout.read().decode(errors="replace") if writer.stdout else ""
-        raise StackError(
-            f"The tiny checkpoint could not be written ({describe_exit(writer.returncode)}):\n{words}"
-        )
 
 
 def _redis_part(settings: Settings, data_dir: Path) -> tuple[Part | None, str]:
