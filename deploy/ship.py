@@ -46,7 +46,7 @@ PHOTO = (480, 768)
 
 NOTE = (
     "A toy that shows how the service works: 80×128 pixels, drawn people, seven actions; a product becomes a "
-    "smudge of its colours, and photos of real people become drawings, not likenesses."
+    "smudge of its colours, and photos of real people come out as a blur."
 )
 CURVES = ("curve.jsonl", "vae-log.jsonl", "audio-log.jsonl")
 
