@@ -39,6 +39,7 @@ class TrainingClip:
     hoi: np.ndarray | None = None  # (80, H, W, 3)
     pose: np.ndarray | None = None  # (80, H, W, 3)
     labels: np.ndarray | None = None  # (20, rows, columns), see routing_labels
+    objects: np.ndarray | None = None  # (20, rows, columns), see object_tokens
     product_scale: float = 1.0
 
 
@@ -56,6 +57,7 @@ class EncodedClip:
     hoi_prompt_embeds: torch.Tensor  # (tokens, D)
     audio: torch.Tensor  # (layers, D, 80)
     labels: torch.Tensor | None  # (20, rows, columns) uint8
+    objects: torch.Tensor | None = None  # (20, rows, columns) uint8
     product_scale: float = 1.0
 
     def save(self, path: Path) -> None:
@@ -123,6 +125,7 @@ class ClipEncoder:
             hoi_prompt_embeds=self.prompt(f"{HOI_PROMPT_PREFIX} {clip.prompt}"),
             audio=clip_features(audio, clip.audio_clip, CLIP_FRAMES)[0].float().cpu(),
             labels=None if clip.labels is None else torch.from_numpy(clip.labels),
+            objects=None if clip.objects is None else torch.from_numpy(clip.objects),
             product_scale=clip.product_scale,
         )
 

@@ -24,7 +24,7 @@ from model.media.pose import load_pose
 from model.media.video import ClipWriter
 
 from .clips import CLIP_FRAMES, MOTION_FRAMES, TrainingClip
-from .routing_labels import routing_labels
+from .routing_labels import object_tokens, routing_labels
 from .speech import SAMPLE_RATE
 from .synthetic import FPS, SyntheticVideo
 
@@ -70,13 +70,14 @@ class CsvDataset:
         # Early official tables call the column depth_video.
         hoi = self._path(row, "hoi_video") or self._path(row, "depth_video")
         motion, pose = self._path(row, "motion_video"), self._path(row, "pose_video")
-        labels = None
+        labels = objects = None
         face, hands = parse_boxes(row.get("face")), parse_boxes(row.get("hand_object"))
         if face or hands:
             if not row.get("height") or not row.get("width"):
                 raise ValueError("boxes need the columns height and width of the video as stored")
             stored = (int(float(row["height"])), int(float(row["width"])))
             labels = routing_labels(face, hands, stored, (self._height, self._width))
+            objects = object_tokens(hands, stored, (self._height, self._width))
         return TrainingClip(
             prompt=row["prompt"],
             frames=self._video(self._folder / row["input_video"], CLIP_FRAMES),
@@ -91,6 +92,7 @@ class CsvDataset:
             hoi=None if hoi is None else self._video(hoi, CLIP_FRAMES),
             pose=None if pose is None else self._video(pose, CLIP_FRAMES),
             labels=labels,
+            objects=objects,
             product_scale=float(row.get("scale") or 1.0),
         )
 
@@ -191,6 +193,7 @@ def synthetic_clip(video: SyntheticVideo, clip: int) -> TrainingClip:
         product=np.asarray(place_product(video.product_image, width, height)),
         hoi=video.structure[start : start + CLIP_FRAMES] if len(video.structure) else None,
         labels=routing_labels(face, hands, (height, width), (height, width)),
+        objects=object_tokens(hands, (height, width), (height, width)),
     )
 
 

@@ -14,7 +14,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .world import Cast, Color, Hand, Held, Person, Pose, Product, Room
+from model.media.images import PRODUCT_MARGIN
+
+from .world import READY_HEIGHT, Cast, Color, Hand, Held, Person, Pose, Product, Room
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -127,14 +129,19 @@ class Painter:
 
 
 def product_image(product: Product, width: int, height: int) -> Image.Image:
-    """The product reference: its front, filling about the frame, on black."""
+    """The product reference: its front on black, so that, placed as the pipeline places a photo, it is where
+    and as large as it is held between actions. Copying a look needs far fewer steps than also learning to
+    find and to shrink it.
+    """
     texture = _texture(product, "front", False, 4 * max(width, height))
-    ratio = min(width / texture.width, height / texture.height)
+    ratio = PRODUCT_MARGIN * product.width * width / texture.width
     texture = texture.resize(
         (round(texture.width * ratio), round(texture.height * ratio)), Image.Resampling.LANCZOS
     )
     image = Image.new("RGB", (width, height))
-    image.paste(texture, ((width - texture.width) // 2, (height - texture.height) // 2), texture)
+    below_centre = PRODUCT_MARGIN * (READY_HEIGHT * width - height / 2)
+    middle = height / 2 + min(below_centre, (height - texture.height) / 2)
+    image.paste(texture, ((width - texture.width) // 2, round(middle - texture.height / 2)), texture)
     return image
 
 

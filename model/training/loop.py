@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from model.transformer import CoInteractTransformer3DModel
 
 from .branches import choose_trained, with_hoi_branch, without_hoi_branch
 from .cache import ClipCache, fill_cache, stack
-from .clips import ClipEncoder
+from .clips import ClipEncoder, EncodedClip
 from .dataset import CsvDataset
 from .objective import Batch, CoGeneration, Losses, LossWeights, training_schedule
 from .padded_prompts import pad_prompts, use_short_prompts
@@ -214,6 +214,7 @@ def draw_batch(recipe: TrainRecipe, cache: ClipCache, rng: np.random.Generator, 
         stack([clip.hoi for clip in clips]) if recipe.hoi_weight and rng.random() < recipe.hoi_share else None
     )
     labels = stack([clip.labels for clip in clips]) if recipe.experts or recipe.detail_weight != 1 else None
+    objects = stack([clip.objects for clip in clips]) if recipe.detail_weight != 1 else None
     pose = None if rng.random() < recipe.dropouts.pose else stack([clip.pose for clip in clips])
     hoi_prompts = None
     if hoi is not None:
@@ -227,17 +228,30 @@ def draw_batch(recipe: TrainRecipe, cache: ClipCache, rng: np.random.Generator, 
         target=torch.stack([clip.target for clip in clips])[:, :, window],
         person=torch.stack([clip.person for clip in clips]),
         product=stack([clip.product for clip in clips]),
-        motion=stack([clip.motion for clip in clips]) if after_motion else None,
+        motion=_faded_motion(clips, recipe.motion_fade, rng) if after_motion else None,
         pose=pose,
         hoi=None if hoi is None else hoi[:, :, window],
         prompt_embeds=pad_prompts(prompts),
         hoi_prompt_embeds=hoi_prompts,
         audio=audio,
         labels=None if labels is None else labels[:, window],
+        objects=None if objects is None else objects[:, window],
         product_scale=scales.pop(),
         start=start,
         clip_latent_frames=frames,
     )
+
+
+def _faded_motion(clips: Sequence[EncodedClip], most: float, rng: np.random.Generator) -> torch.Tensor | None:
+    """(B, 16, 19, h, w), of each clip a random share (up to `most`) replaced by photo and noise."""
+    motion = stack([clip.motion for clip in clips])
+    if motion is None or most == 0:
+        return motion
+    photo = torch.stack([clip.person for clip in clips])  # (B, 16, 1, h, w)
+    noise = torch.from_numpy(rng.standard_normal(motion.shape, np.float32))
+    fade, grain = torch.from_numpy(rng.random((2, len(clips), 1, 1, 1, 1)).astype(np.float32)) * (most / 2)
+    faded: torch.Tensor = motion * (1 - fade - grain) + photo * fade + noise * grain
+    return faded
 
 
 def draw_levels(rng: np.random.Generator, count: int, levels: int = 1000) -> torch.Tensor:

@@ -52,8 +52,8 @@ class LossWeights:
     hand_and_face: float = 10.0
     base: float = 1.0
     details: float = 1.0
-    """How much more the video's error on hand and face tokens weighs than elsewhere; officially no more.
-    Lips are a few tokens of a clip: a small budget would not get to them.
+    """How much more the video's error on face, hand and object tokens weighs than elsewhere; officially no
+    more. Lips and product are a few tokens of a clip: a small budget would not get to them.
     """
 
 
@@ -73,6 +73,7 @@ class Batch:
     hoi: torch.Tensor | None = None  # (B, 16, F, h, w)
     hoi_prompt_embeds: torch.Tensor | None = None  # (B, L', D)
     labels: torch.Tensor | None = None  # (B, F, rows, columns) uint8
+    objects: torch.Tensor | None = None  # (B, F, rows, columns) uint8
     product_scale: float = 1.0
     start: int = 0
     clip_latent_frames: int = 20
@@ -159,7 +160,10 @@ class CoGeneration(nn.Module):
         """(B, 1, F, h, w) with mean 1, or None if all weigh the same."""
         if batch.labels is None or self._weights.details == 1:
             return None
-        weights = torch.where(batch.labels == BASE, 1.0, self._weights.details)  # (B, F, rows, columns)
+        details = batch.labels != BASE  # (B, F, rows, columns)
+        if batch.objects is not None:
+            details = details | (batch.objects > 0)
+        weights = torch.where(details, self._weights.details, 1.0)
         weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True)
         return weights.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[:, None]
 

@@ -73,7 +73,12 @@ class TrainRecipe(BaseModel):
     """Share of steps that carry the HOI stream, which doubles a step's tokens."""
     routing_weight: float = 0.05
     detail_weight: float = Field(1.0, ge=1)
-    """How much more the video's error weighs on hands and faces than elsewhere; for small budgets."""
+    """How much more the video's error weighs on faces, hands and objects than elsewhere; for small budgets.
+    """
+    motion_fade: float = Field(0.0, ge=0, lt=1)
+    """Up to this share of the motion frames' latents gives way to the person's photo and to noise, so that
+    what a generated clip got wrong is not carried on; for small budgets.
+    """
     flow_shift: float = 5.0
     first_stage: float = Field(0.5, ge=0, le=1)
     """Share of the run in which both streams see each other; after it video tokens no longer see the HOI

@@ -44,6 +44,23 @@ def routing_labels(
     return labels
 
 
+def object_tokens(
+    hands: HandBoxes,
+    original: tuple[int, int],
+    target: tuple[int, int],
+    num_latent_frames: int = 20,
+) -> np.ndarray:
+    """Which tokens the held object's box touches: (F, rows, columns) uint8, 1 or 0. Arguments as
+    `routing_labels`.
+    """
+    rows, columns = target[0] // TOKEN_PIXELS, target[1] // TOKEN_PIXELS
+    touched = np.zeros((num_latent_frames, rows, columns), np.uint8)
+    for key, boxes in hands.items():
+        if box := boxes.get("obj"):
+            _mark(touched, key, box, 1, original, target)
+    return touched
+
+
 def latent_frame(key: str) -> int | None:
     """ "frame_14" → 3; None for other keys and for frames before the clip."""
     name, _, number = key.partition("_")

@@ -32,6 +32,8 @@ ACTIONS: tuple[Action, ...] = (
 SHAPES: tuple[Shape, ...] = ("box", "bottle", "can", "jar", "tube", "cup", "bag")
 PATTERNS: tuple[Pattern, ...] = ("band", "stripes", "dots", "disc", "checker", "diagonal")
 CLIP_FRAMES = 80
+READY_HEIGHT = 1.12
+"""Where the product's centre is between actions."""
 
 # Hue, saturation, value: names that a prompt can use.
 COLORS: dict[str, tuple[float, float, float]] = {
@@ -231,7 +233,7 @@ def pose_at(action: Action, frame: int, mouth: float, product: Product) -> Pose:
     """
     raised = _smooth((frame - 2) / 16) * (1 - _smooth((frame - 60) / 16))
     turn = 2 * np.pi * frame / CLIP_FRAMES
-    x, y, spin, tilt = 0.5, 1.12 + 0.006 * float(np.sin(2 * turn)), 0.0, 0.0
+    x, y, spin, tilt = 0.5, READY_HEIGHT + 0.006 * float(np.sin(2 * turn)), 0.0, 0.0
     right_free = left_free = 0.0  # 0 = hand at the product, 1 = at `free`
     free_right, free_left = REST
     points_right = points_left = 0.0

@@ -56,6 +56,18 @@ def test_another_size_crops_the_centre_and_moves_the_labels(video: SyntheticVide
     assert clip.labels.shape == (20, 4, 4)
 
 
+def test_object_tokens_come_from_the_hand_object_column(video: SyntheticVideo, table: Path) -> None:
+    objects = CsvDataset(table, WIDTH, HEIGHT)[0].objects
+    assert objects is not None
+    for k in (2, 38, 78):
+        box = video.boxes[80 + k].product
+        assert box is not None
+        rows, columns = slice(box[1] // 16, box[3] // 16 + 1), slice(box[0] // 16, box[2] // 16 + 1)
+        expected = np.zeros_like(objects[0])
+        expected[rows, columns] = 1
+        assert np.array_equal(objects[(k - 2) // 4], expected)
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("prompt,input_video,audio\nhello,a.mp4,a.wav\n")
     with pytest.raises(ValueError, match="person_image"):

@@ -173,6 +173,24 @@ def test_dropouts_leave_conditions_out_as_often_as_asked(base: Path, clips: Path
     assert empty.float().mean().item() == pytest.approx(0.25, abs=0.06)
 
 
+def test_motion_fades_into_the_photo_and_noise_by_up_to_the_share_asked_for(
+    base: Path, clips: Path, tmp_path: Path
+) -> None:
+    cache = ClipCache(clips)
+
+    def motion(fade: float, seed: int) -> torch.Tensor:
+        settings = recipe(base, clips, tmp_path, motion_fade=fade, dropouts=Dropouts(motion=0.0), batch=1)
+        drawn = draw_batch(settings, cache, np.random.default_rng(seed), 0.0).motion
+        assert drawn is not None
+        return drawn.flatten().double()
+
+    whole = torch.stack([motion(0.0, seed) for seed in range(40)])
+    faded = torch.stack([motion(0.6, seed) for seed in range(40)])
+    kept = (whole * faded).sum(dim=1) / (whole * whole).sum(dim=1)  # photo and noise are independent of it
+    assert kept.min().item() == pytest.approx(0.45, abs=0.05)
+    assert 0.9 < kept.max().item() < 1.02
+
+
 def test_noise_levels_cover_the_schedule_evenly() -> None:
     levels = draw_levels(np.random.default_rng(0), 8)
     assert [int(level) // 125 for level in levels] == list(range(8))

@@ -159,7 +159,7 @@ def test_a_window_of_time_keeps_its_place() -> None:
     assert output.sample.shape == (1, 16, 4, 8, 8)
 
 
-def test_hands_and_faces_can_weigh_more_without_changing_the_scale() -> None:
+def test_faces_hands_and_objects_can_weigh_more_without_changing_the_scale() -> None:
     batch = small_batch(hoi=None)
     assert batch.labels is not None
     labels = torch.zeros_like(batch.labels)
@@ -180,4 +180,7 @@ def test_hands_and_faces_can_weigh_more_without_changing_the_scale() -> None:
     in_face[..., :2, :2] -= 1.0  # a token covers 2×2 latents
     tokens = labels[0, 0].numel()
     expected = 4.0 / ((tokens - 1 + 4.0) / tokens)
+    assert rgb(in_face, 4.0) == pytest.approx(expected * rgb(in_face, 1.0), rel=1e-4)
+
+    batch = replace(batch, labels=torch.zeros_like(labels), objects=(labels == FACE).byte())
     assert rgb(in_face, 4.0) == pytest.approx(expected * rgb(in_face, 1.0), rel=1e-4)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from model.moe import BASE, FACE, HAND
-from model.training.routing_labels import box_tokens, latent_frame, routing_labels
+from model.training.routing_labels import box_tokens, latent_frame, object_tokens, routing_labels
 
 SIZE = (64, 48)  # 4 rows, 3 columns of tokens
 
@@ -25,6 +25,12 @@ def test_hands_win_over_the_face_and_the_object_is_no_hand() -> None:
     labels = routing_labels({"frame_2": [0, 0, 30, 10]}, hands, SIZE, SIZE)
     assert labels[0, 0].tolist() == [HAND, FACE, BASE]
     assert (labels[0, 1:] == BASE).all()
+
+
+def test_object_tokens_are_those_the_objects_box_touches_whoever_holds_it() -> None:
+    hands = {"frame_2": {"l_h": [0, 0, 10, 10], "r_h": None, "obj": [0, 0, 20, 10]}, "frame_6": {"obj": None}}
+    touched = object_tokens(hands, SIZE, SIZE)
+    assert np.argwhere(touched).tolist() == [[0, 0, 0], [0, 0, 1]]
 
 
 def test_boxes_follow_the_frames_through_cover_and_centre_crop() -> None:

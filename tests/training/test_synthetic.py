@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from model.media.images import place_product
 from model.training.drawing import MESH_PRODUCT, Painter
 from model.training.speech import SAMPLE_RATE, mouth_opening, speak
 from model.training.synthetic import make_video
@@ -105,3 +106,15 @@ def test_prompts_name_the_product_and_the_hand() -> None:
 
 def test_the_person_photo_holds_nothing() -> None:
     assert rest_pose().held is None
+
+
+def test_the_product_photo_shows_it_where_and_as_large_as_it_is_held() -> None:
+    for seed in range(4):
+        video = make_video(seed, 80, 128, actions=["hold"], shown=range(1))
+        placed = np.asarray(place_product(video.product_image, 80, 128)).astype(int)
+        columns = np.flatnonzero((placed.sum(axis=2) > 60).any(axis=0))
+        assert columns[-1] - columns[0] + 1 == pytest.approx(video.cast.product.width * 80, abs=2.5)
+        rows = np.flatnonzero((placed.sum(axis=2) > 60).any(axis=1))
+        box = video.boxes[0].product
+        assert box is not None
+        assert (rows[0] + rows[-1]) / 2 == pytest.approx((box[1] + box[3]) / 2, abs=6)  # the camera differs
