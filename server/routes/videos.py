@@ -6,6 +6,7 @@ Each is a file, a data: or https: URL, or an object with such a URL (as JSON or 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -241,7 +242,7 @@ async def create(
         names = {field: reference for reference, field in FIELD_OF_REFERENCE.items()}
         error.field = names.get(error.field or "", error.field)
         raise
-    return _answer(job, services)
+    return await asyncio.to_thread(_answer, job, services)  # it asks Redis, which may be slow to answer
 
 
 def _answer(job: Job, services: Services) -> Response:
