@@ -188,23 +188,23 @@ def make_optimizers(
 
 def draw_batch(recipe: TrainRecipe, cache: ClipCache, rng: np.random.Generator, share: float) -> Batch:
     """Random clips of the cache with the recipe's dropouts, all with or all without motion."""
+    whole = recipe.window is None or share >= recipe.whole_clips_from
+    count = recipe.whole_batch if whole and recipe.whole_batch else recipe.batch
     after_motion = bool(cache.after_motion) and (not cache.first or rng.random() >= recipe.dropouts.motion)
     paths = cache.after_motion if after_motion else cache.first
-    clips = [cache.load(paths[i]) for i in rng.integers(len(paths), size=recipe.batch)]
+    clips = [cache.load(paths[i]) for i in rng.integers(len(paths), size=count)]
     scales = {clip.product_scale for clip in clips}
     if len(scales) > 1:
         raise ValueError(
             f"clips of product scales {sorted(scales)} cannot share a batch; set batch = 1 and accumulate"
         )
     frames = clips[0].target.shape[1]
-    length = (
-        frames if recipe.window is None or share >= recipe.whole_clips_from else min(recipe.window, frames)
-    )
+    length = frames if whole or recipe.window is None else min(recipe.window, frames)
     start = int(rng.integers(frames - length + 1))
     window = slice(start, start + length)
 
-    no_prompt = rng.random(recipe.batch) < recipe.dropouts.prompt
-    no_audio = torch.from_numpy(rng.random(recipe.batch) < recipe.dropouts.audio)
+    no_prompt = rng.random(count) < recipe.dropouts.prompt
+    no_audio = torch.from_numpy(rng.random(count) < recipe.dropouts.audio)
     prompts = [
         cache.empty_prompt if none else clip.prompt_embeds
         for none, clip in zip(no_prompt, clips, strict=True)
@@ -316,7 +316,7 @@ def _step(
         with accelerator.accumulate(model), accelerator.autocast():
             losses: Losses = model(
                 batch.to(accelerator.device),
-                draw_levels(rng, recipe.batch),
+                draw_levels(rng, len(batch.target)),
                 noise.to(accelerator.device),
                 None if hoi_noise is None else hoi_noise.to(accelerator.device),
             )

@@ -89,7 +89,11 @@ class TrainRecipe(BaseModel):
     window: int | None = Field(None, ge=1, le=20)
     """Latent frames to train on, from a random place of the clip; None trains on whole clips."""
     whole_clips_from: float = Field(1.0, ge=0, le=1)
-    """Share of the run after which `window` no longer applies."""
+    """Share of the run after which `window` no longer applies. Leave time for it: attention that has only
+    seen short windows spreads too thin over a whole clip.
+    """
+    whole_batch: int | None = Field(None, ge=1)
+    """Clips per step from then on, if not `batch`; fewer, so that a step takes as long as before."""
 
     workers: int = 0
     """Processes that read clips ahead while they are encoded."""

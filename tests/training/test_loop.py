@@ -173,6 +173,17 @@ def test_dropouts_leave_conditions_out_as_often_as_asked(base: Path, clips: Path
     assert empty.float().mean().item() == pytest.approx(0.25, abs=0.06)
 
 
+def test_whole_clips_come_in_smaller_batches_once_the_windows_end(
+    base: Path, clips: Path, tmp_path: Path
+) -> None:
+    cache = ClipCache(clips)
+    settings = recipe(base, clips, tmp_path, window=5, batch=4, whole_clips_from=0.6, whole_batch=2)
+    before, after = (draw_batch(settings, cache, np.random.default_rng(0), share) for share in (0.59, 0.6))
+    assert before.target.shape[:3] == (4, 16, 5)
+    assert after.target.shape[:3] == (2, 16, 20)
+    assert len(after.prompt_embeds) == len(after.audio) == 2
+
+
 def test_motion_fades_into_the_photo_and_noise_by_up_to_the_share_asked_for(
     base: Path, clips: Path, tmp_path: Path
 ) -> None:
