@@ -30,4 +30,7 @@ def why_worker_is_unhealthy(settings: Settings, redis_url: str) -> str | None:
     here = [worker for worker in workers if lives_here(worker.name)]
     if any(worker.ready for worker in here):
         return None
+    for worker in here:
+        if worker.problem is not None:
+            return f"The worker cannot load its model: {worker.problem}"
     return "The worker is loading its model." if here else "No worker of this host is alive."

@@ -297,6 +297,8 @@ class WorkerInfo(Frozen):
     device: str
     ready: bool = False
     """False while the model is being loaded."""
+    problem: str | None = None
+    """Why the model could not be loaded the last time; it is tried again and again."""
     running: RunningJob | None = None
     seconds_per_cost: float | None = None
     """Measured speed (seconds per unit of `Submitted.cost`), for estimates; None until the first clip is

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import time
 from collections.abc import Mapping
@@ -117,6 +118,10 @@ def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torc
         places: dict[str, Any] = {}
         problems: list[Problem] = []
         for file in _shards(folder):
+            if not os.access(
+                file, os.R_OK, effective_ids=True
+            ):  # safetensors would say that it does not exist
+                raise unreadable(file, f"permission denied: user {os.geteuid()} may not read it")
             try:
                 shard = stack.enter_context(safe_open(file, framework="pt", device=str(device)))
             except (SafetensorError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from jobs.contract import JobState
+from jobs.contract import JobState, WorkerInfo
 
 
 class Metrics:
@@ -27,14 +27,18 @@ class Metrics:
         self.workers = Gauge(
             "cointeract_workers", "Live workers; -1 if Redis does not answer.", registry=self.registry
         )
+        self.failing_workers = Gauge(
+            "cointeract_failing_workers", "Live workers that cannot load their model.", registry=self.registry
+        )
         self.refused = Counter(
             "cointeract_refused_requests", "Refused requests by error code.", ["code"], registry=self.registry
         )
 
-    def render(self, jobs: dict[JobState, int], free_bytes: int, workers: int | None) -> bytes:
+    def render(self, jobs: dict[JobState, int], free_bytes: int, workers: list[WorkerInfo] | None) -> bytes:
         """The exposition text with the gauges as of now."""
         for state, count in jobs.items():
             self.jobs.labels(state.value).set(count)
         self.free_bytes.set(free_bytes)
-        self.workers.set(-1 if workers is None else workers)
+        self.workers.set(-1 if workers is None else len(workers))
+        self.failing_workers.set(sum(worker.problem is not None for worker in workers or ()))
         return generate_latest(self.registry)

@@ -240,7 +240,8 @@ class Readiness(Wire):
     ready: bool
     redis: bool
     storage: bool
-    workers: int
+    workers: int = Field(description="Alive, and not among the failing ones.")
+    failing_workers: int = Field(description="Alive, but unable to load their model: see their logs.")
 
 
 class Problem(BaseModel):

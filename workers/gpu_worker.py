@@ -38,13 +38,15 @@ from jobs.settings import Settings
 from jobs.tickets import RENDER_NEXT, Ticket
 from workers.engine import Engine
 from workers.fake_engine import FAKE_FILE, FakeEngine, FakeSettings
-from workers.messages import ChildConfig, Message, Ready
+from workers.messages import ChildConfig, Message, Ready, Unloadable
 from workers.runner import Runner
 
 log = logging.getLogger(__name__)
 
 RESTART_EXIT_STATUS = 75
 """The process must be replaced before it can render again (EX_TEMPFAIL)."""
+
+LONGEST_CAUSE = 1000
 
 _PR_SET_PDEATHSIG = 1
 _RECONNECT_S = 0.5
@@ -200,7 +202,14 @@ def main() -> int:
     config = ChildConfig.model_validate_json(sys.stdin.buffer.readline())
     configure_logging(config.settings)
     die_with_parent(config.parent_pid)
-    return serve(config, load_engine(config))
+    try:
+        engine = load_engine(config)
+    except Exception as error:  # whatever it is, whoever asks why nothing is rendered should be told
+        log.exception("the model cannot be loaded", extra={"checkpoint": config.checkpoint})
+        cause = f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]
+        os.write(config.report_fd, Unloadable(cause=cause).model_dump_json().encode() + b"\n")
+        return 1
+    return serve(config, engine)
 
 
 if __name__ == "__main__":

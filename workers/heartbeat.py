@@ -39,11 +39,10 @@ class Heartbeat(threading.Thread):
         self._stopping = threading.Event()
         self._redis_is_away = False
 
-    def update(self, ready: bool, running: RunningJob | None) -> None:
+    def update(self, ready: bool, running: RunningJob | None, problem: str | None) -> None:
         """What the next beats say."""
-        self._info = self._info.model_copy(
-            update={"ready": ready, "running": running, "seconds_per_cost": self.seconds_per_cost}
-        )
+        said = {"ready": ready, "running": running, "problem": problem}
+        self._info = self._info.model_copy(update={**said, "seconds_per_cost": self.seconds_per_cost})
         self._changed.set()
 
     def stop(self) -> None:

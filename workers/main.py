@@ -34,7 +34,17 @@ from jobs.settings import Settings
 from workers.attempts import end_attempt
 from workers.heartbeat import Heartbeat
 from workers.identity import worker_name
-from workers.messages import MESSAGE, ChildConfig, ClipDone, Ended, Message, Progressed, Ready, Working
+from workers.messages import (
+    MESSAGE,
+    ChildConfig,
+    ClipDone,
+    Ended,
+    Message,
+    Progressed,
+    Ready,
+    Unloadable,
+    Working,
+)
 from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, serve_metrics
 
 log = logging.getLogger(__name__)
@@ -54,6 +64,7 @@ class Child:
     started_at: float = field(default_factory=time.monotonic)
     last_report_at: float = field(default_factory=time.monotonic)
     ready: bool = False
+    problem: str | None = None
     running: RunningJob | None = None
     unread: bytes = b""
 
@@ -99,6 +110,7 @@ class Supervisor:
         self.journal = Journal(self.store)
         self.queue = JobQueue(settings, redis_url)
         self.heartbeat = Heartbeat(settings, self.queue, self.name, self.card.name, device)
+        self._problem: str | None = None
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = os.pipe()
 
@@ -198,6 +210,8 @@ class Supervisor:
             case Ready():
                 child.ready = True
                 log.info("the model is loaded", extra={"checkpoint": self.card.name})
+            case Unloadable():
+                child.problem = message.cause
             case Working():
                 child.running = message.running
             case Progressed():
@@ -209,7 +223,9 @@ class Supervisor:
             case Ended():
                 child.running = None
                 ATTEMPTS.labels(message.outcome, message.stage, message.cause).inc()
-        self.heartbeat.update(child.ready, child.running)
+        if child.ready:
+            self._problem = None
+        self.heartbeat.update(child.ready, child.running, self._problem)
 
     def _is_stalled(self, child: Child) -> bool:
         busy = child.running is not None or not child.ready
@@ -243,7 +259,9 @@ class Supervisor:
         if not self._stopping.is_set():
             CHILD_DEATHS.inc()
             log.warning("the child %s; starting another", _describe(status))
-        self.heartbeat.update(False, None)
+        if not child.ready and not self._stopping.is_set():
+            self._problem = child.problem or f"the process that loads it {_describe(status)}"
+        self.heartbeat.update(False, None, self._problem)
 
     def _record(
         self, child: Child, running: RunningJob, reason: InterruptReason, message: str, *, burns_attempt: bool

@@ -30,6 +30,13 @@ class Ready(Frozen):
     type: Literal["ready"] = "ready"
 
 
+class Unloadable(Frozen):
+    """The model cannot be loaded; the child ends."""
+
+    type: Literal["unloadable"] = "unloadable"
+    cause: str
+
+
 class Working(Frozen):
     """The child has claimed a job and begins the attempt."""
 
@@ -59,5 +66,5 @@ class Ended(Frozen):
     stage: Stage
 
 
-Message = Annotated[Ready | Working | Progressed | ClipDone | Ended, Field(discriminator="type")]
+Message = Annotated[Ready | Unloadable | Working | Progressed | ClipDone | Ended, Field(discriminator="type")]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)

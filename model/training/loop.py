@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from diffusers.training_utils import EMAModel
 
-from model.card import CheckpointCard
+from model.card import CARD_FILE, CheckpointCard
 from model.checkpoint import load_pipeline
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
@@ -278,6 +278,10 @@ def export_checkpoint(
             stored[name] = copy.deepcopy(part).to(dtype) if foreign else part
     CoInteractPipeline(**stored).save_pretrained(folder)
     card.write(folder)
+    for weights in folder.rglob(
+        "*.safetensors"
+    ):  # written for their owner only; workers have users of their own
+        weights.chmod((folder / CARD_FILE).stat().st_mode)
 
 
 def _prepare_cache(recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerator: Accelerator) -> ClipCache:

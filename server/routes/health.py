@@ -25,11 +25,17 @@ async def healthz() -> Health:
     responses={503: {"model": Readiness, "description": "Something is missing."}},
 )  # fmt: skip
 def readyz(services: ServicesOf) -> Response:
-    """Redis answers, storage has room, a worker lives. 503 says which of them is missing."""
+    """Redis answers, storage has room, a worker lives that has not failed to load its model. 503 says which
+    of them is missing.
+    """
     workers = services.hints.workers()
+    failing = sum(worker.problem is not None for worker in workers or ())
+    able = len(workers or ()) - failing
     storage = services.store.free_bytes() >= services.settings.min_free_bytes
-    ready = bool(workers) and storage
-    state = Readiness(ready=ready, redis=workers is not None, storage=storage, workers=len(workers or ()))
+    ready = able > 0 and storage
+    state = Readiness(
+        ready=ready, redis=workers is not None, storage=storage, workers=able, failing_workers=failing
+    )
     headers = {} if ready else {"Retry-After": "5"}
     return JSONResponse(state.model_dump(), status_code=200 if ready else 503, headers=headers)
 
@@ -39,9 +45,8 @@ def readyz(services: ServicesOf) -> Response:
 })  # fmt: skip
 def metrics(services: ServicesOf, principal: Admin) -> Response:
     """Needs an admin's key, if there are keys."""
-    workers = services.hints.workers()
     text = services.metrics.render(
-        services.index.counts(), services.store.free_bytes(), None if workers is None else len(workers)
+        services.index.counts(), services.store.free_bytes(), services.hints.workers()
     )
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

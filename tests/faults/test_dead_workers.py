@@ -10,6 +10,7 @@ import pytest
 from jobs.contract import Interrupted, JobState, Started, Succeeded
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import Stack, eventually, process_state
+from workers.fake_engine import FAKE_FILE
 
 
 def unbroken_video(stack: Stack, **request: int) -> bytes:
@@ -167,3 +168,22 @@ def test_running_out_of_device_memory_is_named_with_advice_and_restarts_the_chil
     assert "smaller size" in job.error.message
     stack.wait(stack.submit())
     assert stack.child_of(worker) != child
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_with_its_cause_and_tried_until_it_can(
+    make_stack: StackFactory,
+) -> None:
+    stack = make_stack()
+    fake, away = stack.checkpoint_folder / FAKE_FILE, stack.folder / "away"
+    fake.rename(away)  # now it passes for real weights, which are not there
+    stack.start_worker()
+    job_id = stack.submit()
+
+    def problem() -> str | None:
+        return next((worker.problem for worker in stack.queue.workers()), None)
+
+    assert "model_index.json" in eventually(problem, 60.0, "the worker's problem")
+    assert stack.job(job_id).state is JobState.QUEUED
+    away.rename(fake)
+    stack.wait(job_id)
+    eventually(lambda: problem() is None, 5.0, "the end of the problem")

@@ -1,7 +1,11 @@
 """Checkpoint folders load strictly: every tensor that is not exactly right is an error that names it."""
 
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +185,24 @@ def test_the_tiny_networks_react_to_their_inputs_at_every_size(checkpoint):
             outputs.append(pipeline.transformer(noise, 500.0, conditioning).sample.numpy())
         assert np.isfinite(outputs).all()
         assert not np.array_equal(*outputs)
+
+
+def test_weights_that_this_user_may_not_read_are_said_to_be_just_that(checkpoint: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to other users
+        Path(place).chmod(0o755)
+        folder = Path(shutil.copytree(checkpoint / "vae", Path(place) / "vae"))
+        (folder / "diffusion_pytorch_model.safetensors").chmod(0o000)
+        with as_nobody(), pytest.raises(CheckpointError, match="permission denied"):
+            load_vae(folder)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Not root, for whom every file is readable."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)

@@ -387,8 +387,15 @@ def test_health_readiness_and_metrics(api: Api) -> None:
     assert api.client.get("/healthz").json() == {"status": "ok"}
     waiting = api.client.get("/readyz")
     assert (waiting.status_code, waiting.json()["workers"], waiting.json()["redis"]) == (503, 0, True)
-    redis_of(api).beat(WorkerInfo(name="w1", checkpoint="tiny", device="cpu", ready=True))
-    assert api.client.get("/readyz").json() == {"ready": True, "redis": True, "storage": True, "workers": 1}
+    broken = WorkerInfo(name="w1", checkpoint="tiny", device="cpu", problem="the file is not there")
+    redis_of(api).beat(broken)
+    failing = api.client.get("/readyz")
+    assert (failing.status_code, failing.json()["workers"], failing.json()["failing_workers"]) == (503, 0, 1)
+    assert "the file is not there" not in failing.text, "it may hold paths, and this route is open to all"
+    redis_of(api).beat(broken.model_copy(update={"problem": None, "ready": True}))
+    assert api.client.get("/readyz").json() == {
+        "ready": True, "redis": True, "storage": True, "workers": 1, "failing_workers": 0,
+    }  # fmt: skip
     submit(api)
     text = api.client.get("/metrics").text
     assert 'cointeract_jobs{state="queued"} 1.0' in text

@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
-from model.card import CheckpointCard
+from model.card import CARD_FILE, CheckpointCard
 from model.checkpoint import load_pipeline
 from model.tiny import AUDIO_DIM, TEXT_DIM, write_tiny_checkpoint
 from model.training.branches import is_expert, is_hoi, with_hoi_branch
@@ -145,6 +145,14 @@ def test_gradient_checkpointing_gives_the_same_losses(base: Path, clips: Path, t
         )
         train(settings, on_step=steps.append)
     assert [s.loss for s in runs[True]] == pytest.approx([s.loss for s in runs[False]], rel=1e-4)
+
+
+def test_a_checkpoint_can_be_read_by_whoever_may_read_its_card(
+    base: Path, clips: Path, tmp_path: Path
+) -> None:
+    folder = train(recipe(base, clips, tmp_path / "run", steps=1))
+    modes = {path.stat().st_mode for path in folder.rglob("*.safetensors")}
+    assert modes == {(folder / CARD_FILE).stat().st_mode}
 
 
 def test_without_experts_and_hoi_stream_neither_is_touched(base: Path, clips: Path, tmp_path: Path) -> None:
