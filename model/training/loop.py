@@ -123,6 +123,8 @@ def train(
         if not (recipe.output / "state").is_dir():
             raise FileNotFoundError(f"{recipe.output} holds no state to resume from")
         accelerator.load_state(str(recipe.output / "state"))
+        if accelerator.is_main_process:
+            _forget_steps_from(progress.step, recipe.output / "curve.jsonl")
 
     started, saved = time.monotonic() - progress.seconds, time.monotonic()
     with (recipe.output / "curve.jsonl").open("a" if resume else "w") as curve:
@@ -282,6 +284,13 @@ def export_checkpoint(
         "*.safetensors"
     ):  # written for their owner only; workers have users of their own
         weights.chmod((folder / CARD_FILE).stat().st_mode)
+
+
+def _forget_steps_from(step: int, curve: Path) -> None:
+    """Steps behind the last save were lost with the process, and are taken again."""
+    lines = curve.read_text(encoding="utf-8").splitlines(keepends=True) if curve.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    curve.write_text("".join(kept), encoding="utf-8")
 
 
 def _prepare_cache(recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerator: Accelerator) -> ClipCache:

@@ -94,6 +94,11 @@ def test_a_resumed_run_repeats_the_losses_of_an_unbroken_one(base: Path, clips: 
     assert [step.step for step in broken] == [0, 1, 2]
     assert [(s.loss, s.rgb, s.hoi) for s in broken] == [(s.loss, s.rgb, s.hoi) for s in unbroken]
     assert len({s.loss for s in unbroken}) == 3
+    curves = [
+        [json.loads(line)["step"] for line in (tmp_path / run / "curve.jsonl").read_text().splitlines()]
+        for run in ("whole", "halves")
+    ]
+    assert curves == [[0, 1, 2]] * 2, "the step that was lost is logged once"
 
 
 def test_the_checkpoint_is_rgb_only_trained_and_loads(base: Path, clips: Path, tmp_path: Path) -> None:
