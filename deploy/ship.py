@@ -45,8 +45,8 @@ SHOWN: tuple[Action, ...] = ("lift_right", "rotate", "point_left")
 PHOTO = (480, 768)
 
 NOTE = (
-    "A toy that shows how the service works: 80×128 pixels, drawn people, seven actions; a product becomes a "
-    "smudge of its colours, and photos of real people come out as a blur."
+    "A toy that shows how the service works: 80×128 pixels, drawn people, seven actions; a product keeps its "
+    "colours but not its pattern, and photos of real people come out as a blur."
 )
 CURVES = ("curve.jsonl", "vae-log.jsonl", "audio-log.jsonl")
 
