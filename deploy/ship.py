@@ -115,7 +115,7 @@ def training_report(folder: Path, recipe_file: Path, recipe: SmallRecipe) -> str
     }
     return (
         f"# {recipe.name}\n\n"
-        f"Trained from nothing on the procedural world, seed {recipe.seed}, by\n\n"
+        f"Trained on the procedural world, seed {recipe.seed}. The recipe, from nothing, in one command:\n\n"
         f"```\npython -m model.training.small model/training/{recipe_file.name} OUTPUT\n"
         "python -m deploy.ship checkpoint OUTPUT\n```\n\n"
         "Every step draws from (seed, step), so the same number of steps takes the same batches; where the "

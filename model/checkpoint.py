@@ -118,9 +118,8 @@ def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torc
         places: dict[str, Any] = {}
         problems: list[Problem] = []
         for file in _shards(folder):
-            if not os.access(
-                file, os.R_OK, effective_ids=True
-            ):  # safetensors would say that it does not exist
+            # Of such a file safetensors would say that it does not exist.
+            if not os.access(file, os.R_OK, effective_ids=True):
                 raise unreadable(file, f"permission denied: user {os.geteuid()} may not read it")
             try:
                 shard = stack.enter_context(safe_open(file, framework="pt", device=str(device)))

@@ -15,7 +15,6 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
-from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
@@ -34,6 +33,7 @@ from model.rope import (
     rotary_table,
     target_positions,
 )
+from model.time_text_embedding import TimeTextEmbedding
 
 TARGET_TYPE, REFERENCE_TYPE, MOTION_TYPE = 0, 1, 2  # rows of the type embedding
 # Newest first: latent frames, patch. Together the 19 latent frames of the previous clip's last 73.
@@ -70,32 +70,6 @@ class TransformerOutput:
     conditioning: Conditioning  # for the next steps of the same clip
     hoi_sample: torch.Tensor | None = None  # (B, C, F, h, w) velocity of the HOI latents
     router_logits: tuple[torch.Tensor, ...] | None = None  # per block (B, N_target, 3): base, hand, face
-
-
-def timestep_features(timesteps: torch.Tensor, channels: int) -> torch.Tensor:
-    """Sinusoidal embedding (B, channels), cosines first; float64 inside because timesteps reach 1000."""
-    half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
-    angles = torch.outer(timesteps.double(), 10000.0**-exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
-
-
-class TimeTextEmbedding(nn.Module):
-    """Timesteps → modulation; prompt embeddings → model width."""
-
-    def __init__(self, dim: int, freq_dim: int, text_dim: int) -> None:
-        super().__init__()
-        self.freq_dim = freq_dim
-        self.time_embedder = TimestepEmbedding(freq_dim, dim)
-        self.time_proj = nn.Linear(dim, 6 * dim)
-        self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
-
-    def forward(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B,) → temb (B, D) and modulation (B, 6, D)."""
-        weight_dtype = self.time_embedder.linear_1.weight.dtype
-        temb = self.time_embedder(timestep_features(timesteps, self.freq_dim).to(weight_dtype))
-        projected = self.time_proj(F.silu(temb).to(self.time_proj.weight.dtype))
-        return temb, projected.unflatten(-1, (6, -1))
 
 
 class MotionPacker(nn.Module):

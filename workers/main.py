@@ -209,6 +209,7 @@ class Supervisor:
         match message:
             case Ready():
                 child.ready = True
+                self._problem = None
                 log.info("the model is loaded", extra={"checkpoint": self.card.name})
             case Unloadable():
                 child.problem = message.cause
@@ -223,8 +224,6 @@ class Supervisor:
             case Ended():
                 child.running = None
                 ATTEMPTS.labels(message.outcome, message.stage, message.cause).inc()
-        if child.ready:
-            self._problem = None
         self.heartbeat.update(child.ready, child.running, self._problem)
 
     def _is_stalled(self, child: Child) -> bool:
