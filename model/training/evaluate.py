@@ -1,9 +1,9 @@
 """How well a checkpoint of the procedural world does: `python -m model.training.evaluate --checkpoint DIR`.
 
 Held-out people present held-out products. Everything is measured by analysis through synthesis: the world's
-renderer draws what should be seen, and the alternatives (another product, another person, another
-action, another
-mouth), and the generated frame counts for whichever it is closest to. No judge has to be trained or trusted.
+renderer draws what should be seen, and the alternatives (another product, person, action, mouth), and the
+generated frame counts for whichever it is closest to. No judge has to be trained or trusted. `denoising.py`
+adds what steps on the true clips tell.
 """
 
 from __future__ import annotations
@@ -12,22 +12,18 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from model.checkpoint import load_pipeline
 from model.media.images import place_product
 from model.pipeline import CoInteractPipeline
-from model.text_encoder import encode_prompts
 
-from .clips import ClipEncoder
-from .dataset import synthetic_clip
+from .denoising import denoising_scores
 from .drawing import Painter
-from .objective import LossWeights, routing_loss
 from .synthetic import SyntheticVideo, make_video
 from .world import ACTIONS, CLIP_FRAMES, Action, Cast, Pose, make_cast, pose_at
 
@@ -41,24 +37,8 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class VideoScores:
-    """Measurements of one generated video; see `measure`."""
-
-    product_told_apart: float
-    person_told_apart: float
-    action_obeyed: float
-    hand_obeyed: float | None
-    mouth_correlation: float
-    mouth_lag_frames: int
-    contact: float
-    penetration: float
-    boundary_jump: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Means over videos. Goals: product ≥ 0.95, mouth ≥ 0.7 at lag ≤ 1, router ≥ 0.9."""
+class GeneratedScores:
+    """Measurements of one generated video. Goals: product ≥ 0.95, mouth ≥ 0.7 at lag ≤ 1."""
 
     product_told_apart: float
     """Share of frames whose held product is closer to the reference than to a swapped product."""
@@ -66,23 +46,30 @@ class Scores:
     """Likewise for the presenter's head and shirt."""
     action_obeyed: float
     """Share of clips that look most like the prompted one of the seven actions."""
-    hand_obeyed: float
-    """Share of one-handed clips in which the prompted hand acts."""
+    hand_obeyed: float | None
+    """Share of one-handed clips in which the prompted hand acts; None without such clips."""
     mouth_correlation: float
     """Mouth opening against the speech's, best lag within ±5 frames, over all clips."""
-    mouth_lag_frames: float
-    """Mean absolute lag of that best correlation."""
+    mouth_lag_frames: int
+    """The absolute lag of that best correlation."""
     contact: float
     """Share of frames in which the gripping hand touches the product."""
     penetration: float
     """Share of the product's visible surface that wrongly shows hand or background."""
-    boundary_jump: float
-    """Change of picture where clips meet, relative to the median change between frames."""
-    router_accuracy: float
-    """Mean of the last router's accuracies on base, hand and face tokens at timestep 500."""
+    boundary_jump: float | None
+    """Change of picture where clips meet, relative to the median change between frames; None for one clip."""
+    face_error: float
+    """Mean absolute difference from the true video in the face's box, 0..255."""
+    hands_error: float
+    """Likewise in the boxes of both hands."""
+    product_error: float
+    """Likewise in the product's box."""
     error: float
-    """Mean absolute difference from the true video, 0..255."""
-    videos: int
+    """Likewise everywhere."""
+
+
+Measured = dict[str, float | None]
+"""All measurements of one video by name: of the generated one, and of denoising the true one."""
 
 
 def evaluate(
@@ -98,34 +85,21 @@ def evaluate(
     parity: bool = False,
     first_seed: int = 0,
     pictures: Path | None = None,
-) -> Scores:
+) -> list[Measured]:
     """Generate `videos` held-out videos of `clips` clips and measure them; contact sheets go to
     `pictures`.
     """
-    measured, accuracies = [], []
+    measured: list[Measured] = []
     for seed in range(first_seed, first_seed + videos):
         true = make_video(seed, width, height, actions=clips, split="heldout", synthesiser="formant")
         generated = generate(pipeline, true, num_inference_steps, guidance_scale, flow_shift, parity)
-        other = make_cast(seed + 10_000, "heldout")
-        measured.append(measure(generated, true, other))
-        accuracies.append(router_accuracy(pipeline, true))
-        log.info("video %d: %s, router %.3f", seed, measured[-1], accuracies[-1])
+        scores = measure(generated, true, make_cast(seed + 10_000, "heldout"))
+        measured.append({**vars(scores), **vars(denoising_scores(pipeline, true))})
+        log.info("video %d: %s", seed, json.dumps(measured[-1]))
         if pictures is not None:
             pictures.mkdir(parents=True, exist_ok=True)
             contact_sheet(generated, true).save(pictures / f"heldout-{seed}.png")
-
-    def mean(name: str) -> float:
-        values = [getattr(scores, name) for scores in measured if getattr(scores, name) is not None]
-        return round(float(np.mean(values)), 4) if values else float("nan")
-
-    lags = [abs(scores.mouth_lag_frames) for scores in measured]
-    names = [name for name in VideoScores.__dataclass_fields__ if name != "mouth_lag_frames"]
-    return Scores(
-        **{name: mean(name) for name in names},
-        mouth_lag_frames=float(np.mean(lags)),
-        router_accuracy=round(float(np.mean(accuracies)), 4),
-        videos=videos,
-    )
+    return measured
 
 
 def generate(
@@ -157,7 +131,7 @@ def generate(
     return np.concatenate([clip.frames for clip in made])[: len(video.frames)]
 
 
-def measure(generated: np.ndarray, video: SyntheticVideo, other: Cast) -> VideoScores:
+def measure(generated: np.ndarray, video: SyntheticVideo, other: Cast) -> GeneratedScores:
     """Compare a generated video with the true one and with what a swapped person or product would look
     like.
     """
@@ -183,9 +157,10 @@ def measure(generated: np.ndarray, video: SyntheticVideo, other: Cast) -> VideoS
     seen = [seen_action(generated, video, painter, clip) for clip in range(len(video.actions))]
     one_handed = [(a, s) for a, s in zip(video.actions, seen, strict=True) if a.endswith(("_right", "_left"))]
     correlation, lag = mouth_agreement(seen_mouth(generated, video, painter), video.mouth)
+    difference = np.abs(generated.astype(np.int16) - video.frames).mean(axis=3)
     changes = np.abs(np.diff(generated.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
     joins = [changes[clip * CLIP_FRAMES - 1] for clip in range(1, len(video.actions))]
-    return VideoScores(
+    return GeneratedScores(
         product_told_apart=float(np.mean(product_hits)),
         person_told_apart=float(np.mean(person_hits)),
         action_obeyed=float(np.mean([a == s for a, s in zip(video.actions, seen, strict=True)])),
@@ -193,11 +168,17 @@ def measure(generated: np.ndarray, video: SyntheticVideo, other: Cast) -> VideoS
         if one_handed
         else None,
         mouth_correlation=correlation,
-        mouth_lag_frames=lag,
+        mouth_lag_frames=abs(lag),
         contact=float(np.mean(contacts)),
         penetration=float(np.mean(penetrations)),
-        boundary_jump=float(np.mean(joins) / max(1e-6, float(np.median(changes)))) if joins else float("nan"),
-        error=float(np.abs(generated.astype(np.int16) - video.frames).mean()),
+        boundary_jump=float(np.mean(joins) / max(1e-6, float(np.median(changes)))) if joins else None,
+        face_error=_error_in(difference, [boxes.face for boxes in video.boxes]),
+        hands_error=_error_in(
+            difference,
+            *([getattr(boxes, hand) for boxes in video.boxes] for hand in ("right_hand", "left_hand")),
+        ),
+        product_error=_error_in(difference, [boxes.product for boxes in video.boxes]),
+        error=float(difference.mean()),
     )
 
 
@@ -242,29 +223,6 @@ def mouth_agreement(seen: np.ndarray, spoken: np.ndarray) -> tuple[float, int]:
     return best if best[0] > -1 else (0.0, 0)
 
 
-@torch.no_grad()
-def router_accuracy(pipeline: CoInteractPipeline, video: SyntheticVideo) -> float:
-    """Balanced accuracy of the last block's router on the video's first clip, half noised."""
-    clip = ClipEncoder(pipeline, torch.device("cpu")).encode(synthetic_clip(video, 0), after_motion=False)
-    if clip.labels is None:
-        raise ValueError("the video has no boxes")
-    noise = torch.randn(clip.target.shape, generator=torch.Generator().manual_seed(0))
-    output = pipeline.transformer(
-        torch.lerp(clip.target, noise, 0.5)[None],
-        500.0,
-        person_latents=clip.person[None],
-        product_latents=None if clip.product is None else clip.product[None],
-        encoder_hidden_states=encode_prompts(
-            pipeline.text_encoder, pipeline.tokenizer, [video.prompts[0]], torch.device("cpu")
-        ),
-        audio_embeds=clip.audio[None],
-        return_router_logits=True,
-    )
-    if output.router_logits is None:
-        raise ValueError("the transformer returned no routing")
-    return float(routing_loss(output.router_logits, clip.labels.flatten()[None], LossWeights())[1])
-
-
 def contact_sheet(generated: np.ndarray, video: SyntheticVideo, every: int = 10) -> Image.Image:
     """References, then generated frames above true ones."""
     height, width = generated.shape[1:3]
@@ -280,6 +238,17 @@ def _closer(frame: np.ndarray, right: np.ndarray, wrong: np.ndarray, box: Box) -
     inside = (slice(y1, y2), slice(x1, x2))
     shown, a, b = (image[inside].astype(np.int16) for image in (frame, right, wrong))
     return bool(np.abs(shown - a).mean() < np.abs(shown - b).mean())
+
+
+def _error_in(difference: np.ndarray, *boxes: Sequence[Box | None]) -> float:
+    """Mean of (T, H, W) over the pixels inside boxes; each sequence holds one box per frame."""
+    inside = [
+        difference[i, box[1] : box[3], box[0] : box[2]].ravel()
+        for each in boxes
+        for i, box in enumerate(each)
+        if box is not None
+    ]
+    return float(np.concatenate(inside).mean())
 
 
 def _grip(frame: np.ndarray, painter: Painter, pose: Pose, box: Box) -> tuple[float, float]:
@@ -310,14 +279,33 @@ def _grip(frame: np.ndarray, painter: Painter, pose: Pose, box: Box) -> tuple[fl
     return float(touching.sum() >= 2), float(missing)
 
 
-def markdown_table(rows: dict[str, Scores]) -> str:
-    """One column per checkpoint, one row per measurement."""
-    names = [name for name in Scores.__dataclass_fields__ if name != "videos"]
+def markdown_table(rows: dict[str, list[Measured]]) -> str:
+    """One column per checkpoint, one row per measurement: its mean over videos.
+
+    Columns after the first also give the difference from the first, ± two standard errors of that difference
+    from video to video.
+    """
+    first = next(iter(rows.values()))
     lines = ["| | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    for name in names:
-        values = " | ".join(f"{getattr(scores, name):.3f}" for scores in rows.values())
-        lines.append(f"| {name.replace('_', ' ')} | {values} |")
+    for name in first[0]:
+        cells = []
+        for measured in rows.values():
+            pairs = [(a[name], b[name]) for a, b in zip(measured, first, strict=True)]
+            known = np.array([(a, b) for a, b in pairs if a is not None and b is not None])
+            cells.append(_cell(known, compared=measured is not first))
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(pairs: np.ndarray, compared: bool) -> str:
+    """(videos, 2) of this checkpoint's values and the first one's → the text of one cell."""
+    if not len(pairs):
+        return "-"
+    text = f"{pairs[:, 0].mean():.3f}"
+    if not compared or len(pairs) < 2:
+        return text
+    gaps = pairs[:, 0] - pairs[:, 1]
+    return f"{text} ({gaps.mean():+.3f} ± {2 * gaps.std(ddof=1) / len(gaps) ** 0.5:.3f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -335,11 +323,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=Path, help="folder for contact sheets")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    rows = {}
+    rows: dict[str, list[Measured]] = {}
     for folder in options.checkpoint:
         card = json.loads((folder / "cointeract.json").read_text(encoding="utf-8"))
         width, height = (int(side) for side in card["sizes"][0].split("x"))
-        rows[card["name"]] = evaluate(
+        name = str(folder) if card["name"] in rows else card["name"]
+        rows[name] = evaluate(
             load_pipeline(folder),
             width=width,
             height=height,
@@ -351,7 +340,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parity=options.parity,
             pictures=options.pictures,
         )
-        log.info("%s: %s", folder, json.dumps(asdict(rows[card["name"]])))
     log.info("\n%s", markdown_table(rows))
 
 

@@ -8,7 +8,6 @@ import pytest
 from model.training.drawing import Painter
 from model.training.evaluate import (
     CLIP_FRAMES,
-    Scores,
     contact_sheet,
     markdown_table,
     measure,
@@ -80,8 +79,27 @@ def test_actions_are_told_apart(video: SyntheticVideo) -> None:
     assert seen_action(swapped, video, painter, 0) == "rotate"
 
 
-def test_tables_and_sheets_hold_every_checkpoint_and_both_videos(video: SyntheticVideo) -> None:
-    scores = Scores(1, 1, 1, 1, 0.8, 0, 1, 0, 1, 0.95, 3, videos=2)
-    table = markdown_table({"full": scores, "no experts": replace(scores, router_accuracy=0.3)})
-    assert "| router accuracy | 0.950 | 0.300 |" in table
+def test_errors_are_of_the_part_that_is_wrong(video: SyntheticVideo) -> None:
+    broken = video.frames.copy()
+    for frame, boxes in zip(broken, video.boxes, strict=True):
+        x1, y1, x2, y2 = boxes.face
+        frame[y1:y2, x1:x2] = 255 - frame[y1:y2, x1:x2]
+    scores = measure(broken, video, make_cast(77, "heldout"))
+    assert scores.face_error > 40
+    assert scores.product_error < scores.face_error / 10
+    assert 0 < scores.error < scores.face_error / 4
+
+
+def test_a_table_compares_with_its_first_column() -> None:
+    table = markdown_table(
+        {
+            "full": [{"contact": 0.9, "hand_obeyed": None}, {"contact": 0.7, "hand_obeyed": 1.0}],
+            "no experts": [{"contact": 0.8, "hand_obeyed": None}, {"contact": 0.4, "hand_obeyed": 0.5}],
+        }
+    )
+    assert "| contact | 0.800 | 0.600 (-0.200 ± 0.200) |" in table
+    assert "| hand obeyed | 1.000 | 0.500 |" in table
+
+
+def test_contact_sheets_hold_both_videos(video: SyntheticVideo) -> None:
     assert contact_sheet(video.frames, video).size == (WIDTH * 17, HEIGHT * 2)
