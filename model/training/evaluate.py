@@ -320,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--parity", action="store_true", help="with the official behaviours, such as lips that drift off"
     )
+    parser.add_argument("--guidance", type=float, help="guidance scale, if not the checkpoint's default")
     parser.add_argument("--pictures", type=Path, help="folder for contact sheets")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -335,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             videos=options.videos,
             clips=options.clips,
             num_inference_steps=card["defaults"]["num_inference_steps"],
-            guidance_scale=card["defaults"]["guidance_scale"],
+            guidance_scale=options.guidance or card["defaults"]["guidance_scale"],
             flow_shift=card["defaults"]["flow_shift"],
             parity=options.parity,
             pictures=options.pictures,
