@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from model.card import CheckpointCard
 from model.checkpoint import load_pipeline
 from model.media.images import place_product
 from model.pipeline import CoInteractPipeline
@@ -175,7 +176,8 @@ def measure(generated: np.ndarray, video: SyntheticVideo, other: Cast) -> Genera
         face_error=_error_in(difference, [boxes.face for boxes in video.boxes]),
         hands_error=_error_in(
             difference,
-            *([getattr(boxes, hand) for boxes in video.boxes] for hand in ("right_hand", "left_hand")),
+            [boxes.right_hand for boxes in video.boxes],
+            [boxes.left_hand for boxes in video.boxes],
         ),
         product_error=_error_in(difference, [boxes.product for boxes in video.boxes]),
         error=float(difference.mean()),
@@ -326,18 +328,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     rows: dict[str, list[Measured]] = {}
     for folder in options.checkpoint:
-        card = json.loads((folder / "cointeract.json").read_text(encoding="utf-8"))
-        width, height = (int(side) for side in card["sizes"][0].split("x"))
-        name = str(folder) if card["name"] in rows else card["name"]
+        card = CheckpointCard.read(folder)
+        width, height = (int(side) for side in card.sizes[0].split("x"))
+        name = str(folder) if card.name in rows else card.name
+        guidance = card.defaults.guidance_scale if options.guidance is None else options.guidance
         rows[name] = evaluate(
             load_pipeline(folder),
             width=width,
             height=height,
             videos=options.videos,
             clips=options.clips,
-            num_inference_steps=card["defaults"]["num_inference_steps"],
-            guidance_scale=options.guidance or card["defaults"]["guidance_scale"],
-            flow_shift=card["defaults"]["flow_shift"],
+            num_inference_steps=card.defaults.num_inference_steps,
+            guidance_scale=guidance,
+            flow_shift=card.defaults.flow_shift,
             parity=options.parity,
             pictures=options.pictures,
         )
