@@ -35,7 +35,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # The pages that are written from the code: settings, commands, file map.
 docs: $(INSTALLED)
-	$(BIN)/python -m deploy.reference
+	$(BIN)/python -m tools.reference
 
 # Refresh the lock from what is installed and tested now.
 lock: $(INSTALLED)

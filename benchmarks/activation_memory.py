@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from model.official_names import dit_config
+from model.checkpoints.official_names import dit_config
 from model.transformer import CoInteractTransformer3DModel
 from model.vae import decode_latents, encode_pixels
 

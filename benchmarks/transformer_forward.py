@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
-from model.official_names import dit_config, dit_name
+from model.checkpoints.official_names import dit_config, dit_name
 from model.transformer import CoInteractTransformer3DModel
 
 FRAMES, HEIGHT, WIDTH = 20, 16, 20  # latent size: 128×160 pixels, one clip

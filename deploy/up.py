@@ -20,6 +20,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from contract.card import CARD_FILE, CheckpointCard
+from contract.settings import Settings
 from deploy.stack import (
     Part,
     StackError,
@@ -31,14 +33,12 @@ from deploy.stack import (
     require_free_port,
 )
 from jobs.artifacts import FolderStore
-from jobs.cards import CARD_FILE, publish_card
-from jobs.contract import CheckpointCard
+from jobs.cards import publish_card
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
-from jobs.settings import Settings
 
 BUNDLED_CHECKPOINT = Path(__file__).parent / "checkpoint"
-"""The small trained checkpoint that comes with the code; `python -m deploy.ship checkpoint` puts it there."""
+"""The small trained checkpoint that comes with the code; `python -m tools.ship checkpoint` puts it there."""
 
 POLL_S = 0.2
 HOPELESS_AFTER_DEATHS = 5
@@ -74,7 +74,7 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
 
 def own_command(*arguments: str) -> tuple[str, ...]:
     """The command line that runs `cointeract ARGUMENTS` with this very Python."""
-    return (sys.executable, "-m", "deploy.cli", *arguments)
+    return (sys.executable, "-m", "cli.app", *arguments)
 
 
 def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Console) -> None:

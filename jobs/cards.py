@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 
+from contract.card import CheckpointCard
 from jobs.artifacts import ArtifactStore
-from jobs.contract import CheckpointCard
-
-CARD_FILE = "cointeract.json"
-"""Name of the card inside a checkpoint folder."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -13,24 +13,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.artifacts import ArtifactStore
-from jobs.contract import (
+from contract.entries import (
     JOURNAL_ENTRY,
     Canceled,
     ClipFinished,
     Failed,
     Interrupted,
     InterruptReason,
-    Job,
-    JobError,
-    JobState,
     JournalEntry,
-    Stage,
     Started,
     Submitted,
     Succeeded,
-    utcnow,
 )
+from contract.job import JobError, JobState, Stage, utcnow
+from contract.state import Job
+from jobs.artifacts import ArtifactStore
 
 
 class JobNotFound(Exception):

@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from jobs.settings import Settings
+from contract.settings import Settings
 
 _EXTRA = ("job_id", "attempt", "stage", "worker", "checkpoint")
 

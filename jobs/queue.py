@@ -24,9 +24,11 @@ from redis.retry import Retry
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from jobs.contract import Job, LiveProgress, Priority, WorkerInfo, utcnow
+from contract.job import Priority, utcnow
+from contract.settings import Settings
+from contract.state import Job
+from contract.worker import LiveProgress, WorkerInfo
 from jobs.scheduling import PRICE, QueueSnapshot, WaitingJob, start_order
-from jobs.settings import Settings
 from jobs.tickets import RENDER_NEXT, Ticket
 
 if TYPE_CHECKING:

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from jobs.contract import Job, Priority, RunningJob, WorkerInfo
+from contract.job import Priority
+from contract.state import Job
+from contract.worker import RunningJob, WorkerInfo
 
 PRICE = {Priority.HIGH: 0.25, Priority.NORMAL: 1.0, Priority.LOW: 4.0}
 """What a unit of work costs its owner. Within one owner priority is strict; between owners it is this factor.

@@ -19,24 +19,27 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from model.audio_encoder import (
-    clip_count,
+from contract.video import (
+    CLIP_FRAMES,
+    CLIP_LATENT_FRAMES,
+    MOTION_FRAMES,
+    SAMPLE_RATE,
+    clips_of_frames,
+    frames_of_speech,
+)
+from model.media.images import PersonFit, cover, fit_person, place_product
+from model.memory.offload import onload_outer_layers
+from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
+from model.speech_features import (
     clip_features,
     encode_audio,
     feature_frame_count,
     official_clip_count,
-    video_frame_count,
 )
-from model.media.images import PersonFit, cover, fit_person, place_product
-from model.memory import onload_outer_layers
-from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
 from model.text_encoder import encode_prompts
 from model.transformer import CoInteractTransformer3DModel, Conditioning, TransformerOutput
 from model.vae import decode_latents, encode_pixels
 
-CLIP_FRAMES = 80
-CLIP_LATENT_FRAMES = 20
-MOTION_FRAMES = 73
 OFFICIAL_AUDIO_WINDOW = 81
 
 DEFAULT_NEGATIVE_PROMPT = (
@@ -300,7 +303,8 @@ class CoInteractPipeline(DiffusionPipeline):
         num_clips = needed if request.num_clips is None else min(needed, request.num_clips)
         num_frames = CLIP_FRAMES * num_clips
         if not request.parity:
-            num_frames = min(num_frames, request.num_frames or video_frame_count(len(request.audio)))
+            heard = frames_of_speech(len(request.audio), SAMPLE_RATE)
+            num_frames = min(num_frames, request.num_frames or heard)
         return self._run(request, num_clips, num_frames, on_progress)
 
     @torch.no_grad()
@@ -350,8 +354,8 @@ class CoInteractPipeline(DiffusionPipeline):
             features = feature_frame_count(self.audio_encoder, len(request.audio))
             return official_clip_count(features, OFFICIAL_AUDIO_WINDOW)
         if request.num_frames is not None:
-            return -(-request.num_frames // CLIP_FRAMES)
-        return clip_count(len(request.audio), CLIP_FRAMES)
+            return clips_of_frames(request.num_frames)
+        return clips_of_frames(frames_of_speech(len(request.audio), SAMPLE_RATE))
 
     def _encode_video_inputs(self, request: VideoRequest, num_clips: int) -> _Encoded:
         used = {

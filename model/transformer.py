@@ -18,11 +18,11 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from model.attention import KeyValue
-from model.audio_injection import AudioEncoder, AudioTokens, InjectionInputs
-from model.block import NOISY, BlockMode, CoInteractBlock, TokenLayout, Visibility, modulated_norm
-from model.moe import ROUTING_LIMIT
-from model.rope import (
+from model.network.attention import KeyValue
+from model.network.audio_injection import AudioEncoder, AudioTokens, InjectionInputs
+from model.network.block import NOISY, BlockMode, CoInteractBlock, TokenLayout, Visibility, modulated_norm
+from model.network.moe import ROUTING_LIMIT
+from model.network.rope import (
     GridRope,
     Positions,
     RotaryTable,
@@ -33,7 +33,7 @@ from model.rope import (
     rotary_table,
     target_positions,
 )
-from model.time_text_embedding import TimeTextEmbedding
+from model.network.time_text_embedding import TimeTextEmbedding
 
 TARGET_TYPE, REFERENCE_TYPE, MOTION_TYPE = 0, 1, 2  # rows of the type embedding
 # Newest first: latent frames, patch. Together the 19 latent frames of the previous clip's last 73.

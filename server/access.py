@@ -13,8 +13,9 @@ from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
-from jobs.contract import Job, Priority
-from jobs.settings import Settings
+from contract.job import Priority
+from contract.settings import Settings
+from contract.state import Job
 from server.errors import ApiError
 from server.keys import KeyLimits, Scope, any_keys, authenticate
 from server.services import Services

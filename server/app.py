@@ -17,12 +17,15 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from contract.settings import Settings
 from jobs.artifacts import FolderStore
 from jobs.journal import Journal
 from jobs.queue import JobQueue
-from jobs.settings import Settings
 from server import errors
 from server.access import is_loopback, why_not_to_start
+from server.decoding.sandbox import Sandbox
+from server.delivery.signing import UrlSigner
+from server.delivery.webhooks import WebhookSender, webhook_secret
 from server.errors import ApiError
 from server.fetch import Fetcher
 from server.hints import Hints
@@ -32,10 +35,7 @@ from server.keys import any_keys
 from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
 from server.routes import health, jobs, pages, videos
-from server.sandbox import Sandbox
 from server.services import Services
-from server.signing import UrlSigner
-from server.webhooks import WebhookSender, webhook_secret
 
 log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0

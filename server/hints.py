@@ -11,7 +11,8 @@ from typing import Final, TypeVar
 
 from redis.exceptions import RedisError
 
-from jobs.contract import Job, LiveProgress, WorkerInfo
+from contract.state import Job
+from contract.worker import LiveProgress, WorkerInfo
 from jobs.queue import JobQueue
 from jobs.scheduling import QueueSnapshot
 

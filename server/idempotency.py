@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
+from contract.frozen import Frozen
+from contract.job import utcnow
 from jobs.artifacts import ArtifactStore
-from jobs.contract import Frozen, utcnow
 from jobs.journal import gone_key
 from server.errors import ApiError
 

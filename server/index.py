@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from contract.frozen import Frozen
+from contract.job import JobState, StoredFile, utcnow
+from contract.state import Job
 from jobs.artifacts import ArtifactStore
-from jobs.contract import Frozen, Job, JobState, StoredFile, utcnow
 from jobs.journal import JobNotFound, Journal, entry_key
 from server.errors import ApiError
 from server.keys import KeyLimits

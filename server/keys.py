@@ -17,8 +17,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from contract.frozen import Frozen
+from contract.job import Priority, utcnow
 from jobs.artifacts import ArtifactStore
-from jobs.contract import Frozen, Priority, utcnow
 
 _FOLDER: Final = "keys"
 _KEY: Final = re.compile(r"ck_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")

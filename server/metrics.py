@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from jobs.contract import JobState, WorkerInfo
+from contract.job import JobState
+from contract.worker import WorkerInfo
 
 
 class Metrics:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from jobs.contract import Fit, GenerationParams, JobState, Priority, Stage
+from contract.job import JobState, Priority, Stage
+from contract.params import Fit, GenerationParams
 
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""

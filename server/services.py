@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from contract.settings import Settings
+from contract.state import Job
 from jobs.artifacts import ArtifactStore
-from jobs.contract import Job
 from jobs.journal import Journal
-from jobs.settings import Settings
+from server.decoding.sandbox import Sandbox
+from server.delivery.signing import UrlSigner
+from server.delivery.webhooks import WebhookSender
 from server.fetch import Fetcher, check_url
 from server.hints import Hints
 from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
 from server.metrics import Metrics
-from server.sandbox import Sandbox
-from server.signing import UrlSigner
-from server.webhooks import WebhookSender
 
 
 @dataclass

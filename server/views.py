@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from jobs.contract import GenerationParams, Job, JobState, LiveProgress, Stage
+from contract.job import JobState, Stage
+from contract.params import GenerationParams
+from contract.state import Job
+from contract.worker import LiveProgress
 from jobs.scheduling import WaitingJob
 from server.hints import Hints
 from server.schemas import CheckpointView, JobErrorView, JobUrls, JobView, ParamsView, Usage

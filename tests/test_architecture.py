@@ -11,11 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
-    "jobs": {"jobs"},
-    "model": {"model"},
-    "server": {"server", "jobs"},
-    "workers": {"workers", "jobs", "model"},
-    "deploy": {"deploy", "server", "jobs", "workers", "model"},
+    "contract": {"contract"},
+    "jobs": {"jobs", "contract"},
+    "model": {"model", "contract"},
+    "server": {"server", "jobs", "contract"},
+    "workers": {"workers", "jobs", "model", "contract"},
+    "training": {"training", "model", "contract"},
+    "deploy": {"deploy", "jobs", "contract"},
+    "chaos": {"chaos", "deploy", "workers", "jobs", "contract"},
+    "cli": {"cli", "chaos", "deploy", "server", "workers", "training", "model", "jobs", "contract"},
+    "tools": {"tools", "cli", "deploy", "training", "model", "contract"},
 }
 HEAVY = ("torch", "diffusers", "transformers")
 
@@ -43,14 +48,14 @@ def test_a_package_imports_only_what_the_arrows_allow(package: str) -> None:
         assert not forbidden, f"{source.relative_to(ROOT)} imports {sorted(forbidden)}"
 
 
-@pytest.mark.parametrize("package", ["server", "jobs"])
-def test_server_and_jobs_never_name_a_model_library(package: str) -> None:
+@pytest.mark.parametrize("package", ["server", "jobs", "contract"])
+def test_server_jobs_and_contract_never_name_a_model_library(package: str) -> None:
     for source in sources(package):
         assert not imported_packages(source) & set(HEAVY), source
 
 
 @pytest.mark.parametrize(
-    "module", ["server.app", "workers.main", "workers.reaper", "deploy.up", "deploy.cli", "jobs.queue"]
+    "module", ["server.app", "workers.supervisor", "workers.reaper", "deploy.up", "cli.app", "jobs.queue"]
 )
 def test_a_process_without_a_model_starts_without_torch(module: str) -> None:
     program = f"import sys, {module}; print(*set({HEAVY}) & sys.modules.keys())"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.reference import cli_page, settings_page, with_file_map
+from tools.reference import cli_page, settings_page, with_file_map
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
 from rq.worker import BaseWorker
 
-from jobs.contract import RunningJob, WorkerInfo
+from contract.settings import Settings
+from contract.worker import RunningJob, WorkerInfo
 from jobs.queue import JobQueue
-from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from jobs.contract import Frozen, LiveProgress, RunningJob, Stage
-from jobs.settings import Settings
+from contract.frozen import Frozen
+from contract.job import Stage
+from contract.settings import Settings
+from contract.worker import LiveProgress, RunningJob
 
 
 class ChildConfig(Frozen):

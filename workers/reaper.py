@@ -23,15 +23,16 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
+from contract.job import JobState, Stage
+from contract.settings import Settings
+from contract.state import Job
 from jobs.artifacts import FolderStore
-from jobs.contract import Job, JobState, Stage
 from jobs.journal import JobNotFound, Journal, job_prefix
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
-from jobs.settings import Settings
 from jobs.tickets import Ticket
-from workers.attempts import end_attempt
 from workers.identity import is_surely_dead
+from workers.lost_attempts import end_attempt
 from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, REPAIRS
 
 log = logging.getLogger(__name__)

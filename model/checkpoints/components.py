@@ -25,7 +25,7 @@ from model.checkpoints.layout import (
 )
 from model.checkpoints.merge import Origin, PlannedTensor
 from model.checkpoints.official import TensorInfo, TensorTable, read_table
-from model.official_components import t5_config, vae_config
+from model.checkpoints.official_components import t5_config, vae_config
 
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE = "Wan2.1_VAE.pth"

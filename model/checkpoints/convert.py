@@ -27,7 +27,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor
 
-from model.card import CARD_FILE, CardDefaults, CheckpointCard
+from contract.card import CARD_FILE, CheckpointCard, CheckpointDefaults
+from model.checkpoints.card_file import write_card
 from model.checkpoints.components import (
     TEXT_ENCODER_FILE,
     VAE_FILE,
@@ -43,6 +44,7 @@ from model.checkpoints.fp8 import fp8_outputs, is_fp8_weight
 from model.checkpoints.layout import on_meta, transformer_layout
 from model.checkpoints.merge import Origin, PlannedTensor, expert_hidden_dim, plan_transformer
 from model.checkpoints.official import find_shards, read_table
+from model.checkpoints.official_names import dit_config
 from model.checkpoints.writer import (
     MAX_SHARD_BYTES,
     CheckpointFolder,
@@ -50,7 +52,6 @@ from model.checkpoints.writer import (
     checkpoint_folder,
     sha256_of,
 )
-from model.official_names import dit_config
 from model.pipeline import DEFAULT_NEGATIVE_PROMPT, CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
@@ -318,7 +319,7 @@ def _write_rest(
     for path in sorted(folder.path.rglob("*.json")):
         if (name := str(path.relative_to(folder.path))) not in folder.digests:
             folder.adopt(name)
-    _card(request, digests).write(folder.path)
+    write_card(_card(request, digests), folder.path)
     folder.adopt(CARD_FILE)
 
 
@@ -329,7 +330,7 @@ def _card(request: ConvertRequest, digests: dict[Path, Future[str]]) -> Checkpoi
         sizes=TRAINED_SIZES,
         min_side=256,
         max_pixels=1280 * 720,
-        defaults=CardDefaults(
+        defaults=CheckpointDefaults(
             num_inference_steps=40,
             guidance_scale=7.0,
             flow_shift=7.0,

@@ -9,7 +9,7 @@ import torch
 
 from model.checkpoints.merge import PlannedTensor
 from model.checkpoints.writer import OutputTensor
-from model.fp8_linear import quantize_rows
+from model.network.fp8_linear import quantize_rows
 
 # The shared feed-forward holds a third of the parameters and takes 8 bits well; attention weights in fp8
 # are known to break long Wan 2.2 videos, and the experts are small.

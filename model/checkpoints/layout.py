@@ -17,8 +17,8 @@ from torch import nn
 
 from model.checkpoints.errors import CheckpointError, Fault, Problem
 from model.checkpoints.official import TensorTable
-from model.official_components import t5_name, vae_name, wav2vec2_name
-from model.official_names import dit_name, is_hoi_name
+from model.checkpoints.official_components import t5_name, vae_name, wav2vec2_name
+from model.checkpoints.official_names import dit_name, is_hoi_name
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -21,7 +21,7 @@ from model.checkpoints.layout import (
     split_transformer,
 )
 from model.checkpoints.official import TensorInfo, TensorTable
-from model.official_names import is_hoi_name
+from model.checkpoints.official_names import is_hoi_name
 
 SLICE_BYTES = 128 * 2**20
 """Tensors are read, merged and written in slices of about this size (in fp32): it bounds the memory of a

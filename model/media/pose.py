@@ -10,10 +10,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from contract.video import FPS
 from model.media.errors import MediaError
 from model.media.images import cover
-
-FPS = 25
 
 
 def load_pose(

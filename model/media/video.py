@@ -16,10 +16,10 @@ from av.audio.stream import AudioStream
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
+from contract.video import FPS
 from model.media.audio import Speech, load_speech
 from model.media.errors import MediaError
 
-FPS = 25
 ENCODER_THREADS = 1
 """One, because equal frames must give equal bytes: with more, frame types can depend on which thread is
 late. At 720x1280 a clip of 80 frames takes 3.8 s instead of 3.1 s on two cores."""

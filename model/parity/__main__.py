@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoint import load_pipeline
+from model.checkpoints.load import load_pipeline
 from model.parity import component_cases, dit_cases, pipeline_cases
 from model.parity.result import CaseResult
 

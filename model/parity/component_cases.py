@@ -17,13 +17,13 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from model.audio_encoder import clip_features, encode_audio
-from model.checkpoint import load_model
+from model.checkpoints.load import load_model
 from model.parity.pipeline_cases import build_audio_encoder, build_text_encoder, build_vae
 from model.parity.result import CaseResult, compare
 from model.sampling import set_schedule
+from model.speech_features import clip_features, encode_audio
 from model.text_encoder import encode_tokens, tokenize
-from model.training.objective import training_schedule
+from model.training_schedule import training_schedule
 from model.vae import decode_latents, encode_pixels
 
 LIMIT = 1e-5

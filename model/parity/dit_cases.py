@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from model.block import Visibility
-from model.checkpoint import load_model
-from model.official_components import rename
-from model.official_names import dit_config, dit_name, is_hoi_name
+from model.checkpoints.load import load_model
+from model.checkpoints.official_components import rename
+from model.checkpoints.official_names import dit_config, dit_name, is_hoi_name
+from model.network.block import Visibility
 from model.parity.result import CaseResult, compare
 from model.transformer import CoInteractTransformer3DModel
 

@@ -18,11 +18,18 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from model.audio_encoder import clip_features, encode_audio
-from model.official_components import rename, t5_config, t5_name, vae_config, vae_name, wav2vec2_name
-from model.official_names import dit_config, dit_name, is_hoi_name
+from model.checkpoints.official_components import (
+    rename,
+    t5_config,
+    t5_name,
+    vae_config,
+    vae_name,
+    wav2vec2_name,
+)
+from model.checkpoints.official_names import dit_config, dit_name, is_hoi_name
 from model.parity.result import CaseResult, compare, compare_frames
 from model.pipeline import OFFICIAL_AUDIO_WINDOW, CoInteractPipeline, VideoRequest
+from model.speech_features import clip_features, encode_audio
 from model.transformer import CoInteractTransformer3DModel
 
 FIRST_CLIP_LIMIT = 1e-3

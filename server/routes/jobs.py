@@ -14,7 +14,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from starlette.responses import JSONResponse, StreamingResponse
 
-from jobs.contract import Canceled, Job, JobState, utcnow
+from contract.entries import Canceled
+from contract.job import JobState, utcnow
+from contract.state import Job
 from jobs.journal import JobNotFound, Outdated, job_prefix
 from jobs.scheduling import WaitingJob
 from server.access import (
@@ -26,9 +28,9 @@ from server.access import (
     Submitter,
     WritableJob,
 )
+from server.delivery.events import job_events
+from server.delivery.files import file_response
 from server.errors import PROBLEM_MEDIA_TYPE, ApiError
-from server.events import job_events
-from server.files import file_response
 from server.idempotency import checked_key
 from server.schemas import (
     FILE_FIELDS,
@@ -44,8 +46,8 @@ from server.schemas import (
     ValidationView,
 )
 from server.services import Services
-from server.submission import Draft, Scratch, check, known_job, receive, scratch, store
-from server.uploads import drain
+from server.submit.submission import Draft, Scratch, check, known_job, receive, scratch, store
+from server.submit.uploads import drain
 from server.views import clip_path, estimates, job_path, job_view, params_view
 
 PROBLEM: Final[dict[int | str, dict[str, Any]]] = {

@@ -17,17 +17,19 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 from starlette.responses import JSONResponse
 
-from jobs.contract import CLIP_FRAMES, FPS, Job, JobState, StoredFile
+from contract.job import JobState, StoredFile
+from contract.state import Job
+from contract.video import CLIP_FRAMES, FPS
 from jobs.journal import JobNotFound, job_prefix
 from server.access import DownloadableJob, ReadableJob, Reader, ServicesOf, Submitter, WritableJob
+from server.delivery.files import file_response
 from server.errors import ApiError
-from server.files import file_response
 from server.idempotency import checked_key
 from server.routes.jobs import cancel, submit
 from server.schemas import Wire
 from server.services import Services
-from server.submission import Draft, Scratch, draft_of, file_limits, from_form, from_urls, json_object
-from server.uploads import FormRules, ReceivedFile, receive_form, receive_json
+from server.submit.submission import Draft, Scratch, draft_of, file_limits, from_form, from_urls, json_object
+from server.submit.uploads import FormRules, ReceivedFile, receive_form, receive_json
 from server.views import job_view
 
 FIELD_OF_REFERENCE: Final = {

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from deploy.cli import app
-from model.card import CheckpointCard
+from cli.app import app
+from model.checkpoints.card_file import read_card
 from model.checkpoints.fetch import AUDIO_ENCODER, BASE, COINTERACT
 from tests.checkpoints.local_hub import Hub
 from tests.checkpoints.official_files import OfficialFiles, OfficialPaths
@@ -51,7 +51,7 @@ def test_two_commands_lead_from_nothing_to_a_checkpoint_folder(hub: Hub, tmp_pat
     assert converted.exit_code == 0, converted.output
     assert "52 pairs of rank 4 merged in fp32" in converted.stdout
     assert re.search(r"HOI branch, dropped\W+10\W+15,040", converted.stdout)
-    card = CheckpointCard.read(tmp_path / "weights" / "cointeract-speech")
+    card = read_card(tmp_path / "weights" / "cointeract-speech")
     assert f"georgexin/cointeract@{hub.commit}/checkpoint.safetensors" in card.sources
     assert f"Wan-AI/Wan2.2-S2V-14B@{hub.commit}/Wan2.1_VAE.pth" in card.sources
 

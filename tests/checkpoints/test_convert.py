@@ -14,12 +14,12 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from model.card import CheckpointCard
-from model.checkpoint import load_pipeline
+from model.checkpoints.card_file import read_card
 from model.checkpoints.convert import ConversionReport, ConvertRequest, convert
+from model.checkpoints.load import load_pipeline
+from model.checkpoints.official_names import dit_name
 from model.checkpoints.writer import sha256_of, verify_manifest
-from model.fp8_linear import Fp8Linear
-from model.official_names import dit_name
+from model.network.fp8_linear import Fp8Linear
 from model.parity.__main__ import run as run_parity
 from model.pipeline import CoInteractPipeline
 from tests.checkpoints.official_files import OfficialFiles, OfficialPaths, Tensors, Variant
@@ -102,7 +102,7 @@ def test_each_way_in_which_the_files_may_come_gives_the_same_network(
     assert_close(stored(tmp_path / "out" / "transformer"), expected_transformer(files, hoi=False))
     assert report.lora_ranks == [variant.rank]
     assert bool(report.dropped_hoi_tensors) == variant.hoi
-    assert CheckpointCard.read(tmp_path / "out").pose == ("pose" in variant.file)
+    assert read_card(tmp_path / "out").pose == ("pose" in variant.file)
 
 
 def test_the_converted_folder_reproduces_the_official_codes_numbers(
@@ -186,7 +186,7 @@ def test_the_card_tells_sources_hashes_sizes_and_settings(
     converted: tuple[Path, OfficialPaths, ConversionReport],
 ) -> None:
     folder, paths, _ = converted
-    card = CheckpointCard.read(folder)
+    card = read_card(folder)
     assert card.trained
     assert card.name == "speech"
     assert card.sizes[0] == "720x1280"

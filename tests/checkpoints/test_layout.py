@@ -24,8 +24,8 @@ from model.checkpoints.layout import (
     transformer_layout,
     vae_layout,
 )
-from model.official_components import t5_config, vae_config
-from model.official_names import dit_config
+from model.checkpoints.official_components import t5_config, vae_config
+from model.checkpoints.official_names import dit_config
 from model.transformer import CoInteractTransformer3DModel
 
 Shapes = dict[str, tuple[int, ...]]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from model.checkpoint import load_pipeline
-from model.checkpoints.memory_model import MemoryMode
+from contract.memory import MemoryMode
+from model.checkpoints.load import load_pipeline
+from model.checkpoints.tiny import write_tiny_checkpoint
 from model.pipeline import Clip, CoInteractPipeline
-from model.tiny import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,9 @@ def test_streaming_weights_changes_no_pixel(mode: MemoryMode, tiny: Path, reside
 
 
 def test_loading_tells_its_time_mode_and_peak_memory(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="model.checkpoint"):
+    with caplog.at_level(logging.INFO, logger="model.checkpoints.load"):
         load_pipeline(tiny)
-    (record,) = [record for record in caplog.records if record.name == "model.checkpoint"]
+    (record,) = [record for record in caplog.records if record.name == "model.checkpoints.load"]
     assert "mode resident, peak" in record.message
     assert " s, " in record.message
 

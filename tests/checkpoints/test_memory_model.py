@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from contract.memory import MemoryMode
 from model.checkpoints.convert import ConvertRequest, convert
 from model.checkpoints.layout import on_meta
-from model.checkpoints.memory_model import (
-    OFFICIAL_SIZE,
-    MemoryMode,
-    fitting_mode,
-    measure_checkpoint,
-    needed,
-    tokens,
-    with_fp8,
-)
-from model.official_names import dit_config
+from model.checkpoints.official_names import dit_config
+from model.memory.needs import OFFICIAL_SIZE, fitting_mode, measure_checkpoint, needed, tokens, with_fp8
 from model.transformer import CoInteractTransformer3DModel
 from tests.checkpoints.official_files import OfficialFiles
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.ship import NOTE, RECIPE
-from deploy.up import BUNDLED_CHECKPOINT, read_card
-from model.card import CheckpointCard
-from model.checkpoint import load_pipeline
+from deploy.up import BUNDLED_CHECKPOINT
+from model.checkpoints.card_file import read_card
+from model.checkpoints.load import load_pipeline
 from model.checkpoints.writer import verify_manifest
-from model.training.small import SmallRecipe
+from tools.ship import NOTE, RECIPE
+from training.small import SmallRecipe
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,7 +33,7 @@ def test_it_takes_no_more_than_25_megabytes() -> None:
 
 
 def test_its_card_says_what_it_is() -> None:
-    card, recipe = CheckpointCard.read(BUNDLED_CHECKPOINT), SmallRecipe.read(RECIPE)
+    card, recipe = read_card(BUNDLED_CHECKPOINT), SmallRecipe.read(RECIPE)
     assert card.trained
     assert (card.name, card.license, card.note) == (recipe.name, "Apache-2.0", NOTE)
     assert card.sizes == (f"{recipe.width}x{recipe.height}",)

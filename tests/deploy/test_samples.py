@@ -7,11 +7,11 @@ import pytest
 import soundfile
 from PIL import Image
 
+from contract.video import CLIP_FRAMES, FPS
 from deploy.samples import BUNDLED, write_samples
-from deploy.ship import SHOWN, draw_inputs
-from jobs.contract import CLIP_FRAMES, FPS
 from model.media.audio import load_audio
 from model.media.images import fit_person, load_image
+from tools.ship import SHOWN, draw_inputs
 
 
 def test_the_bundled_inputs_are_those_that_the_command_draws(tmp_path: Path) -> None:

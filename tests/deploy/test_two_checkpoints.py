@@ -11,7 +11,7 @@ import pytest
 
 from tests.deploy.test_up import Inputs, RunningStack, cointeract, inputs, start_stack, stop
 from tests.faults.stack import eventually
-from workers.fake_engine import FakeSettings, write_fake_checkpoint
+from workers.engines.fake import FakeSettings, write_fake_checkpoint
 
 __all__ = ["inputs"]
 

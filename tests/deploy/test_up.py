@@ -20,9 +20,9 @@ from PIL import Image
 
 from deploy.stack import free_port
 from tests.faults.stack import FAST, eventually
-from workers.fake_engine import FakeSettings, write_fake_checkpoint
+from workers.engines.fake import FakeSettings, write_fake_checkpoint
 
-COMMAND = (sys.executable, "-m", "deploy.cli")
+COMMAND = (sys.executable, "-m", "cli.app")
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {
     **os.environ,
@@ -48,7 +48,7 @@ class RunningStack:
         found = {}
         for pid in listing:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            name = "redis" if "redis-server" in words[0] else words[words.index("deploy.cli") + 1]
+            name = "redis" if "redis-server" in words[0] else words[words.index("cli.app") + 1]
             found[name] = int(pid)
         return found
 

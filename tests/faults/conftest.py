@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.stack import Stack
-from workers.fake_engine import FakeSettings
+from workers.engines.fake import FakeSettings
 
 StackFactory = Callable[..., Stack]
 

@@ -17,28 +17,17 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from contract.entries import JOURNAL_ENTRY, Canceled, JournalEntry, Started, Submitted
+from contract.job import InputFiles, JobState, StoredFile, new_job_id, utcnow
+from contract.params import GenerationParams
+from contract.settings import Settings
+from contract.state import Job
+from contract.video import CLIP_FRAMES, FPS
 from jobs.artifacts import FolderStore
-from jobs.contract import (
-    CLIP_FRAMES,
-    FPS,
-    JOURNAL_ENTRY,
-    Canceled,
-    GenerationParams,
-    InputFiles,
-    Job,
-    JobState,
-    JournalEntry,
-    Started,
-    StoredFile,
-    Submitted,
-    new_job_id,
-    utcnow,
-)
 from jobs.journal import Journal, Outdated, entry_key, job_prefix
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
-from jobs.settings import Settings
-from workers.fake_engine import FakeSettings, write_fake_checkpoint
+from workers.engines.fake import FakeSettings, write_fake_checkpoint
 
 Value = TypeVar("Value")
 
@@ -101,7 +90,7 @@ class Stack:
         return self._start("workers.reaper")
 
     def start_worker(self, name: str = "w") -> subprocess.Popen[bytes]:
-        return self._start("workers.main", "--checkpoint", str(self.checkpoint_folder), "--name", name)
+        return self._start("workers.supervisor", "--checkpoint", str(self.checkpoint_folder), "--name", name)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {

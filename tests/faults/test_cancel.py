@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from jobs.contract import Canceled, JobState, Started
+from contract.entries import Canceled, Started
+from contract.job import JobState
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import eventually
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.chaos import Options, percentile, run_chaos
+from chaos.run import Options, percentile, run_chaos
 
 
 @pytest.mark.timeout(240)

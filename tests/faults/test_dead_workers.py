@@ -7,10 +7,11 @@ import signal
 
 import pytest
 
-from jobs.contract import Interrupted, JobState, Started, Succeeded
+from contract.entries import Interrupted, Started, Succeeded
+from contract.job import JobState
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import Stack, eventually, process_state
-from workers.fake_engine import FAKE_FILE
+from workers.engines.fake import FAKE_FILE
 
 
 def unbroken_video(stack: Stack, **request: int) -> bytes:

@@ -13,20 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from contract.entries import Started, Submitted, Succeeded
+from contract.job import InputFiles, JobState, StoredFile, utcnow
+from contract.params import GenerationParams
 from jobs.artifacts import FolderStore
-from jobs.contract import (
-    GenerationParams,
-    InputFiles,
-    JobState,
-    Started,
-    StoredFile,
-    Submitted,
-    Succeeded,
-    utcnow,
-)
 from jobs.journal import JobNotFound, Journal
 from tests.faults.stack import Stack, eventually
-from workers.fake_engine import FakeSettings
+from workers.engines.fake import FakeSettings
 
 WRITING = {"open", "os.link", "os.rename", "os.mkdir", "os.remove"}
 """Audit events of what changes a disk. fsync has none, but only power cuts tell whether one happened."""

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from contract.card import CheckpointCard, CheckpointDefaults
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card, read_cards
-from jobs.contract import CheckpointCard, CheckpointDefaults
 
 
 def card(name: str) -> CheckpointCard:

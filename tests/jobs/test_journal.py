@@ -5,24 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from jobs.artifacts import FolderStore
-from jobs.contract import (
+from contract.entries import (
     Canceled,
     ClipFinished,
     Failed,
-    GenerationParams,
-    InputFiles,
     Interrupted,
-    Job,
-    JobState,
     JournalEntry,
     Started,
-    StoredFile,
     Submitted,
     Succeeded,
-    new_job_id,
-    utcnow,
 )
+from contract.job import InputFiles, JobState, StoredFile, new_job_id, utcnow
+from contract.params import GenerationParams
+from contract.state import Job
+from jobs.artifacts import FolderStore
 from jobs.journal import IllegalEntry, JobNotFound, Journal, Outdated, verdict
 
 FILE = StoredFile(name="x", sha256="0" * 64, size=1, media_type="x/x")

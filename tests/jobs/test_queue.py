@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from redis.exceptions import RedisError
 
-from jobs.contract import Job, JobState, LiveProgress, Priority, RunningJob, Stage, WorkerInfo, utcnow
+from contract.job import JobState, Priority, Stage, utcnow
+from contract.settings import Settings
+from contract.state import Job
+from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer, running_redis
-from jobs.settings import Settings
 from tests.jobs.test_journal import submitted
 
 

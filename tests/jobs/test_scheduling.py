@@ -3,7 +3,8 @@ from __future__ import annotations
 import dataclasses
 from datetime import UTC, datetime
 
-from jobs.contract import LiveProgress, Priority, RunningJob, Stage, WorkerInfo
+from contract.job import Priority, Stage
+from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.scheduling import QueueSnapshot, WaitingJob, may_start, start_order
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

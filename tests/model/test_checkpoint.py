@@ -14,9 +14,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 
-from model.card import CheckpointCard
-from model.checkpoint import CheckpointError, load_model, load_pipeline
-from model.tiny import CARD, write_tiny_checkpoint
+from model.checkpoints.card_file import read_card
+from model.checkpoints.load import CheckpointError, load_model, load_pipeline
+from model.checkpoints.tiny import CARD, write_tiny_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -131,7 +131,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_the_card_survives_writing_and_reading(tmp_path):
     CARD.write(tmp_path)
-    assert CheckpointCard.read(tmp_path) == CARD
+    assert read_card(tmp_path) == CARD
     raw = json.loads((tmp_path / "cointeract.json").read_text())
     assert (raw["name"], raw["trained"], raw["sizes"][0]) == ("tiny-random", False, "112x192")
 
@@ -140,7 +140,7 @@ def test_the_card_survives_writing_and_reading(tmp_path):
 def test_a_broken_card_is_refused(tmp_path, text):
     (tmp_path / "cointeract.json").write_text(text)
     with pytest.raises(ValueError, match=r"cointeract\.json"):
-        CheckpointCard.read(tmp_path)
+        read_card(tmp_path)
 
 
 def test_a_tiny_checkpoint_is_complete_and_small(checkpoint):

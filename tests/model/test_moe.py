@@ -2,7 +2,7 @@
 
 import torch
 
-from model.moe import BASE, FACE, HAND, HumanAwareMoE, face_weight
+from model.network.moe import BASE, FACE, HAND, HumanAwareMoE, face_weight
 
 
 def make(dim: int = 16) -> HumanAwareMoE:

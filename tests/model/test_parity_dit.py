@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.official_names import is_hoi_name
+from model.checkpoints.official_names import is_hoi_name
 from model.parity.__main__ import main
 from model.parity.dit_cases import build_transformer, parse_case
 from tests.model.golden import TINY_DIT, official_dit_shapes, official_weights

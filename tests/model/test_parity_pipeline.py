@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import Wav2Vec2FeatureExtractor
 
-from model.audio_encoder import encode_audio
 from model.parity.__main__ import main
 from model.parity.pipeline_cases import build_audio_encoder, build_pipeline, request_of
 from model.parity.result import compare, compare_frames
+from model.speech_features import encode_audio
 from tests.model.official_parts import (
     audio_weights,
     pipeline_weights,

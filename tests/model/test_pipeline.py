@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from contract.video import CLIP_FRAMES, MOTION_FRAMES
+from model.checkpoints.tiny import tiny_pipeline
 from model.media.images import fit_person, place_product
-from model.pipeline import CLIP_FRAMES, MOTION_FRAMES, CoInteractPipeline, Progress
-from model.tiny import tiny_pipeline
+from model.pipeline import CoInteractPipeline, Progress
 
 SECOND = 16_000
 

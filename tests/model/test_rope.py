@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.rope import (
+from model.network.rope import (
     GridRope,
     Positions,
     apply_rotary,

@@ -11,9 +11,9 @@ from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from model.moe import HumanAwareMoE
-from model.official_components import rename
-from model.official_names import dit_config, dit_name, is_hoi_name
+from model.checkpoints.official_components import rename
+from model.checkpoints.official_names import dit_config, dit_name, is_hoi_name
+from model.network.moe import HumanAwareMoE
 from model.transformer import CoInteractTransformer3DModel
 from tests.model.golden import FULL_DIT, TINY_DIT, official_dit_shapes, official_weights
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from diffusers import ContextParallelConfig
 
-from model.official_names import dit_config
+from model.checkpoints.official_names import dit_config
 from model.transformer import CoInteractTransformer3DModel
 from tests.model.golden import TINY_DIT
 

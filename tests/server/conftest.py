@@ -16,11 +16,11 @@ from fastapi import FastAPI
 from redis import Redis
 from starlette.testclient import TestClient
 
+from contract.card import CheckpointCard, CheckpointDefaults
+from contract.settings import Settings
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
-from jobs.contract import CheckpointCard, CheckpointDefaults
 from jobs.redis_server import RedisServer
-from jobs.settings import Settings
 from server.app import create_app, uvicorn_config
 from server.services import Services
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 
-from jobs.contract import ClipFinished, Failed, Job, JobError, Stage, Started, StoredFile, Succeeded, utcnow
+from contract.entries import ClipFinished, Failed, Started, Succeeded
+from contract.job import JobError, Stage, StoredFile, utcnow
+from contract.state import Job
 from jobs.journal import job_prefix
 from tests.server.conftest import Api
 

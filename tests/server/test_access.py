@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from jobs.contract import Priority, Started, utcnow
+from contract.entries import Started
+from contract.job import Priority, utcnow
 from server.access import is_loopback, why_not_to_start
 from server.app import StartRefusedError, create_app
 from server.keys import KeyLimits, NewKey, Scope, authenticate, create_key, list_keys, revoke_key
@@ -129,7 +130,7 @@ def test_links_can_be_signed_and_expire(api: Api, monkeypatch: pytest.MonkeyPatc
     for forged in (other_file, longer, links["video"][:-1], links["video"] + "é", longer.split("&")[0]):
         assert api.client.get(forged).status_code in (401, 403), forged
     now = utcnow().timestamp()
-    monkeypatch.setattr("server.signing.time.time", lambda: now + 61)
+    monkeypatch.setattr("server.delivery.signing.time.time", lambda: now + 61)
     assert api.client.get(links["video"]).json()["code"] == "bad_signature"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.contract import JobState, utcnow
+from contract.job import JobState, utcnow
 from jobs.queue import JobQueue
 from server.idempotency import KEPT, Claim
 from server.keys import create_key

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from contract.job import Priority, Stage, utcnow
+from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.cards import publish_card
-from jobs.contract import LiveProgress, Priority, RunningJob, Stage, WorkerInfo, utcnow
 from jobs.journal import IllegalEntry
 from jobs.queue import JobQueue
 from tests.server.conftest import CARD, Api

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import Settings
-from server import seccomp
+from contract.settings import Settings
+from server.decoding import seccomp
+from server.decoding.formats import ACCEPTED, HEAD_BYTES, Kind, sniff
+from server.decoding.sandbox import DecodeTask, Sandbox
 from server.errors import ApiError
-from server.media_formats import ACCEPTED, HEAD_BYTES, Kind, sniff
-from server.sandbox import DecodeTask, Sandbox
 from tests.server.conftest import wait_for
 from tests.server.inputs import PERSON, SPEECH, audio_bytes, video_bytes
 
@@ -55,7 +55,7 @@ ATTEMPTS = {
 def test_confined_code_cannot(attempt: str) -> None:
     program = (
         "import ctypes, os, resource, signal, socket\n"
-        "from server import seccomp\n"
+        "from server.decoding import seccomp\n"
         "ctypes.CDLL(None)\n"
         "seccomp.confine()\n"
         f"try:\n    {ATTEMPTS[attempt]}\n"
@@ -71,7 +71,7 @@ def test_confined_code_cannot(attempt: str) -> None:
 @confined
 def test_confined_code_can_still_compute_and_use_open_files() -> None:
     program = (
-        "import os, sys, threading\nfrom server import seccomp\nseccomp.confine()\n"
+        "import os, sys, threading\nfrom server.decoding import seccomp\nseccomp.confine()\n"
         "done = []\nthread = threading.Thread(target=done.append, args=(1,))\nthread.start()\nthread.join()\n"
         "os.write(1, str(sum(range(1000)) * len(done)).encode())\nos._exit(0)\n"
     )
@@ -208,7 +208,8 @@ def test_many_requests_at_once_keep_their_files_apart(tmp_path: Path) -> None:
 
 def test_the_sandbox_ends_when_the_server_is_killed(tmp_path: Path) -> None:
     program = (
-        "import asyncio, sys, time\nfrom jobs.settings import Settings\nfrom server.sandbox import Sandbox\n"
+        "import asyncio, sys, time\nfrom contract.settings import Settings\n"
+        "from server.decoding.sandbox import Sandbox\n"
         "async def main():\n"
         "    sandbox = Sandbox(Settings())\n    await sandbox.start()\n"
         "    print(sandbox.plain.pid, flush=True)\n    await asyncio.sleep(60)\n"

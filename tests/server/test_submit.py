@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from jobs.contract import JobState
+from contract.job import JobState
 from tests.server.conftest import Api, ApiFactory
 from tests.server.inputs import PERSON, PRODUCT, SPEECH, audio_bytes, form, image_bytes, samples, video_bytes
 

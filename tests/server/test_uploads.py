@@ -206,7 +206,7 @@ def server_process(folder: Path, redis_url: str) -> Iterator[tuple[str, int]]:
         "COINTERACT_MIN_FREE_BYTES": "0",
         "COINTERACT_MAX_QUEUED_JOBS": "20",
     }
-    program = "from jobs.settings import Settings; from server.app import serve; serve(Settings())"
+    program = "from contract.settings import Settings; from server.app import serve; serve(Settings())"
     with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=ROOT) as process:
         try:
             wait_for(lambda: answers(port), 60)

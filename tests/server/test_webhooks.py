@@ -15,9 +15,9 @@ import pytest
 import trustme
 from standardwebhooks import Webhook
 
-from jobs.contract import utcnow
+from contract.job import utcnow
+from server.delivery.webhooks import GIVE_UP_AFTER, Cursor, WebhookSender, pause_after, webhook_secret
 from server.fetch import Fetcher
-from server.webhooks import GIVE_UP_AFTER, Cursor, WebhookSender, pause_after, webhook_secret
 from tests.server.conftest import Api
 from tests.server.inputs import form
 from tests.server.journals import fail, start, succeed

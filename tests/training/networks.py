@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from model.training.objective import Batch
 from model.transformer import CoInteractTransformer3DModel
+from training.objective import Batch
 
 H, W, FRAMES, TEXT, AUDIO, LAYERS = 8, 8, 5, 16, 8, 2
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.training.clips import CLIP_FRAMES, MOTION_FRAMES
-from model.training.dataset import CsvDataset, synthetic_clip, write_dataset
-from model.training.synthetic import SyntheticVideo, make_video
+from contract.video import CLIP_FRAMES, MOTION_FRAMES
+from training.dataset import CsvDataset, synthetic_clip, write_dataset
+from training.synthetic import SyntheticVideo, make_video
 
 WIDTH, HEIGHT = 64, 96
 

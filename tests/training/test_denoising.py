@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint import load_pipeline
+from model.checkpoints.load import load_pipeline
 from model.pipeline import CoInteractPipeline
-from model.training.denoising import denoising_scores
-from model.training.synthetic import SyntheticVideo, make_video
+from training.denoising import denoising_scores
+from training.synthetic import SyntheticVideo, make_video
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "checkpoint"
 

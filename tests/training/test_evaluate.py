@@ -5,18 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.training.drawing import Painter
-from model.training.evaluate import (
-    CLIP_FRAMES,
-    contact_sheet,
-    markdown_table,
-    measure,
-    mouth_agreement,
-    seen_action,
-    seen_mouth,
-)
-from model.training.synthetic import SyntheticVideo, make_video
-from model.training.world import make_cast
+from contract.video import CLIP_FRAMES
+from training.drawing import Painter
+from training.evaluate import contact_sheet, markdown_table, measure, mouth_agreement, seen_action, seen_mouth
+from training.synthetic import SyntheticVideo, make_video
+from training.world import make_cast
 
 WIDTH, HEIGHT = 80, 128
 

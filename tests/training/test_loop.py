@@ -10,14 +10,15 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
-from model.card import CARD_FILE, CheckpointCard
-from model.checkpoint import load_pipeline
-from model.tiny import AUDIO_DIM, TEXT_DIM, write_tiny_checkpoint
-from model.training.branches import is_expert, is_hoi, with_hoi_branch
-from model.training.cache import FIRST_SUFFIX, MOTION_SUFFIX, ClipCache
-from model.training.clips import EncodedClip
-from model.training.loop import Step, draw_batch, draw_levels, learning_rate, train
-from model.training.recipe import Dropouts, TrainRecipe
+from contract.card import CARD_FILE
+from model.checkpoints.card_file import read_card
+from model.checkpoints.load import load_pipeline
+from model.checkpoints.tiny import AUDIO_DIM, TEXT_DIM, write_tiny_checkpoint
+from training.branches import is_expert, is_hoi, with_hoi_branch
+from training.cache import FIRST_SUFFIX, MOTION_SUFFIX, ClipCache
+from training.clips import EncodedClip
+from training.loop import Step, draw_batch, draw_levels, learning_rate, train
+from training.recipe import Dropouts, TrainRecipe
 
 H, W = 8, 8
 
@@ -107,7 +108,7 @@ def test_the_checkpoint_is_rgb_only_trained_and_loads(base: Path, clips: Path, t
     assert not any(is_hoi(name) for name in pipeline.transformer.state_dict())
     before = load_pipeline(base).transformer.state_dict()
     assert not torch.equal(pipeline.transformer.state_dict()["proj_out.weight"], before["proj_out.weight"])
-    assert CheckpointCard.read(folder).trained
+    assert read_card(folder).trained
     curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in curve] == [0, 1]
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.moe import FACE, HAND
-from model.training.branches import is_hoi, without_hoi_branch
-from model.training.objective import CoGeneration, LossWeights, routing_loss, time_window, training_schedule
+from model.network.moe import FACE, HAND
+from model.training_schedule import training_schedule
 from tests.training.networks import noises, small_batch, small_transformer
+from training.branches import is_hoi, without_hoi_branch
+from training.objective import CoGeneration, LossWeights, routing_loss, time_window
 
 GOLDEN = Path(__file__).parents[1] / "data" / "scheduler_cases.safetensors"
 LEVELS = torch.tensor([400, 850])

@@ -3,8 +3,8 @@
 import torch
 
 from model.text_encoder import PROMPT_TOKENS
-from model.training.padded_prompts import pad_prompts, use_short_prompts
 from tests.training.networks import TEXT, small_batch, small_transformer
+from training.padded_prompts import pad_prompts, use_short_prompts
 
 
 def test_cut_prompts_give_what_512_rows_give() -> None:

@@ -7,17 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from model.card import CardDefaults, CheckpointCard
-from model.checkpoint import load_pipeline
-from model.tiny import tiny_pipeline
-from model.training.branches import with_hoi_branch
-from model.training.pictures import AVERAGED_WEIGHTS, SHOWN, co_generate, load_unpruned, main, router_picture
-from model.training.small import SmallRecipe, SmallTransformer, build_small
-from model.training.synthetic import SyntheticVideo, make_video
-from model.training.vae_training import VAERecipe
+from contract.card import CheckpointDefaults
+from model.checkpoints.card_file import read_card
+from model.checkpoints.load import load_pipeline
+from model.checkpoints.tiny import tiny_pipeline
+from training.branches import with_hoi_branch
+from training.pictures import AVERAGED_WEIGHTS, SHOWN, co_generate, load_unpruned, main, router_picture
+from training.small import SmallRecipe, SmallTransformer, build_small
+from training.synthetic import SyntheticVideo, make_video
+from training.vae_training import VAERecipe
 
 SIDE = 64
-DEFAULTS = CardDefaults(num_inference_steps=2, guidance_scale=2.0, flow_shift=5.0, negative_prompt="")
+DEFAULTS = CheckpointDefaults(num_inference_steps=2, guidance_scale=2.0, flow_shift=5.0, negative_prompt="")
 
 
 @pytest.fixture(scope="module")
@@ -91,4 +92,4 @@ def test_the_weights_before_pruning_are_found_in_the_state_of_a_training(tmp_pat
     torch.save({**average, "shadow_params": average["shadow_params"][:-1]}, state / AVERAGED_WEIGHTS)
     with pytest.raises(ValueError, match="does not hold all weights"):
         load_unpruned(folder, state)
-    assert CheckpointCard.read(folder).trained
+    assert read_card(folder).trained

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.training.prefetch import prefetched
+from training.prefetch import prefetched
 
 
 def reciprocal(number: int) -> float:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-import model.training
-from model.audio_encoder import encode_audio
-from model.training import vae_training
-from model.training.small import (
+import training
+from model.speech_features import encode_audio
+from tests.training.networks import small_batch
+from training import vae_training
+from training.small import (
     SmallRecipe,
     SmallTransformer,
     SyntheticClips,
@@ -20,19 +21,18 @@ from model.training.small import (
     build_small,
     make_transformer,
 )
-from model.training.small_encoders import (
+from training.small_encoders import (
     envelope_probe,
     make_feature_extractor,
     make_text_encoder,
     make_tokenizer,
     train_audio_encoder,
 )
-from model.training.speech import mouth_opening, speak
-from model.training.vae_training import SMALL_VAE, MatrixViews, VAERecipe, as_pixels, draw_crops, train_vae
-from model.training.world import ACTIONS, describe, make_cast
-from tests.training.networks import small_batch
+from training.speech import mouth_opening, speak
+from training.vae_training import SMALL_VAE, MatrixViews, VAERecipe, as_pixels, draw_crops, train_vae
+from training.world import ACTIONS, describe, make_cast
 
-RECIPE = Path(model.training.__file__).with_name("procedural-world.toml")
+RECIPE = Path(training.__file__).with_name("procedural-world.toml")
 
 
 def test_the_shipped_recipe_makes_a_checkpoint_of_at_most_25_megabytes() -> None:

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from contract.video import CLIP_FRAMES, SAMPLE_RATE
 from model.media.images import place_product
-from model.training.drawing import MESH_PRODUCT, Painter
-from model.training.speech import SAMPLE_RATE, mouth_opening, speak
-from model.training.synthetic import make_video
-from model.training.world import ACTIONS, CLIP_FRAMES, make_cast, pose_at, rest_pose
+from training.drawing import MESH_PRODUCT, Painter
+from training.speech import mouth_opening, speak
+from training.synthetic import make_video
+from training.world import ACTIONS, make_cast, pose_at, rest_pose
 
 SIZE = (80, 128)
 

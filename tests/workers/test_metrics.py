@@ -8,7 +8,7 @@ import pytest
 
 from deploy.stack import free_port
 from tests.faults.stack import Stack, eventually
-from workers.fake_engine import FakeSettings
+from workers.engines.fake import FakeSettings
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import av
 import pytest
 
-from model.tiny import write_tiny_checkpoint
+from model.checkpoints.tiny import write_tiny_checkpoint
 from tests.faults.stack import Stack
-from workers.fake_engine import FakeSettings
+from workers.engines.fake import FakeSettings
 
 
 @pytest.fixture

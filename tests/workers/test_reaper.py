@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from redis.exceptions import RedisError
 
-from jobs.contract import Canceled, Interrupted, JobState, Started, WorkerInfo, utcnow
+from contract.entries import Canceled, Interrupted, Started
+from contract.job import JobState, utcnow
+from contract.worker import WorkerInfo
 from tests.faults.stack import Stack, eventually
-from workers.fake_engine import FakeSettings
+from workers.engines.fake import FakeSettings
 from workers.identity import worker_name
 from workers.reaper import Reaper
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.contract import JobState, Stage
+from contract.job import JobState, Stage
 from tests.faults.stack import Stack
-from workers.engine import Engine, FinishedVideo, OnProgress, OutOfMemory, RenderRequest
-from workers.fake_engine import FakeClip, FakeEngine, FakeSettings
+from workers.attempt import Runner
+from workers.engines.engine import Engine, FinishedVideo, OnProgress, OutOfMemory, RenderRequest
+from workers.engines.fake import FakeClip, FakeEngine, FakeSettings
 from workers.messages import Ended, Message, Progressed, Working
-from workers.runner import Runner
 
 
 @pytest.fixture

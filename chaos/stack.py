@@ -1,0 +1,231 @@
+"""The live stack that `cointeract chaos` attacks: the real parts under the real supervisor, with a fake
+model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from redis.exceptions import RedisError
+
+from contract.settings import Settings
+from deploy.stack import Part, Supervisor, free_port
+from jobs.artifacts import FolderStore
+from jobs.cards import publish_card
+from jobs.journal import Journal
+from jobs.queue import JobQueue
+from jobs.redis_server import RedisServer
+from workers.engines.fake import FakeSettings, write_fake_checkpoint
+from workers.identity import pid_of
+
+CHECKPOINT = "chaos"
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that was done to the stack, and when."""
+
+    kind: str
+    at: float
+    """Unix time, like the journal's."""
+    worker_pid: int | None = None
+    """Supervisor of the worker that was hit."""
+    job_id: str | None = None
+    """What it was rendering then."""
+
+
+@dataclass
+class LiveStack:
+    """A running stack and the ways to hurt it. One thread only (see `deploy.stack.Supervisor`)."""
+
+    settings: Settings
+    url: str
+    supervisor: Supervisor
+    store: FolderStore
+    queue: JobQueue
+    workers: int
+    frozen: dict[int, float] = field(default_factory=dict)
+    """Processes that are stopped, and when they go on."""
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.store)
+
+    def poll(self) -> None:
+        """Restart what died, wake what slept long enough."""
+        self.supervisor.poll()
+        for pid, wake_at in list(self.frozen.items()):
+            if time.monotonic() > wake_at:
+                del self.frozen[pid]
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def worker_pids(self) -> list[int]:
+        """Supervisors of running workers."""
+        pids = [self.supervisor.pid(f"worker-{number}") for number in range(self.workers)]
+        return [pid for pid in pids if pid is not None and pid not in self.frozen]
+
+    def kill(self, part: str) -> Fault | None:
+        """SIGKILL to "api", "reaper" or "redis"; None if it is not running."""
+        pid = self.supervisor.pid(part)
+        if pid is None:
+            return None
+        os.kill(pid, signal.SIGKILL)
+        return Fault(f"kill {part}", time.time())
+
+    def kill_worker(self, pid: int) -> Fault:
+        fault = Fault("kill worker", time.time(), pid, self._job_of(pid))
+        os.kill(pid, signal.SIGKILL)
+        return fault
+
+    def kill_child(self, pid: int) -> Fault | None:
+        """SIGKILL to the process that renders for the supervisor `pid`."""
+        children = child_pids(pid)
+        if not children:
+            return None
+        fault = Fault("kill child", time.time(), pid, self._job_of(pid))
+        os.kill(children[0], signal.SIGKILL)
+        return fault
+
+    def freeze_worker(self, pid: int) -> Fault:
+        """SIGSTOP to supervisor and child until well past their lease."""
+        wake_at = time.monotonic() + 2 * self.settings.lease_ttl_s
+        fault = Fault("freeze worker", time.time(), pid, self._job_of(pid))
+        for victim in (pid, *child_pids(pid)):
+            os.kill(victim, signal.SIGSTOP)
+            self.frozen[victim] = wake_at
+        return fault
+
+    def freeze_redis(self, seconds: float) -> Fault | None:
+        """SIGSTOP to Redis: it answers nobody, which is worse for its clients than being gone."""
+        pid = self.supervisor.pid("redis")
+        if pid is None:
+            return None
+        os.kill(pid, signal.SIGSTOP)
+        self.frozen[pid] = time.monotonic() + seconds
+        return Fault("Redis outage", time.time())
+
+    def flush_redis(self) -> Fault | None:
+        try:
+            self.queue.redis.flushall()
+        except RedisError:
+            return None
+        return Fault("FLUSHALL", time.time())
+
+    def running_jobs(self) -> set[str]:
+        """Jobs that live workers name. Raises RedisError."""
+        return {worker.running.job_id for worker in self.queue.workers() if worker.running is not None}
+
+    def is_rendering(self, job_id: str) -> bool:
+        """Whether a worker may hold the job: it has a folder for its attempt, which it removes after freeing
+        the device, and, as a killed one leaves that behind, is known to live. Raises RedisError.
+        """
+        folders = self.store.list_folders("scratch")
+        return (
+            any(name.startswith(f"attempt-{job_id}-") for name in folders) and job_id in self.running_jobs()
+        )
+
+    def _job_of(self, pid: int) -> str | None:
+        with suppress(RedisError):
+            for worker in self.queue.workers():
+                if pid_of(worker.name) == pid and worker.running is not None:
+                    return worker.running.job_id
+        return None
+
+
+def child_pids(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of one process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"process {pid} has no memory")
+
+
+@contextmanager
+def live_stack(folder: Path, workers: int, fake: FakeSettings, settings: Settings) -> Iterator[LiveStack]:
+    """Start everything in `folder`, wait until it is ready, and take it down."""
+    data = folder / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    port = free_port("127.0.0.1")
+    redis = RedisServer(data / "redis")
+    stack_settings = settings.model_copy(
+        update={"data_dir": data, "redis_url": redis.url, "host": "127.0.0.1", "port": port}
+    )
+    environment = dict(os.environ)
+    for name, value in stack_settings.model_dump(exclude_none=True).items():
+        environment[f"COINTERACT_{name.upper()}"] = str(value)
+    environment["OMP_NUM_THREADS"] = "1"
+    supervisor = Supervisor(folder / "logs", environment)
+    store = FolderStore(stack_settings.storage_dir)
+    publish_card(store, write_fake_checkpoint(folder / "checkpoint", CHECKPOINT, fake))
+    queue = JobQueue(stack_settings, redis.url)
+    stack = LiveStack(stack_settings, f"http://127.0.0.1:{port}", supervisor, store, queue, workers)
+    try:
+        for part in _parts(stack, redis, folder / "checkpoint"):
+            supervisor.start(part)
+            _wait_until_ready(supervisor)
+        yield stack
+    finally:
+        for pid in stack.frozen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        supervisor.stop()
+
+
+def _parts(stack: LiveStack, redis: RedisServer, checkpoint: Path) -> list[Part]:
+    def redis_waits_for() -> str | None:
+        try:
+            stack.queue.ping()
+        except RedisError:
+            return "Redis"
+        return None
+
+    def api_waits_for() -> str | None:
+        try:
+            return None if httpx.get(f"{stack.url}/healthz", timeout=1).is_success else "an answer"
+        except httpx.HTTPError:
+            return "the API"
+
+    def workers_wait_for() -> str | None:
+        started = sum(name.startswith("worker") for name in stack.supervisor.names())
+        try:
+            ready = sum(worker.ready for worker in stack.queue.workers())
+        except RedisError:
+            return "Redis"
+        return None if ready >= started else "a worker"
+
+    command = (sys.executable, "-m", "cli.app")
+    worker = (*command, "worker", "--checkpoint", str(checkpoint), "--device", "cpu")
+    return [
+        Part("redis", tuple(redis.command), redis_waits_for, stop_phase=2),
+        Part("api", (*command, "serve"), api_waits_for, stop_phase=1),
+        Part("reaper", (*command, "reaper"), lambda: None, stop_phase=1),
+        *(Part(f"worker-{n}", worker, workers_wait_for, stop_phase=0) for n in range(stack.workers)),
+    ]
+
+
+def _wait_until_ready(supervisor: Supervisor) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while waiting := supervisor.waiting():
+        supervisor.poll()
+        if time.monotonic() > deadline:
+            part = next(iter(waiting))
+            raise TimeoutError(f"{part} waits for {waiting[part]}:\n{supervisor.log_tail(part)}")
+        time.sleep(0.1)

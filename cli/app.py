@@ -1,0 +1,129 @@
+"""The `cointeract` command, and the commands that run the service. Each is a thin layer over a module.
+
+Imports inside the commands are on purpose, in the `cli` modules and nowhere else: `cointeract --help` answers
+in a fraction of a second, and only commands that compute load torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from cli.checkpoints import checkpoints
+from cli.checks import checks
+from cli.common import DataOption, connected, console, explained_errors, settings_with
+from cli.keys import keys
+from cli.videos import videos
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="CoInteract: a person photo, a product photo, prompts and speech become a video.",
+)
+
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="Address the API binds to. Default: 127.0.0.1")
+]
+PortOption = Annotated[int | None, typer.Option("--port", "-p", help="Port the API binds to. Default: 8000")]
+
+
+@app.command(rich_help_panel="Run the service")
+def up(
+    port: PortOption = None,
+    host: HostOption = None,
+    data: DataOption = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            metavar="[NAME=]DIR",
+            help="Checkpoint folder to serve; repeat it to serve several. Default: the bundled small one.",
+        ),
+    ] = None,
+) -> None:
+    """Run everything on this machine: Redis, API, reaper, and a worker per GPU (or one on the CPU).
+
+    Whatever dies is restarted. Ctrl-C stops everything; jobs and results stay in the data folder.
+    """
+    from deploy.up import run_up
+
+    with explained_errors():
+        run_up(settings_with(data_dir=data, host=host, port=port), checkpoint or [], console)
+
+
+@app.command(rich_help_panel="Run the service")
+def serve(port: PortOption = None, host: HostOption = None, data: DataOption = None) -> None:
+    """Run the HTTP API alone. It needs Redis (COINTERACT_REDIS_URL) and the data folder of the workers."""
+    from deploy.stack import StackError
+    from jobs.logs import configure_logging
+    from server.app import StartRefusedError
+    from server.app import serve as serve_api
+
+    with explained_errors():
+        settings, _ = connected(settings_with(data_dir=data, host=host, port=port))
+        configure_logging(settings)
+        try:
+            serve_api(settings)
+        except StartRefusedError as error:
+            raise StackError(str(error)) from error
+
+
+@app.command(rich_help_panel="Run the service")
+def worker(
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            metavar="[NAME=]DIR",
+            help="Checkpoint folder to render with. Default: the bundled small one.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+    ] = "auto",
+    data: DataOption = None,
+) -> None:
+    """Run one worker alone: a supervisor and the child process that holds the model."""
+    from deploy.stack import devices
+    from deploy.up import BUNDLED_CHECKPOINT, named_checkpoints
+    from jobs.logs import configure_logging
+    from workers.supervisor import run
+
+    with explained_errors():
+        ((name, folder),) = named_checkpoints([checkpoint or str(BUNDLED_CHECKPOINT)]).items()
+        settings, redis_url = connected(settings_with(data_dir=data))
+        configure_logging(settings)
+        run(settings, redis_url, folder, devices()[0] if device == "auto" else device, checkpoint=name)
+
+
+@app.command(rich_help_panel="Run the service")
+def reaper(data: DataOption = None) -> None:
+    """Run the reaper alone: it puts back jobs of dead workers and repairs whatever Redis forgot."""
+    from jobs.logs import configure_logging
+    from workers.reaper import run
+
+    with explained_errors():
+        settings, redis_url = connected(settings_with(data_dir=data))
+        configure_logging(settings)
+        stopping = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopping.set())
+        run(settings, redis_url, stopping)
+
+
+app.add_typer(keys, name="keys", rich_help_panel="Run the service")
+for commands in (videos, checkpoints, checks):
+    app.add_typer(commands)
+
+
+if __name__ == "__main__":
+    app(prog_name=os.environ.get("COINTERACT_PROGRAM", "cointeract"))

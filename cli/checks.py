@@ -1,0 +1,110 @@
+"""The commands that examine: healthy, doctor, chaos.
+
+Imports inside the commands: see `cli.app`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cli.common import (
+    FAILED,
+    DataOption,
+    complaints,
+    connected,
+    console,
+    explained_errors,
+    settings_with,
+)
+
+checks = typer.Typer()
+
+
+class HealthCheck(StrEnum):
+    API = "api"
+    WORKER = "worker"
+
+
+@checks.command(rich_help_panel="Check the service")
+def healthy(
+    part: Annotated[HealthCheck, typer.Argument(help="The part that should run on this host.")],
+) -> None:
+    """Exit with status 0 if this host's API or worker is alive: what a container's health check asks."""
+    from cli.health import why_api_is_unhealthy, why_worker_is_unhealthy
+
+    with explained_errors():
+        settings = settings_with()
+        if part is HealthCheck.API:
+            reason = why_api_is_unhealthy(settings)
+        else:
+            reason = why_worker_is_unhealthy(*connected(settings))
+    if reason is not None:
+        complaints.print(reason, style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED)
+
+
+@checks.command(rich_help_panel="Check the service")
+def doctor(
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option("--checkpoint", "-c", metavar="[NAME=]DIR", help="Checkpoint folder; repeatable."),
+    ] = None,
+    data: DataOption = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare every file with its checksum: reads all of it."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what fits on this machine, what is wrong and what to do.
+
+    Exit status 1 if something must be fixed.
+    """
+    from deploy.up import named_checkpoints
+
+    with explained_errors():
+        folders = named_checkpoints(checkpoint or [])
+        settings = settings_with(data_dir=data)
+        with complaints.status("Examining this machine …"):
+            from cli.doctor import as_json as to_json
+            from cli.doctor import diagnose, show
+
+            diagnosis = diagnose(settings, folders, verify)
+    if as_json:
+        typer.echo(to_json(diagnosis))
+    else:
+        show(diagnosis, console)
+    if diagnosis.has_problems:
+        raise typer.Exit(FAILED)
+
+
+@checks.command(rich_help_panel="Check the service")
+def chaos(
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs to submit.")] = 1000,
+    kills: Annotated[int, typer.Option(min=0, help="Processes to kill: API, workers, reaper, Redis.")] = 100,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the part with faults.")] = 300,
+    workers: Annotated[int, typer.Option(min=1, help="Workers to run.")] = 3,
+    outage: Annotated[float, typer.Option(min=0, help="Seconds without Redis in the middle of it.")] = 0,
+    overload: Annotated[float, typer.Option(min=0, help="Seconds of flooding the API afterwards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of faults.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Kill parts of a stack of its own while jobs run, and count what was lost. A fast engine stands in.
+
+    Exit status 1 if any promise of docs/reliability.md was broken.
+    """
+    from chaos.report import as_json as to_json
+    from chaos.report import show
+    from chaos.run import Options, run_chaos
+
+    with explained_errors():
+        report = run_chaos(Options(jobs, kills, seconds, workers, outage, overload, seed))
+    if as_json:
+        typer.echo(to_json(report))
+    else:
+        show(report, console)
+    if not report.ok():
+        raise typer.Exit(FAILED)

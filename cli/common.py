@@ -1,0 +1,88 @@
+"""What the modules of the command line share: how errors are told, settings, and options.
+
+Imports inside the commands: see `cli.app`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from contract.settings import Settings
+
+console = Console()
+complaints = Console(stderr=True)
+
+FAILED = 1
+INTERRUPTED = 130
+
+MODEL_PACKAGES = {"torch", "diffusers", "transformers", "huggingface_hub", "safetensors", "accelerate"}
+"""Installed on hosts that render; the API alone does without."""
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", help="Folder for jobs, results and the embedded Redis. Default: ./data"
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", envvar="COINTERACT_URL", help="Server to use, such as http://127.0.0.1:8000"),
+]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="COINTERACT_API_KEY", help="API key, if the server asks for one."),
+]
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Errors we foresee become a red sentence and exit status 1; everything else keeps its traceback."""
+    from pydantic import ValidationError
+
+    from cli.client import ServiceError
+    from cli.generate import GenerationFailed
+    from cli.weights import WeightsError
+    from deploy.stack import StackError
+
+    try:
+        yield
+    except (ServiceError, GenerationFailed, StackError, WeightsError) as error:
+        complaints.print(str(error), style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED) from error
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            complaints.print(f"Setting {name}: {problem['msg']}", style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED) from error
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in MODEL_PACKAGES:
+            raise
+        advice = "Run this where a worker runs, or install the project with its extra: pip install '.[model]'"
+        complaints.print(f"{error.name} is not installed here. {advice}", style="red", markup=False)
+        raise typer.Exit(FAILED) from error
+    except KeyboardInterrupt:
+        complaints.print("Interrupted.", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def settings_with(**given: Any) -> Settings:
+    """Settings from the environment, with what the command line gives on top."""
+    from contract.settings import Settings
+
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def connected(settings: Settings) -> tuple[Settings, str]:
+    """The settings and the Redis that a part of the service needs. Raises StackError if none is set."""
+    from deploy.stack import StackError
+
+    if settings.redis_url is None:
+        raise StackError("Set COINTERACT_REDIS_URL. (`cointeract up` brings a Redis of its own.)")
+    return settings, settings.redis_url

@@ -1,0 +1,90 @@
+"""`cointeract demo`: from nothing to a named MP4, through the same door as any client."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.panel import Panel
+
+from cli.client import ServiceClient
+from cli.generate import GenerateOptions, generate_over_http
+from deploy.samples import write_samples
+from deploy.stack import StackError, free_port
+from deploy.up import own_command
+
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+SEED = 2604
+
+
+def run_demo(output: Path, url: str | None, api_key: str | None, console: Console) -> None:
+    """Write the samples, post them, save OUTPUT/presenter.mp4. Without `url`, on a stack of our own."""
+    began = time.monotonic()
+    samples = write_samples(output / "inputs")
+    console.print(f"Sample inputs: {output / 'inputs'}", highlight=False)
+    options = GenerateOptions(
+        person=samples.person,
+        product=samples.product,
+        audio=samples.audio,
+        prompts=samples.sentences(),
+        seed=SEED,
+    )
+    video = output / "presenter.mp4"
+    if url is not None:
+        with ServiceClient(url, api_key) as client:
+            made = generate_over_http(options, video, client, console)
+    else:
+        with running_stack(output / "data") as own_url, ServiceClient(own_url) as client:
+            made = generate_over_http(options, video, client, console)
+    took = f"{video.stat().st_size / 1e6:.1f} MB, after {time.monotonic() - began:.0f} s."
+    advice = f"\n{made.caveat}\nThe real model: README.md, “Real weights”." if made.caveat else ""
+    console.print(
+        Panel(
+            f"[bold]{video.resolve()}[/]\n{took}{advice}",
+            title="The video is ready",
+            border_style="green",
+            expand=False,
+        ),
+        highlight=False,
+    )
+
+
+@contextmanager
+def running_stack(data_dir: Path) -> Iterator[str]:
+    """A `cointeract up` of our own, in a child process; yields its URL once it takes jobs."""
+    port = free_port("127.0.0.1")
+    url = f"http://127.0.0.1:{port}"
+    stack = subprocess.Popen(own_command("up", "--port", str(port), "--data", str(data_dir)))
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _answers(f"{url}/readyz"):
+            if stack.poll() is not None:
+                raise StackError("The stack did not start; its reason is above.")
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"The stack was not ready within {START_TIMEOUT_S:.0f} s; see {data_dir}/logs."
+                )
+            time.sleep(0.2)
+        yield url
+    finally:
+        if stack.poll() is None:
+            stack.send_signal(signal.SIGTERM)
+            try:
+                stack.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                stack.kill()
+                stack.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2.0).is_success
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,165 @@
+"""`cointeract generate`: one video, through a server or in this process, with the same progress display."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from cli.client import JobStatus, ServiceClient
+from contract.job import JobState, utcnow
+
+
+class GenerationFailed(Exception):
+    """The job ended without a video. The message says why."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A saved video."""
+
+    seed: int | None
+    caveat: str
+    """What its viewers should know of the checkpoint; may be empty."""
+
+
+def caveat(trained: bool, note: str) -> str:
+    """The card's note, and that the checkpoint is untrained if it is."""
+    return note if trained else f"The checkpoint is untrained: the picture is noise. {note}".strip()
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What the command line asks for; None leaves a choice to the checkpoint."""
+
+    person: Path
+    audio: Path
+    prompts: tuple[str, ...]
+    product: Path | None = None
+    pose: Path | None = None
+    negative_prompt: str | None = None
+    size: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    flow_shift: float | None = None
+    product_scale: float = 1.0
+    seed: int | None = None
+    clips: int | None = None
+    fit: str = "cover"
+    preset: Literal["exact", "parity"] = "exact"
+    audio_face_mask: bool = False
+    model: str | None = None
+
+    def form_fields(self) -> dict[str, str | list[str]]:
+        """The fields of `POST /v1/generate`, without those that are left to the server."""
+        optional = {
+            "negative_prompt": self.negative_prompt,
+            "size": self.size,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "flow_shift": self.flow_shift,
+            "seed": self.seed,
+            "num_clips": self.clips,
+            "model": self.model,
+        }
+        fields: dict[str, str | list[str]] = {
+            "prompt": list(self.prompts),
+            "product_scale": str(self.product_scale),
+            "fit": self.fit,
+            "preset": self.preset,
+            "audio_face_mask": "true" if self.audio_face_mask else "false",
+        }
+        return fields | {name: str(value) for name, value in optional.items() if value is not None}
+
+    def files(self) -> dict[str, Path]:
+        named = {
+            "person_image": self.person,
+            "audio": self.audio,
+            "product_image": self.product,
+            "pose_video": self.pose,
+        }
+        return {name: path for name, path in named.items() if path is not None}
+
+
+class ProgressDisplay:
+    """A bar with stage, clip, step and the time left; on a pipe, a line whenever stage or clip changes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last_line = ""
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[stage]:<10}"),
+            BarColumn(bar_width=32),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=100.0, stage="submitting", detail="", left="")
+
+    @contextmanager
+    def shown(self) -> Iterator[ProgressDisplay]:
+        with self._progress:
+            yield self
+
+    def show(self, percent: float, stage: str, detail: str = "", left_s: float | None = None) -> None:
+        left = "" if left_s is None else f"{_duration(left_s)} left"
+        self._progress.update(self._task, completed=percent, stage=stage, detail=detail, left=left)
+        line = " ".join(word for word in (stage, detail.partition(" · ")[0]) if word)
+        if not self._console.is_terminal and line != self._last_line:
+            self._console.print(f"{percent:3.0f} % {line}", highlight=False)
+        self._last_line = line
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def generate_over_http(
+    options: GenerateOptions, output: Path, client: ServiceClient, console: Console
+) -> Made:
+    """Submit, follow, download. Ctrl-C cancels. Raises ServiceError or GenerationFailed."""
+    job = client.submit(options.files(), options.form_fields())
+    console.print(f"Job [bold]{job.id}[/] submitted to {client.url}", highlight=False)
+    try:
+        with ProgressDisplay(console).shown() as display:
+            for now in client.follow(job.id):
+                left = None
+                if now.estimated_finish_at is not None:
+                    left = (now.estimated_finish_at - utcnow()).total_seconds()
+                display.show(now.progress, now.stage or now.status, _detail(now), left)
+                job = now
+    except KeyboardInterrupt:
+        client.cancel(job.id)
+        raise
+    if job.status is not JobState.SUCCEEDED:
+        reason = job.error.message if job.error else "no reason was given"
+        raise GenerationFailed(f"Job {job.id} {job.status}: {reason}")
+    client.download(job.id, output)
+    return Made(job.seed, caveat(job.checkpoint.trained, client.note(job.checkpoint.name)))
+
+
+def _detail(job: JobStatus) -> str:
+    if job.status is JobState.QUEUED and job.queue_position is not None:
+        return f"place {job.queue_position} in the queue"
+    if job.status is not JobState.PROCESSING or not job.num_clips or job.clip is None:
+        return ""
+    clip = f"clip {min(job.clip + 1, job.num_clips)}/{job.num_clips}"
+    return f"{clip} · step {job.step or 0}/{job.num_steps}" if job.num_steps else clip

@@ -1,0 +1,36 @@
+"""`cointeract healthy`: the question a container's health check asks, answered from inside the container."""
+
+from __future__ import annotations
+
+import httpx
+from redis.exceptions import RedisError
+
+from contract.settings import Settings
+from deploy.up import base_url
+from jobs.queue import JobQueue
+from workers.identity import lives_here
+
+
+def why_api_is_unhealthy(settings: Settings) -> str | None:
+    """None if the API on this host answers."""
+    url = f"{base_url(settings)}/healthz"
+    try:
+        response = httpx.get(url, timeout=3.0)
+    except httpx.HTTPError as error:
+        return f"{url}: {error or type(error).__name__}"
+    return None if response.is_success else f"{url}: HTTP {response.status_code}"
+
+
+def why_worker_is_unhealthy(settings: Settings, redis_url: str) -> str | None:
+    """None if a worker of this host has its model loaded and a live lease."""
+    try:
+        workers = JobQueue(settings, redis_url).workers()
+    except RedisError as error:
+        return f"Redis: {error}"
+    here = [worker for worker in workers if lives_here(worker.name)]
+    if any(worker.ready for worker in here):
+        return None
+    for worker in here:
+        if worker.problem is not None:
+            return f"The worker cannot load its model: {worker.problem}"
+    return "The worker is loading its model." if here else "No worker of this host is alive."

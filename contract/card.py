@@ -1,0 +1,44 @@
+"""The card of a checkpoint: what everybody must know about a model without loading it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contract.frozen import Frozen
+from contract.video import CLIP_FRAMES, FPS
+
+CARD_FILE: Final = "cointeract.json"
+"""Name of the card inside a checkpoint folder."""
+
+
+class CheckpointDefaults(Frozen):
+    """Sampling settings that a request leaves open."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    flow_shift: float
+    negative_prompt: str
+
+
+class CheckpointCard(BaseModel):
+    """`cointeract.json` in a checkpoint folder: what the server must know of a model without loading it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    trained: bool
+    sizes: tuple[str, ...]
+    """Recommended "WIDTHxHEIGHT", multiples of 16; the first is the default."""
+    min_side: int
+    max_pixels: int
+    frames_per_clip: int = CLIP_FRAMES
+    fps: int = FPS
+    defaults: CheckpointDefaults
+    pose: bool = True
+    license: str = ""
+    sources: dict[str, str] = Field(default_factory=dict)
+    """What it was made from."""
+    note: str = ""
+    """What whoever sees its videos should know: shown beside them."""

@@ -1,0 +1,99 @@
+"""The entries of a job's journal. `jobs.journal` folds them into a `Job`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from contract.frozen import Frozen
+from contract.job import InputFiles, JobError, Priority, StoredFile
+from contract.params import GenerationParams
+
+
+class Entry(Frozen):
+    """One numbered line of a job's journal."""
+
+    at: datetime
+
+
+class Submitted(Entry):
+    type: Literal["submitted"] = "submitted"
+    owner: str
+    """Id of the API key that submitted the job; "local" when the server runs without keys."""
+    checkpoint: str
+    trained: bool
+    params: GenerationParams
+    inputs: InputFiles
+    priority: Priority = Priority.NORMAL
+    metadata: dict[str, str] = Field(default_factory=dict)
+    webhook_url: str | None = None
+    retention_s: int
+    """Seconds after the terminal entry until the job and its files are removed."""
+    cost: float
+    """Estimated work in clip·step·megapixels; only ratios between jobs matter (fair share and estimates)."""
+    idempotency_claim: str | None = None
+    """The claim in storage that leads repetitions of the submit to this job."""
+    max_running: int | None = None
+    """Jobs the owner may have running at once; the job waits while that many run. None: no limit."""
+
+
+class Started(Entry):
+    type: Literal["started"] = "started"
+    attempt: int
+    worker: str
+
+
+class ClipFinished(Entry):
+    """A finished clip: a later attempt continues behind it instead of rendering it again."""
+
+    type: Literal["clip_finished"] = "clip_finished"
+    attempt: int
+    clip: int
+    video: StoredFile
+    motion: StoredFile
+    gpu_seconds: float
+
+
+InterruptReason = Literal["shutdown", "worker_lost", "child_died", "out_of_memory", "error", "stalled"]
+
+
+class Interrupted(Entry):
+    """An attempt ended without a verdict on the job, which is queued again."""
+
+    type: Literal["interrupted"] = "interrupted"
+    attempt: int
+    reason: InterruptReason
+    burns_attempt: bool
+    """A graceful stop burns no attempt; anything that could be the job's own fault does."""
+    message: str = ""
+
+
+class Succeeded(Entry):
+    type: Literal["succeeded"] = "succeeded"
+    attempt: int
+    video: StoredFile
+    poster: StoredFile | None = None
+    duration_s: float
+    gpu_seconds: float
+
+
+class Failed(Entry):
+    type: Literal["failed"] = "failed"
+    attempt: int
+    error: JobError
+
+
+class Canceled(Entry):
+    type: Literal["canceled"] = "canceled"
+    by: str
+
+
+JournalEntry = Annotated[
+    Submitted | Started | ClipFinished | Interrupted | Succeeded | Failed | Canceled,
+    Field(discriminator="type"),
+]
+
+
+JOURNAL_ENTRY: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)

@@ -1,0 +1,35 @@
+"""The state of a job: what its journal says up to one entry."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from contract.entries import ClipFinished, Submitted
+from contract.frozen import Frozen
+from contract.job import JobError, JobState, StoredFile
+
+
+class Job(Frozen):
+    """The state of a job: the fold of its journal up to and including entry `sequence`."""
+
+    id: str
+    sequence: int
+    """Number of the newest entry read."""
+    submitted: Submitted
+    state: JobState
+    attempt: int = 0
+    """Number of the newest attempt; it is also the fencing token, because only one attempt can append entry n
+    + 1.
+    """
+    burned_attempts: int = 0
+    worker: str | None = None
+    started_at: datetime | None = None
+    """Start of the first attempt."""
+    attempt_started_at: datetime | None = None
+    completed_at: datetime | None = None
+    clips: tuple[ClipFinished, ...] = ()
+    video: StoredFile | None = None
+    poster: StoredFile | None = None
+    duration_s: float | None = None
+    error: JobError | None = None
+    gpu_seconds: float = 0.0

@@ -1,0 +1,209 @@
+"""How much memory a checkpoint needs on a GPU and beside it: what `doctor` tells and the worker chooses by.
+
+The numbers per token and per pixel are counted, not guessed: benchmarks/activation_memory.py runs the real
+networks at
+full size on tensors without data. docs/weights.md derives the rest. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from contract.memory import MemoryMode
+from contract.video import CLIP_LATENT_FRAMES
+
+LOADED_BYTES = 2
+"""Bytes of a weight on the GPU: bf16. Weights stored in 8 bits stay so."""
+
+HIDDEN_STATES_PER_TOKEN = 18.6
+"""Peak of one forward, with the conditioning of both prompts kept and with pose: bf16 vectors of the
+transformer's width per token.
+"""
+
+DECODE_BYTES_PER_PIXEL = 10_700
+ENCODE_BYTES_PER_PIXEL = 7_900
+"""Peak of the VAE in bf16, per pixel of a frame; its causal cache makes it independent of the number of
+frames.
+"""
+
+CACHED_BYTES = 4_500
+"""Keys and values of both prompts and of the speech, per layer and unit of width."""
+
+TEXT_ENCODER_WORK_BYTES = 600_000_000
+CONTEXT_BYTES = 1_200_000_000
+"""CUDA context, cuBLAS and cuDNN workspaces."""
+
+GAPS = 1.06
+"""What the allocator loses between blocks, as a factor on everything allocated."""
+
+HOST_BYTES = 4_000_000_000
+"""A worker's own memory outside weights: libraries, frames, audio, encoder."""
+
+MOTION_FRAMES_OF_TOKENS = 1.5
+"""Motion tokens in units of one frame's: newest frame 1, the two before 1/4, the sixteen before 4/16."""
+
+
+@dataclass(frozen=True)
+class CheckpointSize:
+    """Bytes that a checkpoint's parts take once loaded."""
+
+    transformer: int
+    transformer_block: int
+    """Of the largest single block."""
+    transformer_rest: int
+    """Outside the blocks: always on the GPU."""
+    text_encoder: int
+    vae: int
+    audio_encoder: int
+    width: int
+    layers: int
+    ffn_weights: int
+    """Feed-forward weights of all blocks, in numbers: what 8-bit storage applies to."""
+    fp8: bool
+
+    @property
+    def total(self) -> int:
+        return self.transformer + self.text_encoder + self.vae + self.audio_encoder
+
+
+OFFICIAL_SIZE = CheckpointSize(
+    transformer=34_061_606_818,
+    transformer_block=1_054_195_718,
+    transformer_rest=704_110_258,
+    text_encoder=11_361_820_672,
+    vae=253_785_062,
+    audio_encoder=630_875_392,
+    width=5120,
+    layers=40,
+    ffn_weights=40 * 2 * 5120 * 13824,
+    fp8=False,
+)
+"""The official weights, converted; a test derives it from the official layouts."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Peak memory of rendering one size in one mode."""
+
+    gpu: int
+    host: int
+    """Main memory: what is offloaded lies there."""
+
+
+def tokens(width: int, height: int) -> int:
+    """Tokens of a clip after the first, with product: target, person, product, motion."""
+    frame = (width // 16) * (height // 16)
+    return int((CLIP_LATENT_FRAMES + 1 + 1 + MOTION_FRAMES_OF_TOKENS) * frame)
+
+
+def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int) -> Need:
+    """Peak memory of rendering `width` × `height` with guidance."""
+    pixels = width * height
+    denoising = int(HIDDEN_STATES_PER_TOKEN * LOADED_BYTES * size.width * tokens(width, height))
+    denoising += CACHED_BYTES * size.layers * size.width
+    decoding = DECODE_BYTES_PER_PIXEL * pixels
+    weights = size.vae + size.audio_encoder
+    offloaded = 0
+    if mode is MemoryMode.OFFLOAD:
+        weights += size.transformer_rest + 2 * size.transformer_block  # one computes, the next one arrives
+        offloaded += size.transformer
+    else:
+        weights += size.transformer
+    if mode is MemoryMode.RESIDENT:
+        weights += size.text_encoder
+    else:
+        offloaded += size.text_encoder
+    activations = max(denoising, decoding, TEXT_ENCODER_WORK_BYTES)
+    return Need(gpu=int((weights + activations) * GAPS) + CONTEXT_BYTES, host=HOST_BYTES + offloaded)
+
+
+def fitting_mode(
+    size: CheckpointSize, gpu_bytes: int, host_bytes: int, width: int, height: int
+) -> MemoryMode | None:
+    """The fastest mode that fits, None if none does."""
+    for mode in MemoryMode:
+        need = needed(size, mode, width, height)
+        if need.gpu <= gpu_bytes and need.host <= host_bytes:
+            return mode
+    return None
+
+
+def with_fp8(size: CheckpointSize) -> CheckpointSize:
+    """What the same checkpoint takes if it is converted with --fp8-ffn."""
+    if size.fp8:
+        return size
+    saved = size.ffn_weights * (LOADED_BYTES - 1)
+    return replace(
+        size,
+        transformer=size.transformer - saved,
+        transformer_block=size.transformer_block - saved // max(1, size.layers),
+        fp8=True,
+    )
+
+
+def measure_checkpoint(folder: Path) -> CheckpointSize:
+    """Sizes of a checkpoint folder, from its files' headers.
+
+    Raises:
+        FileNotFoundError: a component or its configuration is missing.
+        ValueError: a file that is no safetensors file, or a configuration without the transformer's dims.
+    """
+    blocks: dict[str, int] = {}
+    rest = ffn_weights = 0
+    fp8 = False
+    for name, entry in _entries(folder / "transformer"):
+        size = _loaded_bytes(entry)
+        fp8 = fp8 or entry["dtype"] == "U8"
+        if name.startswith("blocks."):
+            number = name.split(".")[1]
+            blocks[number] = blocks.get(number, 0) + size
+            if ".ffn.net." in name and name.endswith(".weight"):
+                ffn_weights += math.prod(entry["shape"])
+        else:
+            rest += size
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    try:
+        width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'transformer' / 'config.json'} has no {error}") from error
+    return CheckpointSize(
+        transformer=sum(blocks.values()) + rest,
+        transformer_block=max(blocks.values(), default=0),
+        transformer_rest=rest,
+        text_encoder=_component_bytes(folder / "text_encoder"),
+        vae=_component_bytes(folder / "vae"),
+        audio_encoder=_component_bytes(folder / "audio_encoder"),
+        width=width,
+        layers=len(blocks),
+        ffn_weights=ffn_weights,
+        fp8=fp8,
+    )
+
+
+def _component_bytes(folder: Path) -> int:
+    return sum(_loaded_bytes(entry) for _, entry in _entries(folder))
+
+
+def _loaded_bytes(entry: Mapping[str, Any]) -> int:
+    start, end = entry["data_offsets"]
+    stored = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1}[entry["dtype"]]
+    return int((end - start) // stored * min(stored, LOADED_BYTES))
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} has no safetensors weights")
+    for path in files:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length < path.stat().st_size:
+                raise ValueError(f"{path} is not a safetensors file")
+            header: dict[str, Mapping[str, Any]] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        yield from header.items()

@@ -1,0 +1,1 @@
+"""The layers of the transformer, one concept per file."""

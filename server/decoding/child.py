@@ -1,0 +1,176 @@
+"""The sandbox: a small process that forks confined children to decode files.
+`python -m server.decoding.child plain|containers N`.
+
+Each child decodes the files of one request and is gone, so nothing that a file does to it reaches the next
+request. N of them are waiting at any time, forked with every codec already loaded: the small libraries that
+most files need, and for "containers" also FFmpeg. A child holds no secret (empty environment), cannot open
+files, sockets or processes (server.decoding.seccomp), and is bounded in memory, CPU, output and time.
+
+Protocol, on the socket that is our standard input (SOCK_SEQPACKET): one JSON message per request, with file
+descriptors [reply, input 0, output 0, input 1, output 1, …]. On the reply socket: one JSON line per file,
+then its end.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import BinaryIO, Final
+
+from server.decoding import files as media_files
+from server.decoding import samples as media_samples
+from server.decoding import seccomp
+from server.decoding.formats import ACCEPTED, HEAD_BYTES, Kind, Limits, RejectedFileError, accepted_format
+
+Decoder = Callable[[BinaryIO, BinaryIO, str, Limits], dict[str, object]]
+
+MEMORY_BYTES: Final = 2 * 2**30
+"""Address space of a child. 25 MP take about 0.3 GiB while being turned and laid on white; the libraries
+themselves 0.6.
+"""
+OUTPUT_BYTES: Final = 2 * 2**30
+OPEN_FILES: Final = 64
+NO_MORE_REQUESTS: Final = 17
+"""Exit status of a child that found the socket closed."""
+LARGEST_MESSAGE: Final = 65_536
+MOST_DESCRIPTORS: Final = 16
+
+
+def _limit(seconds: float) -> None:
+    bounds = {
+        resource.RLIMIT_AS: MEMORY_BYTES,
+        resource.RLIMIT_CPU: int(seconds) + 1,
+        resource.RLIMIT_FSIZE: OUTPUT_BYTES,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, bound in bounds.items():
+        resource.setrlimit(kind, (bound, bound))
+
+
+class Zygote:
+    """The process that is forked for each request."""
+
+    def __init__(self, control: socket.socket, containers: bool) -> None:
+        self._control = control
+        self._decoders: dict[tuple[Kind, str], Decoder] = {
+            **{("image", name): media_files.decode_image for name in ("PNG", "JPEG", "WEBP")},
+            **{("audio", name): media_files.decode_sound for name in ("WAV", "FLAC", "OGG", "MP3")},
+        }
+        samples = media_samples.all_samples()
+        if containers:
+            from server.decoding import containers as media_containers
+
+            self._decoders["audio", "M4A"] = media_containers.decode_sound
+            self._decoders["video", "M4A"] = self._decoders["video", "WEBM"] = media_containers.decode_video
+            samples += media_containers.samples()
+        self._nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(self._nowhere, 0)
+        # So that no codec has to open a file once the filter is on.
+        self._warm_up(samples)
+        self._usual = media_samples.usual_samples()
+
+    def serve(self, children: int) -> None:
+        """Keep so many children waiting until the socket closes."""
+        gc.collect()
+        gc.freeze()  # what exists now stays shared with the children,
+        gc.disable()  # who live too shortly to collect anything
+        self._control.send(b"ready")
+        waiting = 0
+        while True:
+            while waiting < children:
+                if os.fork() == 0:
+                    self._child()
+                waiting += 1
+            _, status = os.wait()
+            waiting -= 1
+            if os.waitstatus_to_exitcode(status) == NO_MORE_REQUESTS:
+                return
+
+    def _child(self) -> None:
+        """Runs in a forked process: waits for one request, locks itself in, decodes, ends. Never returns."""
+        status = 1
+        try:
+            seccomp.die_with_parent()
+            # Touching what the next request will touch copies those pages now, while nobody waits for it.
+            self._warm_up(self._usual)
+            message, descriptors, _, _ = socket.recv_fds(self._control, LARGEST_MESSAGE, MOST_DESCRIPTORS)
+            if message:
+                self._control.close()  # other people's requests arrive there
+                os.dup2(self._nowhere, 2)  # codecs remark on every oddity of a file
+                request = json.loads(message)
+                timeout_s = request["timeout_s"]
+                signal.setitimer(signal.ITIMER_REAL, timeout_s)  # SIGALRM ends the process
+                _limit(timeout_s)
+                seccomp.confine()
+                self._decode_all(request["kinds"], Limits(**request["limits"]), descriptors)
+                status = 0
+            else:
+                status = NO_MORE_REQUESTS
+        finally:
+            # Any other exception is the file's doing: the missing line tells the server which file it was.
+            os._exit(status)
+
+    def _decode_all(self, kinds: list[Kind], limits: Limits, descriptors: list[int]) -> None:
+        """Decode each file in turn, answering one line each; stops at the first that is rejected."""
+        reply, files = descriptors[0], descriptors[1:]
+        for index, kind in enumerate(kinds):
+            with (
+                os.fdopen(files[2 * index], "rb") as source,
+                os.fdopen(files[2 * index + 1], "w+b") as target,
+            ):
+                try:
+                    answer = self._decode(source, target, kind, limits)
+                except RejectedFileError as rejected:
+                    answer = {"code": rejected.code, "detail": rejected.detail, "limit": rejected.limit}
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    answer = {"code": "insufficient_storage", "detail": "The disk is full.", "limit": None}
+                except MemoryError:
+                    answer = {
+                        "code": "undecodable_file",
+                        "detail": "Decoding the file takes too much memory.",
+                        "limit": None,
+                    }
+            os.write(reply, json.dumps(answer).encode() + b"\n")
+            if "code" in answer:
+                return
+
+    def _decode(self, source: BinaryIO, target: BinaryIO, kind: Kind, limits: Limits) -> dict[str, object]:
+        source.seek(0)
+        name = accepted_format(kind, source.read(HEAD_BYTES))
+        source.seek(0)
+        return {"format": ACCEPTED[kind][name], **self._decoders[kind, name](source, target, name, limits)}
+
+    def _warm_up(self, samples: list[tuple[Kind, bytes]]) -> None:
+        """Decode some files for nothing."""
+        limits = Limits(
+            max_pixels=10**6, min_side=1, min_seconds=0.0, max_seconds=60.0, max_frame_pixels=10**6
+        )
+        for kind, data in samples:
+            with (
+                os.fdopen(os.memfd_create("in"), "w+b") as source,
+                os.fdopen(os.memfd_create("out"), "w+b") as target,
+            ):
+                source.write(data)
+                self._decode(source, target, kind, limits)
+
+
+def main() -> None:
+    """Serve requests until the other end of standard input closes."""
+    control = socket.socket(fileno=os.dup(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
+    seccomp.die_with_parent()
+    Zygote(control, sys.argv[1] == "containers").serve(int(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The server's side of the sandbox: starts `server.decoding.child`, hands it files, takes its answers.
+
+There are two such processes: the usual one, and one with FFmpeg, started for the first request that holds an
+MP4 or WebM. Such a request goes there with all its files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, Literal
+
+from contract.settings import Settings
+from server.decoding.formats import CONTAINERS, HEAD_BYTES, Kind, sniff
+from server.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S: Final = 60.0
+HEAP_BYTES: Final = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """One file to decode: what the client calls it, the open file, and where the canonical one goes."""
+
+    field: str
+    kind: Kind
+    source: BinaryIO
+    target: Path
+
+
+@dataclass(frozen=True)
+class DecodedFile:
+    """What the sandbox found out. Sizes in pixels, samples per channel at `rate` Hz."""
+
+    format: str
+    width: int = 0
+    height: int = 0
+    rate: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+
+
+class Decoder:
+    """One `server.decoding.child` process, started when needed and again should it die."""
+
+    def __init__(self, codecs: Literal["plain", "containers"], children: int) -> None:
+        self._command = [sys.executable, "-m", "server.decoding.child", codecs, str(children)]
+        self._starting = asyncio.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, as long as it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    async def start(self) -> None:
+        """Make sure that the process runs and has loaded its codecs. Raises ApiError `busy` if it does not
+        come up.
+        """
+        async with self._starting:
+            if self.pid is not None:
+                return
+            await self.stop()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            # A clean environment: no keys, no proxies, no addresses. One thread and one heap: children are
+            # bounded in both. Buffers come from the heap: for a short life, mapping each anew costs more.
+            environment = {
+                "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+                "LANG": "C.UTF-8",
+                "OPENBLAS_NUM_THREADS": "1",
+                "MALLOC_ARENA_MAX": "1",
+                "MALLOC_MMAP_THRESHOLD_": str(HEAP_BYTES),
+                "MALLOC_TRIM_THRESHOLD_": str(HEAP_BYTES),
+            }
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
+            )
+            theirs.close()
+            ours.setblocking(False)
+            self._control = ours
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    ready = await asyncio.get_running_loop().sock_recv(ours, 16)
+            except (TimeoutError, OSError) as error:
+                ready = b""
+                log.error("the decoding sandbox did not start: %s", error)
+            if ready != b"ready":
+                await self.stop()
+                raise ApiError("busy", "The decoder is not running; try again.")
+
+    async def stop(self) -> None:
+        """End the process; it ends by itself once its socket closes."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.terminate()
+            await asyncio.to_thread(process.wait)
+
+    def send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        """Hand a request to the next child. Raises OSError if the process is gone."""
+        assert self._control is not None
+        socket.send_fds(self._control, [message], descriptors)
+
+
+class Sandbox:
+    """Decodes the files of at most `decode_processes` requests at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._slots = asyncio.Semaphore(settings.decode_processes)
+        self.plain = Decoder("plain", settings.decode_processes)
+        self.containers = Decoder("containers", settings.decode_processes)
+
+    async def start(self) -> None:
+        """Start what nearly every request needs. Raises ApiError `busy`."""
+        await self.plain.start()
+
+    async def stop(self) -> None:
+        """End all processes."""
+        await self.plain.stop()
+        await self.containers.stop()
+
+    async def decode(self, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
+        """Decode the files of one request in one child. Raises ApiError naming the field of the first
+        rejected one.
+        """
+        decoder = self.containers if any(_is_container(task.source) for task in tasks) else self.plain
+        async with self._slots:
+            for last_try in (False, True):
+                await decoder.start()
+                try:
+                    return await self._decode(decoder, tasks)
+                except OSError as error:
+                    log.warning("the decoding sandbox is gone (%s), starting another", error)
+                    if last_try:
+                        raise ApiError("busy", "The decoder is not running; try again.") from error
+        raise AssertionError("unreachable")
+
+    async def _decode(self, decoder: Decoder, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
+        settings = self._settings
+        message = json.dumps(
+            {
+                "kinds": [task.kind for task in tasks],
+                "timeout_s": settings.decode_timeout_s,
+                "limits": {
+                    "max_pixels": settings.max_image_pixels,
+                    "min_side": settings.min_image_side,
+                    "min_seconds": settings.min_audio_seconds,
+                    "max_seconds": settings.max_audio_seconds,
+                    "max_frame_pixels": settings.max_video_pixels,
+                },
+            }
+        ).encode()
+        # A socket, not a pipe: event loops differ in who closes a pipe they were given, and when.
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs, ExitStack() as targets:
+            descriptors = [theirs.fileno()]
+            for task in tasks:
+                target = targets.enter_context(task.target.open("w+b"))
+                descriptors += [task.source.fileno(), target.fileno()]
+            try:
+                decoder.send(message, descriptors)
+            except OSError:
+                ours.close()
+                raise
+        with ours:
+            answers = (await self._read_lines(ours, len(tasks))).splitlines()
+        return [self._result(task, answers[i] if i < len(answers) else None) for i, task in enumerate(tasks)]
+
+    async def _read_lines(self, replies: socket.socket, count: int) -> bytes:
+        """What a child says: `count` lines, or fewer if it ends early, as one does that outlives its time."""
+        loop, said = asyncio.get_running_loop(), b""
+        try:
+            async with asyncio.timeout(self._settings.decode_timeout_s + 5.0):
+                # Not until its end: tearing a process down takes longer than decoding a small file.
+                while said.count(b"\n") < count and (chunk := await loop.sock_recv(replies, 65_536)):
+                    said += chunk
+        except (TimeoutError, ConnectionError):
+            return b""
+        return said
+
+    @staticmethod
+    def _result(task: DecodeTask, line: bytes | None) -> DecodedFile:
+        if line is None:
+            raise ApiError(
+                "undecodable_file", "The file is damaged, or takes too long to decode.", field=task.field
+            )
+        answer = json.loads(line)
+        if "code" in answer:
+            raise ApiError(answer["code"], answer["detail"], field=task.field, limit=answer["limit"])
+        return DecodedFile(**answer)
+
+
+def _is_container(file: BinaryIO) -> bool:
+    return sniff(os.pread(file.fileno(), HEAD_BYTES, 0)) in CONTAINERS

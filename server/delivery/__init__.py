@@ -1,0 +1,1 @@
+"""What leaves the server: files, signed links, event streams and webhooks."""

@@ -1,0 +1,86 @@
+"""Server-sent events of a job: its journal, entry by entry, with the entry's number as event id, and progress
+in between.
+
+A client that lost the connection sends Last-Event-ID and misses nothing: the journal is the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Final
+
+from starlette.requests import Request
+
+from contract.entries import JOURNAL_ENTRY, JournalEntry, Submitted
+from contract.job import JobState
+from contract.state import Job
+from jobs.journal import JobNotFound, apply, entry_key
+from server.services import Services
+from server.views import job_view
+
+POLL_S: Final = 0.25
+PROGRESS_EVERY: Final = 4
+KEEP_ALIVE_EVERY: Final = 60
+EVENT_OF_ENTRY: Final = {
+    "submitted": "job.submitted",
+    "started": "job.started",
+    "clip_finished": "job.clip_finished",
+    "interrupted": "job.interrupted",
+    "succeeded": "job.succeeded",
+    "failed": "job.failed",
+    "canceled": "job.canceled",
+}
+
+
+def _event(name: str, data: str, sequence: int | None = None) -> bytes:
+    identifier = "" if sequence is None else f"id: {sequence}\n"
+    return f"{identifier}event: {name}\ndata: {data}\n\n".encode()
+
+
+def _read_entry(services: Services, job_id: str, sequence: int) -> JournalEntry | None:
+    data = services.store.read(entry_key(job_id, sequence))
+    return None if data is None else JOURNAL_ENTRY.validate_json(data)
+
+
+async def job_events(job: Job, after: int, services: Services, request: Request) -> AsyncIterator[bytes]:
+    """Events with a number above `after` until the job is over; each carries the job as of then."""
+    submitted = job.submitted
+    state = Job(id=job.id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+    if after < 0:
+        yield _event(EVENT_OF_ENTRY["submitted"], await _view(state, services), 0)
+    last_progress, rounds = "", 0
+    while not services.stopping.is_set():
+        entry = await asyncio.to_thread(_read_entry, services, job.id, state.sequence + 1)
+        if entry is not None and not isinstance(entry, Submitted):
+            state = apply(state, entry)
+            if state.sequence > after:
+                yield _event(EVENT_OF_ENTRY[entry.type], await _view(state, services), state.sequence)
+            if not state.state.is_terminal:
+                continue
+        if state.state.is_terminal:
+            return
+        if rounds % PROGRESS_EVERY == 0:
+            try:
+                await asyncio.to_thread(services.journal.read, job.id)
+            except JobNotFound:
+                yield _event("job.deleted", json.dumps({"id": job.id}))
+                return
+            progress = await _view(state, services)
+            if progress != last_progress:
+                last_progress = progress
+                yield _event("job.progress", progress)
+        rounds += 1
+        if rounds % KEEP_ALIVE_EVERY == 0:
+            yield b": still here\n\n"
+        try:
+            await asyncio.wait_for(services.stopping.wait(), POLL_S)
+        except TimeoutError:
+            if await request.is_disconnected():
+                return
+
+
+async def _view(job: Job, services: Services) -> str:
+    view = await asyncio.to_thread(job_view, job, services.hints)
+    return view.model_dump_json()

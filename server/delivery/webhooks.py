@@ -1,0 +1,222 @@
+"""Webhooks (Standard Webhooks): what happens to a job is told to the URL that its submit named.
+
+The journal is the queue: a cursor per job says which entry is told next, so a restart loses nothing. Told at
+least once; `webhook-id` is the same each time. Failures are tried again, later and later, for a day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+from contract.entries import JOURNAL_ENTRY, Submitted
+from contract.frozen import Frozen
+from contract.job import JobState, utcnow
+from contract.state import Job
+from jobs.artifacts import ArtifactStore
+from jobs.journal import JobNotFound, Journal, apply, entry_key
+from server.errors import ApiError, printable
+from server.fetch import Fetcher
+from server.hints import Hints
+from server.index import JobIndex
+from server.views import job_view
+
+log = logging.getLogger(__name__)
+TOLD: Final = {
+    "started": "job.started",
+    "clip_finished": "job.clip_finished",
+    "succeeded": "job.succeeded",
+    "failed": "job.failed",
+    "canceled": "job.canceled",
+}
+GIVE_UP_AFTER: Final = timedelta(days=1)
+LONGEST_PAUSE: Final = timedelta(hours=3)
+AT_ONCE: Final = 8
+GONE: Final = 410
+_FOLDER: Final = "webhooks"
+_SECRET: Final = "webhook.secret"
+_PREFIX: Final = "whsec_"
+
+
+class Cursor(Frozen):
+    """How far a job has been told."""
+
+    sequence: int = 1
+    """Number of the entry to tell next."""
+    tries: int = 0
+    first_try_at: datetime | None = None
+    next_try_at: datetime | None = None
+    over: bool = False
+
+
+def pause_after(tries: int) -> timedelta:
+    """5 s, 20 s, 80 s … 3 h."""
+    return min(LONGEST_PAUSE, timedelta(seconds=5 * 4 ** min(tries - 1, 10)))
+
+
+def webhook_secret(store: ArtifactStore, configured: str | None) -> str:
+    """The secret of the settings, or one made once and kept in storage. Raises ValueError if malformed."""
+    if configured is not None:
+        _key(configured)
+        return configured
+    fresh = _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+    store.create(_SECRET, fresh.encode())
+    kept = store.read(_SECRET)
+    assert kept is not None
+    return kept.decode()
+
+
+def _key(secret: str) -> bytes:
+    try:
+        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except binascii.Error as error:
+        raise ValueError("a webhook secret is whsec_ and base64") from error
+    if not secret.startswith(_PREFIX) or len(key) < 24:
+        raise ValueError("a webhook secret is whsec_ and base64 of at least 24 bytes")
+    return key
+
+
+def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The three headers of the standard: HMAC-SHA256 over `id.timestamp.body`."""
+    signature = hmac.new(_key(secret), f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
+    }
+
+
+@dataclass
+class WebhookSender:
+    """Tells all jobs that named a URL. `round` starts what is due; nothing waits for a slow receiver."""
+
+    store: ArtifactStore
+    index: JobIndex
+    hints: Hints
+    fetcher: Fetcher
+    secret: str
+    _cursors: dict[str, Cursor] = field(default_factory=dict)
+    _telling: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    async def round(self) -> None:
+        """Start telling whatever is due."""
+        jobs = self.index.with_webhooks()
+        for job_id in self._cursors.keys() - jobs.keys():
+            del self._cursors[job_id]  # the job was removed
+            self.store.remove(f"{_FOLDER}/{job_id}.json")
+        now = utcnow()
+        for job_id, newest in jobs.items():
+            if job_id in self._telling or len(self._telling) >= AT_ONCE:
+                continue
+            if job_id not in self._cursors:
+                self._cursors[job_id] = await asyncio.to_thread(self._load, job_id)
+            cursor = self._cursors[job_id]
+            if cursor.over or cursor.sequence > newest or (cursor.next_try_at or now) > now:
+                continue
+            task = asyncio.create_task(self._tell(job_id, cursor))
+            self._telling[job_id] = task
+            task.add_done_callback(partial(self._told, job_id))
+
+    def _told(self, job_id: str, task: asyncio.Task[None]) -> None:
+        del self._telling[job_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("webhook of %s could not be sent", job_id, exc_info=error)
+
+    async def stop(self) -> None:
+        """Give up what is under way; it is told again after the next start."""
+        tasks = list(self._telling.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _load(self, job_id: str) -> Cursor:
+        data = self.store.read(f"{_FOLDER}/{job_id}.json")
+        return Cursor() if data is None else Cursor.model_validate_json(data)
+
+    def _save(self, job_id: str, cursor: Cursor) -> None:
+        self._cursors[job_id] = cursor
+        self.store.write(f"{_FOLDER}/{job_id}.json", cursor.model_dump_json().encode())
+
+    async def _tell(self, job_id: str, cursor: Cursor) -> None:
+        """Tell one job's entries in order until the newest, or until a failure."""
+        while not cursor.over:
+            try:
+                message = await asyncio.to_thread(self._message, job_id, cursor.sequence)
+            except JobNotFound:
+                return
+            if message is None:
+                return
+            url, kind, body, last = message
+            delivered = kind is None or await self._deliver(url, job_id, cursor, body)
+            if delivered:
+                cursor = Cursor(sequence=cursor.sequence + 1, over=last)
+            else:
+                cursor = self._postponed(cursor, delivered)
+            await asyncio.to_thread(self._save, job_id, cursor)
+            if not delivered:
+                return
+
+    def _message(self, job_id: str, sequence: int) -> tuple[str, str | None, bytes, bool] | None:
+        """(URL, event or None if it is not told, body, whether it is the last). None: no such entry yet."""
+        data = self.store.read(entry_key(job_id, sequence))
+        if data is None:
+            return None
+        entry = JOURNAL_ENTRY.validate_json(data)
+        job = self._as_of(job_id, sequence)
+        kind = TOLD.get(entry.type)
+        view = job_view(job, self.hints).model_dump(mode="json")
+        body = json.dumps({"type": kind, "timestamp": entry.at.isoformat(), "data": view}).encode()
+        return job.submitted.webhook_url or "", kind, body, job.state.is_terminal
+
+    def _as_of(self, job_id: str, sequence: int) -> Job:
+        """The job as it was with entry `sequence`."""
+        submitted = Journal(self.store).read(job_id).submitted
+        job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+        for number in range(1, sequence + 1):
+            data = self.store.read(entry_key(job_id, number))
+            if data is None:
+                raise JobNotFound(job_id)
+            entry = JOURNAL_ENTRY.validate_json(data)
+            assert not isinstance(entry, Submitted)
+            job = apply(job, entry)
+        return job
+
+    async def _deliver(self, url: str, job_id: str, cursor: Cursor, body: bytes) -> bool | None:
+        """True if the receiver took it, False to try again, None if it wants no more (410)."""
+        headers = signed_headers(self.secret, f"msg_{job_id}_{cursor.sequence}", int(time.time()), body)
+        headers["Content-Type"] = "application/json"
+        try:
+            status = await self.fetcher.post(url, headers, body, "webhook_url")
+        except ApiError as error:
+            log.warning("webhook of %s: %s", job_id, error.detail)
+            return False
+        if status == GONE:
+            return None
+        if not 200 <= status < 300:
+            log.warning("webhook of %s: %s answered %d", job_id, printable(url, 80), status)
+        return 200 <= status < 300
+
+    @staticmethod
+    def _postponed(cursor: Cursor, delivered: bool | None) -> Cursor:
+        """The cursor after a failure: later, or over."""
+        now, tries = utcnow(), cursor.tries + 1
+        first = cursor.first_try_at or now
+        over = delivered is None or now - first > GIVE_UP_AFTER
+        return Cursor(
+            sequence=cursor.sequence,
+            tries=tries,
+            first_try_at=first,
+            next_try_at=now + pause_after(tries),
+            over=over,
+        )

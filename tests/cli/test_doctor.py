@@ -1,0 +1,162 @@
+"""`cointeract doctor`: what it finds, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from cli.doctor import Gpu, Machine, Status, check_disk, check_fit, check_redis_at, judge_fits
+from contract.card import CheckpointCard, CheckpointDefaults
+from contract.settings import Settings
+from jobs.redis_server import running_redis
+from model.checkpoints.tiny import write_tiny_checkpoint
+from model.memory.needs import OFFICIAL_SIZE
+
+GB = 10**9
+CARD = CheckpointCard(
+    name="official",
+    trained=True,
+    sizes=("720x1280",),
+    min_side=256,
+    max_pixels=1280 * 720,
+    defaults=CheckpointDefaults(num_inference_steps=40, guidance_scale=7, flow_shift=7, negative_prompt=""),
+)
+runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def machine(gpu_gb: int | None, host_gb: int) -> Machine:
+    gpus = () if gpu_gb is None else (Gpu("Test GPU", gpu_gb * GB, gpu_gb * GB, "9.0"),)
+    return Machine(gpus, host_gb * GB, 8)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+def test_a_healthy_machine_gets_exit_status_0_and_a_table(tiny: Path, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["doctor", "--checkpoint", str(tiny), "--data", str(tmp_path / "data")])
+    assert result.exit_code == 0, result.output
+    assert "Redis" in result.stdout
+    assert "native" in result.stdout
+    assert "720x1280" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_tells_the_same_to_programs(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["doctor", "--json", "--data", str(tmp_path)])
+    report = json.loads(result.stdout)
+    assert report["healthy"] is (result.exit_code == 0)
+    assert {finding["topic"] for finding in report["findings"]} >= {"machine", "attention", "disk", "redis"}
+    assert {fit["checkpoint"] for fit in report["fits"]} == {"official weights"}
+    assert len(report["fits"]) == 2 * 3 * 2  # sizes, modes, with and without fp8
+
+
+def test_an_unreachable_redis_is_a_problem_with_advice_and_exit_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COINTERACT_REDIS_URL", f"unix://{tmp_path}/nobody-listens.sock")
+    result = runner.invoke(app, ["doctor", "--json", "--data", str(tmp_path)])
+    assert result.exit_code == 1
+    (finding,) = [finding for finding in json.loads(result.stdout)["findings"] if finding["topic"] == "redis"]
+    assert finding["status"] == "problem"
+    assert "COINTERACT_REDIS_URL" in finding["advice"]
+
+
+def test_a_checkpoint_with_a_missing_file_is_a_problem(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(tiny), str(copy)], check=True)
+    next((copy / "vae").glob("*.safetensors")).unlink()
+    result = runner.invoke(app, ["doctor", "--checkpoint", str(copy), "--data", str(tmp_path / "data")])
+    assert result.exit_code == 1
+    assert "has no safetensors weights" in result.stdout
+
+
+def test_verify_finds_a_changed_byte_that_a_look_at_the_names_does_not(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(tiny), str(copy)], check=True)
+    listing = subprocess.run(
+        ["sha256sum", "cointeract.json"], cwd=copy, capture_output=True, text=True, check=True
+    )
+    (copy / "SHA256SUMS").write_text(listing.stdout)
+    card = copy / "cointeract.json"
+    card.write_text(card.read_text() + " ")
+    arguments = ["doctor", "--checkpoint", str(copy), "--data", str(tmp_path / "data")]
+    assert runner.invoke(app, arguments).exit_code == 0
+    result = runner.invoke(app, [*arguments, "--verify"])
+    assert result.exit_code == 1
+    assert "cointeract.json differ from their checksums" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("gpu_gb", "host_gb", "status", "words"),
+    [
+        (80, 128, Status.OK, "mode resident"),
+        (24, 128, Status.OK, "mode offload"),
+        (24, 16, Status.PROBLEM, "of main memory"),
+        (12, 128, Status.PROBLEM, "even offloaded"),
+        (None, 32, Status.PROBLEM, "do not fit"),
+        (None, 256, Status.WARNING, "takes hours"),
+    ],
+)
+def test_what_the_official_checkpoint_gets_on_different_machines(
+    gpu_gb: int | None, host_gb: int, status: Status, words: str
+) -> None:
+    finding = check_fit("official", OFFICIAL_SIZE, CARD, machine(gpu_gb, host_gb))
+    assert finding.status is status
+    assert words in finding.message
+    assert bool(finding.advice) == (status is not Status.OK)
+
+
+def test_fp8_makes_720p_fit_where_bf16_does_not() -> None:
+    fits = {
+        (fit.mode.value, fit.fp8): fit.fits
+        for fit in judge_fits("official", OFFICIAL_SIZE, machine(52, 128), "720x1280")
+    }
+    assert fits["text-offload", False] is False
+    assert fits["text-offload", True] is True
+
+
+def test_a_redis_without_append_only_file_and_with_eviction_is_reported(tmp_path: Path) -> None:
+    with running_redis(tmp_path) as server:
+        assert [finding.status for finding in check_redis_at(server.url)] == [Status.OK]
+        from redis import Redis
+
+        client = Redis.from_url(server.url)
+        client.config_set("appendonly", "no")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.close()
+        findings = list(check_redis_at(server.url))
+    assert [finding.status for finding in findings] == [Status.OK, Status.WARNING, Status.PROBLEM]
+    assert "noeviction" in findings[2].advice
+
+
+def test_on_a_host_without_torch_the_command_says_where_to_run_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "cli.doctor")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = runner.invoke(app, ["doctor", "--data", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "torch is not installed here" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_too_little_free_disk_is_a_problem(tmp_path: Path) -> None:
+    findings = list(check_disk(Settings(data_dir=tmp_path, min_free_bytes=10**18)))
+    assert [finding.status for finding in findings] == [Status.OK, Status.PROBLEM]
+    assert "jobs are refused" in findings[1].message
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
+    (finding,) = check_disk(Settings(data_dir=Path("/proc/no-one-writes-here")))
+    assert finding.status is Status.PROBLEM
+    assert "cannot be written" in finding.message

@@ -1,0 +1,76 @@
+"""`cointeract generate` without a server, with the real network at its smallest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from deploy.up import BUNDLED_CHECKPOINT, read_card
+from model.checkpoints.tiny import write_tiny_checkpoint
+
+run = CliRunner()
+SPEECH_S = 0.6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("local")
+    Image.new("RGB", (80, 90), "teal").save(folder / "person.png")
+    soundfile.write(folder / "speech.wav", 0.3 * np.sin(np.arange(int(16_000 * SPEECH_S)) / 20), 16_000)
+    write_tiny_checkpoint(folder / "tiny")
+    return folder
+
+
+def generate(folder: Path, *arguments: str) -> Result:
+    inputs = [
+        "--person",
+        str(folder / "person.png"),
+        "--audio",
+        str(folder / "speech.wav"),
+        "--prompt",
+        "Hello.",
+    ]
+    output = ["-o", str(folder / "out.mp4"), "--device", "cpu"]
+    return run.invoke(app, ["generate", *inputs, *output, *arguments])
+
+
+def test_a_video_as_long_as_the_speech_is_rendered_in_this_process(folder: Path) -> None:
+    checkpoint = ("--checkpoint", str(folder / "tiny"))
+    done = generate(folder, *checkpoint, "--size", "64x64", "--steps", "1", "--seed", "5")
+    assert done.exit_code == 0, done.output
+    assert "untrained" in done.output
+    assert "seed 5" in done.output
+    with av.open(str(folder / "out.mp4")) as container:
+        frames = list(container.decode(video=0))
+        assert (frames[0].width, frames[0].height) == (64, 64)
+        assert len(frames) == round(SPEECH_S * 25)
+        assert container.streams.audio[0].codec_context.name == "aac"
+    assert not list(folder.glob("*.part"))
+
+
+def test_without_a_checkpoint_the_bundled_one_renders_and_says_what_it_is(folder: Path) -> None:
+    done = generate(folder, "--steps", "1")
+    assert done.exit_code == 0, done.output
+    assert read_card(BUNDLED_CHECKPOINT).note.split(":")[0] in done.output
+    with av.open(str(folder / "out.mp4")) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (80, 128)
+
+
+@pytest.mark.parametrize("size", ["100x100", "64", "x64", "64 by 64"])
+def test_a_size_that_makes_no_sense_is_refused_in_a_sentence(folder: Path, size: str) -> None:
+    done = generate(folder, "--size", size)
+    assert done.exit_code == 1
+    assert "multiples of 16" in done.stderr
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_in_a_sentence(folder: Path) -> None:
+    done = generate(folder, "--checkpoint", str(folder))
+    assert done.exit_code == 1
+    assert "cointeract.json" in done.stderr

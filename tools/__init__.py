@@ -1,0 +1,1 @@
+"""What makes the repository itself: generated pages, shipped checkpoint, pictures."""

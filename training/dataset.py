@@ -1,0 +1,218 @@
+"""Training data in the official CSV format: read it, and write synthetic videos in it.
+
+One row per clip: prompt, input_video (81 frames at 25 fps), motion_video (73 frames before it), audio,
+person_image,
+product_image, hoi_video, pose_video, face, hand_object (boxes as JSON), height, width (of the videos as
+stored), scale.
+Paths are relative to the CSV's folder; only prompt, input_video, audio and person_image are required.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from contract.video import CLIP_FRAMES, FPS, MOTION_FRAMES, SAMPLE_RATE
+from model.media.audio import load_audio
+from model.media.images import fit_person, load_image, place_product
+from model.media.pose import load_pose
+from model.media.video import ClipWriter
+
+from .clips import TrainingClip
+from .routing_labels import object_tokens, routing_labels
+from .synthetic import SyntheticVideo
+
+COLUMNS = (
+    "prompt", "input_video", "motion_video", "audio", "person_image", "product_image", "hoi_video",
+    "pose_video", "face", "hand_object", "height", "width", "scale",
+)  # fmt: skip
+REQUIRED = ("prompt", "input_video", "audio", "person_image")
+
+
+class CsvDataset:
+    """Rows of an official CSV as clips at one size. A row that cannot be read is an error that names it."""
+
+    def __init__(self, metadata: str | Path, width: int, height: int) -> None:
+        """Read the table; files are opened in `__getitem__`.
+
+        Raises:
+            ValueError: a required column is missing, or the table is empty.
+        """
+        self._folder = Path(metadata).parent
+        self._width, self._height = width, height
+        with Path(metadata).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in REQUIRED if column not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{metadata} lacks the columns {', '.join(missing)}")
+            self._rows = list(reader)
+        if not self._rows:
+            raise ValueError(f"{metadata} has no rows")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> TrainingClip:
+        row = self._rows[index]
+        try:
+            return self._clip(row)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"row {index + 1} ({row.get('input_video')}): {error}") from error
+
+    def _clip(self, row: Mapping[str, str]) -> TrainingClip:
+        product = self._path(row, "product_image")
+        # Early official tables call the column depth_video.
+        hoi = self._path(row, "hoi_video") or self._path(row, "depth_video")
+        motion, pose = self._path(row, "motion_video"), self._path(row, "pose_video")
+        labels = objects = None
+        face, hands = parse_boxes(row.get("face")), parse_boxes(row.get("hand_object"))
+        if face or hands:
+            if not row.get("height") or not row.get("width"):
+                raise ValueError("boxes need the columns height and width of the video as stored")
+            stored = (int(float(row["height"])), int(float(row["width"])))
+            labels = routing_labels(face, hands, stored, (self._height, self._width))
+            objects = object_tokens(hands, stored, (self._height, self._width))
+        return TrainingClip(
+            prompt=row["prompt"],
+            frames=self._video(self._folder / row["input_video"], CLIP_FRAMES),
+            person=np.asarray(
+                fit_person(load_image(self._folder / row["person_image"]), self._width, self._height)
+            ),
+            audio=load_audio(self._folder / row["audio"]),
+            motion=None if motion is None else self._video(motion, MOTION_FRAMES),
+            product=None
+            if product is None
+            else np.asarray(place_product(load_image(product), self._width, self._height)),
+            hoi=None if hoi is None else self._video(hoi, CLIP_FRAMES),
+            pose=None if pose is None else self._video(pose, CLIP_FRAMES),
+            labels=labels,
+            objects=objects,
+            product_scale=float(row.get("scale") or 1.0),
+        )
+
+    def _path(self, row: Mapping[str, str], column: str) -> Path | None:
+        cell = row.get(column)
+        return self._folder / cell if cell and cell != "nan" else None
+
+    def _video(self, path: Path, count: int) -> np.ndarray:
+        """Exactly `count` frames, frame by frame whatever the file's rate; a short video's last frame is
+        repeated.
+        """
+        size = (self._width, self._height)
+        frames = load_pose(path, size=size, max_frames=count, resample=False)
+        missing = count - len(frames)
+        return np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)]) if missing else frames
+
+
+def parse_boxes(cell: str | None) -> Mapping[str, Any]:
+    """The JSON object of a `face` or `hand_object` cell; an empty cell holds no boxes.
+
+    Raises:
+        ValueError: the cell holds something else.
+    """
+    if not cell or cell == "nan":
+        return {}
+    value = json.loads(cell)
+    if not isinstance(value, dict):
+        raise ValueError(f"boxes must be a JSON object, not {cell[:60]}")
+    return value
+
+
+def write_dataset(folder: Path, videos: Sequence[SyntheticVideo]) -> Path:
+    """Write videos of at least two clips as rows of an official table, one per clip behind the first;
+    returns the CSV.
+
+    Videos are encoded with loss (H.264), as real data are.
+    """
+    rows = []
+    for number, video in enumerate(videos):
+        height, width = video.frames.shape[1:3]
+        for clip in range(1, len(video.actions)):
+            start = clip * CLIP_FRAMES
+            name = f"{number:05d}-{clip}"
+            files = {
+                "input_video": f"input_video/{name}.mp4",
+                "motion_video": f"motion_video/{name}.mp4",
+                "hoi_video": f"hoi_video/{name}.mp4",
+                "audio": f"audio/{name}.wav",
+                "person_image": f"person_image/{name}.png",
+                "product_image": f"product_image/{name}.png",
+            }
+            for file in files.values():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            stop = start + CLIP_FRAMES
+            last = min(stop, len(video.frames) - 1)
+            _write_video(folder / files["input_video"], video.frames[[*range(start, stop), last]])
+            _write_video(folder / files["motion_video"], video.frames[start - MOTION_FRAMES : start])
+            _write_video(folder / files["hoi_video"], video.structure[[*range(start, stop), last]])
+            samples = SAMPLE_RATE // FPS
+            soundfile.write(
+                folder / files["audio"], video.audio[start * samples : (stop + 1) * samples], SAMPLE_RATE
+            )
+            video.person_image.save(folder / files["person_image"])
+            video.product_image.save(folder / files["product_image"])
+            face, hands = clip_boxes(video, clip)
+            rows.append(
+                {
+                    **files,
+                    "prompt": video.prompts[clip],
+                    "pose_video": "",
+                    "face": json.dumps(face),
+                    "hand_object": json.dumps(hands),
+                    "height": height,
+                    "width": width,
+                    "scale": 1.0,
+                }
+            )
+    table = folder / "data.csv"
+    with table.open("w", newline="", encoding="utf-8") as written:
+        writer = csv.DictWriter(written, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return table
+
+
+def synthetic_clip(video: SyntheticVideo, clip: int) -> TrainingClip:
+    """Clip `clip` of a synthetic video, without going through files; motion is absent in clip 0."""
+    start = clip * CLIP_FRAMES
+    height, width = video.frames.shape[1:3]
+    face, hands = clip_boxes(video, clip)
+    return TrainingClip(
+        prompt=video.prompts[clip],
+        frames=video.frames[start : start + CLIP_FRAMES],
+        person=np.asarray(video.person_image),
+        audio=video.audio,
+        audio_clip=clip,
+        motion=video.frames[start - MOTION_FRAMES : start] if clip else None,
+        product=np.asarray(place_product(video.product_image, width, height)),
+        hoi=video.structure[start : start + CLIP_FRAMES] if len(video.structure) else None,
+        labels=routing_labels(face, hands, (height, width), (height, width)),
+        objects=object_tokens(hands, (height, width), (height, width)),
+    )
+
+
+def clip_boxes(
+    video: SyntheticVideo, clip: int
+) -> tuple[dict[str, list[int]], dict[str, dict[str, list[int]]]]:
+    """The official `face` and `hand_object` objects of a clip: one entry per latent frame, at its third
+    frame.
+    """
+    face, hands = {}, {}
+    for k in range(2, CLIP_FRAMES, 4):
+        boxes = video.boxes[clip * CLIP_FRAMES + k]
+        face[f"frame_{k}"] = list(boxes.face)
+        hands[f"frame_{k}"] = {"l_h": list(boxes.left_hand), "r_h": list(boxes.right_hand)}
+        if boxes.product is not None:
+            hands[f"frame_{k}"]["obj"] = list(boxes.product)
+    return face, hands
+
+
+def _write_video(path: Path, frames: np.ndarray) -> None:
+    with ClipWriter(path, frames.shape[2], frames.shape[1]) as writer:
+        writer.write(frames)

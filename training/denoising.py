@@ -1,0 +1,97 @@
+"""What single denoising steps of true clips tell about a checkpoint: errors by kind of token, its router.
+
+Generated videos differ by chance as much as by training. Here every checkpoint is given the same clips with
+the same noise, so that small differences between trainings show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from model.network.moe import FACE, HAND
+from model.pipeline import CoInteractPipeline
+from model.text_encoder import encode_prompts
+
+from .clips import ClipEncoder
+from .dataset import synthetic_clip
+from .objective import LossWeights, routing_loss
+from .synthetic import SyntheticVideo
+
+TIMESTEPS = (250.0, 500.0, 750.0)
+"""Of 1000. The experts take part in all of them."""
+ROUTING_TIMESTEP = 500.0
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class DenoisingScores:
+    """Means over a video's clips and noise levels. Errors: mean square of predicted minus true velocity."""
+
+    denoising_face: float
+    """Error on tokens that a face's box touches."""
+    denoising_hands: float
+    """Likewise hands."""
+    denoising_product: float
+    """Likewise the product."""
+    denoising_grip: float
+    """On tokens that both a hand's and the product's box touch."""
+    denoising_elsewhere: float
+    """On all other tokens."""
+    router_accuracy: float
+    """Of the last block's router in the first clip, half noised: mean of the accuracies on base, hand and
+    face tokens.
+    """
+
+
+@torch.no_grad()
+def denoising_scores(pipeline: CoInteractPipeline, video: SyntheticVideo) -> DenoisingScores:
+    """Measure on every clip of a video: the first behind the person's photo, the others behind true motion.
+
+    Raises:
+        ValueError: the network cannot route, or nothing is held in the whole video.
+    """
+    encoder = ClipEncoder(pipeline, CPU)
+    errors: dict[str, list[torch.Tensor]] = {}
+    accuracy = 0.0
+    for index, prompt in enumerate(video.prompts):
+        clip = encoder.encode(synthetic_clip(video, index), after_motion=index > 0)
+        if clip.labels is None or clip.objects is None:
+            raise ValueError("the video has no boxes")
+        noise = torch.randn(clip.target.shape, generator=torch.Generator().manual_seed(index))
+        conditioning = pipeline.transformer.prepare_conditioning(
+            num_latent_frames=clip.target.shape[1],
+            person_latents=clip.person[None],
+            product_latents=None if clip.product is None else clip.product[None],
+            motion_latents=None if clip.motion is None else clip.motion[None],
+            encoder_hidden_states=encode_prompts(pipeline.text_encoder, pipeline.tokenizer, [prompt], CPU),
+            audio_embeds=clip.audio[None],
+        )
+        for timestep in TIMESTEPS:
+            noisy = torch.lerp(clip.target, noise, timestep / 1000)[None]
+            output = pipeline.transformer(noisy, timestep, conditioning, return_router_logits=True)
+            square = (output.sample[0] - (noise - clip.target)).square().mean(dim=0)  # (20, h, w)
+            per_token = square.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).mean(dim=(2, 4))  # as labels
+            for kind, chosen in _kinds(clip.labels, clip.objects).items():
+                errors.setdefault(kind, []).append(per_token[chosen])
+            if index == 0 and timestep == ROUTING_TIMESTEP:
+                if output.router_logits is None:
+                    raise ValueError("the transformer returned no routing")
+                accuracy = float(
+                    routing_loss(output.router_logits, clip.labels.flatten()[None], LossWeights())[1]
+                )
+    means = {f"denoising_{kind}": float(torch.cat(parts).mean()) for kind, parts in errors.items()}
+    return DenoisingScores(**means, router_accuracy=accuracy)
+
+
+def _kinds(labels: torch.Tensor, objects: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Which tokens count for which error; all (20, rows, columns)."""
+    face, hands, product = labels == FACE, labels == HAND, objects > 0
+    return {
+        "face": face,
+        "hands": hands,
+        "product": product,
+        "grip": hands & product,
+        "elsewhere": ~(face | hands | product),
+    }

@@ -1,0 +1,386 @@
+"""Co-generation training on accelerate: any device, any number of them, resumable to the bit.
+
+Everything random in a step is drawn from (seed, step, process), so a resumed run takes the same steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from diffusers.training_utils import EMAModel
+
+from contract.card import CARD_FILE, CheckpointCard
+from model.checkpoints.card_file import read_card, write_card
+from model.checkpoints.load import load_pipeline
+from model.pipeline import CoInteractPipeline
+from model.training_schedule import training_schedule
+from model.transformer import CoInteractTransformer3DModel
+
+from .branches import choose_trained, with_hoi_branch, without_hoi_branch
+from .cache import ClipCache, fill_cache, stack
+from .clips import ClipEncoder, EncodedClip
+from .dataset import CsvDataset
+from .objective import Batch, CoGeneration, Losses, LossWeights
+from .padded_prompts import pad_prompts, use_short_prompts
+from .recipe import TrainRecipe
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step reports. `share` is how much of the run is done, 0..1."""
+
+    step: int
+    share: float
+    loss: float
+    rgb: float
+    hoi: float | None
+    routing: float | None
+    routing_accuracy: float | None
+    learning_rate: float
+    seconds: float
+
+
+@dataclass
+class _Progress:
+    """What a resumed run goes on from, besides weights and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def train(
+    recipe: TrainRecipe, *, resume: bool = False, on_step: Callable[[Step], None] | None = None
+) -> Path:
+    """Run a recipe and return the folder of the pruned, RGB-only checkpoint.
+
+    Writes to `recipe.output`: curve.jsonl and tensorboard/, state/ (to resume from), checkpoint/ (the
+    moving average of the weights, LoRA merged, HOI stream pruned).
+
+    Raises:
+        FileNotFoundError: no checkpoint in `base`, no clips in `cache`, nothing to resume from.
+        ValueError: the data do not fit the recipe.
+    """
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        log_with="tensorboard",
+        # A step without HOI stream, or above the routing limit, leaves those weights without gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        project_config=ProjectConfiguration(project_dir=str(recipe.output), logging_dir=str(recipe.output)),
+    )
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    accelerator.init_trackers("tensorboard")
+    pipeline = load_pipeline(recipe.base, "cpu", DTYPES[recipe.frozen_weights])
+    cache = _prepare_cache(recipe, pipeline, accelerator)
+    transformer = with_hoi_branch(pipeline.transformer) if recipe.hoi_weight else pipeline.transformer
+    transformer.train()
+    choose_trained(transformer, recipe.lora_rank, recipe.experts, recipe.hoi_weight > 0)
+    for weight in transformer.parameters():
+        if weight.requires_grad or weight.ndim < 2:  # norms run in fp32 under autocast
+            weight.data = weight.data.float()
+    if recipe.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    use_short_prompts(transformer)
+
+    model = CoGeneration(
+        transformer,
+        training_schedule(recipe.flow_shift),
+        LossWeights(
+            hoi=recipe.hoi_weight,
+            routing=recipe.routing_weight if recipe.experts else 0.0,
+            details=recipe.detail_weight,
+        ),
+        audio_face_mask=recipe.audio_face_mask,
+    )
+    trained = [weight for weight in transformer.parameters() if weight.requires_grad]
+    optimizers = [accelerator.prepare(optimizer) for optimizer in make_optimizers(transformer, recipe)]
+    prepared = accelerator.prepare(model)
+    average = EMAModel(trained, decay=recipe.ema, use_ema_warmup=True, power=0.75)
+    average.to(accelerator.device)
+    progress = _Progress()
+    accelerator.register_for_checkpointing(progress, average)
+    if resume:
+        if not (recipe.output / "state").is_dir():
+            raise FileNotFoundError(f"{recipe.output} holds no state to resume from")
+        accelerator.load_state(str(recipe.output / "state"))
+        if accelerator.is_main_process:
+            _forget_steps_from(progress.step, recipe.output / "curve.jsonl")
+
+    started, saved = time.monotonic() - progress.seconds, time.monotonic()
+    with (recipe.output / "curve.jsonl").open("a" if resume else "w") as curve:
+        while (share := run_share(recipe, progress.step, time.monotonic() - started)) < 1:
+            model.visibility = "mutual" if share < recipe.first_stage else "asymmetric"
+            rate = learning_rate(recipe, progress.step, share)
+            began = time.monotonic()
+            losses = _step(
+                recipe, accelerator, prepared, optimizers, cache, progress.step, share, rate, trained
+            )
+            average.step(trained)
+            report = _report(losses, progress.step, share, rate, time.monotonic() - began)
+            if progress.step % recipe.log_every == 0 and accelerator.is_main_process:
+                curve.write(json.dumps(vars(report)) + "\n")
+                curve.flush()
+                accelerator.log({k: v for k, v in vars(report).items() if v is not None}, step=progress.step)
+            if on_step is not None:
+                on_step(report)
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            if time.monotonic() - saved > 60 * recipe.save_minutes:
+                _save(recipe, accelerator, pipeline, transformer, trained, average)
+                cache.refresh()
+                saved = time.monotonic()
+    folder = _save(recipe, accelerator, pipeline, transformer, trained, average)
+    accelerator.end_training()
+    return folder
+
+
+def run_share(recipe: TrainRecipe, step: int, seconds: float) -> float:
+    """How much of the run is done: by steps, or by wall clock if that is further along."""
+    by_time = 0.0 if recipe.minutes is None else seconds / (60 * recipe.minutes)
+    return min(1.0, max(step / recipe.steps, by_time))
+
+
+def learning_rate(recipe: TrainRecipe, step: int, share: float) -> float:
+    """Linear warm-up, then a cosine down to `final_rate` of the full rate."""
+    fall = recipe.final_rate + (1 - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
+    return recipe.learning_rate * fall * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+
+
+def make_optimizers(
+    transformer: CoInteractTransformer3DModel, recipe: TrainRecipe
+) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon on the matrices of blocks with AdamW on everything else."""
+    named = [(name, weight) for name, weight in transformer.named_parameters() if weight.requires_grad]
+    if recipe.optimizer == "adamw":
+        return [
+            torch.optim.AdamW(
+                [w for _, w in named], lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+            )
+        ]
+    matrices = [w for name, w in named if name.startswith("blocks.") and w.ndim == 2 and "router" not in name]
+    chosen = {id(w) for w in matrices}
+    rest = [w for _, w in named if id(w) not in chosen]
+    return [
+        torch.optim.Muon(
+            matrices, lr=recipe.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01),
+    ]
+
+
+def draw_batch(recipe: TrainRecipe, cache: ClipCache, rng: np.random.Generator, share: float) -> Batch:
+    """Random clips of the cache with the recipe's dropouts, all with or all without motion."""
+    whole = recipe.window is None or share >= recipe.whole_clips_from
+    count = recipe.whole_batch if whole and recipe.whole_batch else recipe.batch
+    after_motion = bool(cache.after_motion) and (not cache.first or rng.random() >= recipe.dropouts.motion)
+    paths = cache.after_motion if after_motion else cache.first
+    clips = [cache.load(paths[i]) for i in rng.integers(len(paths), size=count)]
+    scales = {clip.product_scale for clip in clips}
+    if len(scales) > 1:
+        raise ValueError(
+            f"clips of product scales {sorted(scales)} cannot share a batch; set batch = 1 and accumulate"
+        )
+    frames = clips[0].target.shape[1]
+    length = frames if whole or recipe.window is None else min(recipe.window, frames)
+    start = int(rng.integers(frames - length + 1))
+    window = slice(start, start + length)
+
+    no_prompt = rng.random(count) < recipe.dropouts.prompt
+    no_audio = torch.from_numpy(rng.random(count) < recipe.dropouts.audio)
+    prompts = [
+        cache.empty_prompt if none else clip.prompt_embeds
+        for none, clip in zip(no_prompt, clips, strict=True)
+    ]
+    audio = torch.stack([clip.audio for clip in clips]) * ~no_audio.view(-1, 1, 1, 1)
+    hoi = (
+        stack([clip.hoi for clip in clips]) if recipe.hoi_weight and rng.random() < recipe.hoi_share else None
+    )
+    labels = stack([clip.labels for clip in clips]) if recipe.experts or recipe.detail_weight != 1 else None
+    objects = stack([clip.objects for clip in clips]) if recipe.detail_weight != 1 else None
+    pose = None if rng.random() < recipe.dropouts.pose else stack([clip.pose for clip in clips])
+    hoi_prompts = None
+    if hoi is not None:
+        hoi_prompts = pad_prompts(
+            [
+                cache.empty_hoi_prompt if none else clip.hoi_prompt_embeds
+                for none, clip in zip(no_prompt, clips, strict=True)
+            ]
+        )
+    return Batch(
+        target=torch.stack([clip.target for clip in clips])[:, :, window],
+        person=torch.stack([clip.person for clip in clips]),
+        product=stack([clip.product for clip in clips]),
+        motion=_faded_motion(clips, recipe.motion_fade, rng) if after_motion else None,
+        pose=pose,
+        hoi=None if hoi is None else hoi[:, :, window],
+        prompt_embeds=pad_prompts(prompts),
+        hoi_prompt_embeds=hoi_prompts,
+        audio=audio,
+        labels=None if labels is None else labels[:, window],
+        objects=None if objects is None else objects[:, window],
+        product_scale=scales.pop(),
+        start=start,
+        clip_latent_frames=frames,
+    )
+
+
+def _faded_motion(clips: Sequence[EncodedClip], most: float, rng: np.random.Generator) -> torch.Tensor | None:
+    """(B, 16, 19, h, w), of each clip a random share (up to `most`) replaced by photo and noise."""
+    motion = stack([clip.motion for clip in clips])
+    if motion is None or most == 0:
+        return motion
+    photo = torch.stack([clip.person for clip in clips])  # (B, 16, 1, h, w)
+    noise = torch.from_numpy(rng.standard_normal(motion.shape, np.float32))
+    fade, grain = torch.from_numpy(rng.random((2, len(clips), 1, 1, 1, 1)).astype(np.float32)) * (most / 2)
+    faded: torch.Tensor = motion * (1 - fade - grain) + photo * fade + noise * grain
+    return faded
+
+
+def draw_levels(rng: np.random.Generator, count: int, levels: int = 1000) -> torch.Tensor:
+    """`count` noise levels, one from each of `count` equal parts of the schedule: uniform, with less
+    variance.
+    """
+    return torch.from_numpy(((np.arange(count) + rng.random(count)) / count * levels).astype(np.int64))
+
+
+def export_checkpoint(
+    folder: Path,
+    pipeline: CoInteractPipeline,
+    transformer: CoInteractTransformer3DModel,
+    card: CheckpointCard,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a checkpoint folder for the service: `transformer` pruned to RGB, the rest of `pipeline` as
+    is.
+    """
+    stored: dict[str, Any] = {"transformer": without_hoi_branch(transformer).to(dtype)}
+    for name, part in pipeline.components.items():
+        if name not in stored:
+            foreign = isinstance(part, torch.nn.Module) and part.dtype != dtype
+            stored[name] = copy.deepcopy(part).to(dtype) if foreign else part
+    CoInteractPipeline(**stored).save_pretrained(folder)
+    write_card(card, folder)
+    for weights in folder.rglob(
+        "*.safetensors"
+    ):  # written for their owner only; workers have users of their own
+        weights.chmod((folder / CARD_FILE).stat().st_mode)
+
+
+def _forget_steps_from(step: int, curve: Path) -> None:
+    """Steps behind the last save were lost with the process, and are taken again."""
+    lines = curve.read_text(encoding="utf-8").splitlines(keepends=True) if curve.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    curve.write_text("".join(kept), encoding="utf-8")
+
+
+def _prepare_cache(recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerator: Accelerator) -> ClipCache:
+    if recipe.data is not None:
+        clips = CsvDataset(recipe.data, recipe.width, recipe.height)
+        pipeline.to(accelerator.device)
+        share = range(accelerator.process_index, len(clips), accelerator.num_processes)
+        encoder = ClipEncoder(pipeline, accelerator.device)
+        fill_cache(recipe.cache, clips, encoder, share, workers=recipe.workers)
+        pipeline.to("cpu")
+        accelerator.wait_for_everyone()
+    return ClipCache(recipe.cache)
+
+
+def _step(
+    recipe: TrainRecipe,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    cache: ClipCache,
+    step: int,
+    share: float,
+    rate: float,
+    trained: list[torch.nn.Parameter],
+) -> Losses:
+    """One update from `gradient_accumulation` batches; the losses of the last one."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    for part in range(recipe.gradient_accumulation):
+        rng = np.random.default_rng([recipe.seed, step, part, accelerator.process_index])
+        batch = draw_batch(recipe, cache, rng, share)
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        noise = torch.randn(batch.target.shape, generator=generator)
+        hoi_noise = None if batch.hoi is None else torch.randn(batch.hoi.shape, generator=generator)
+        with accelerator.accumulate(model), accelerator.autocast():
+            losses: Losses = model(
+                batch.to(accelerator.device),
+                draw_levels(rng, len(batch.target)),
+                noise.to(accelerator.device),
+                None if hoi_noise is None else hoi_noise.to(accelerator.device),
+            )
+            accelerator.backward(losses.total)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(trained, recipe.gradient_clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    return losses
+
+
+def _report(losses: Losses, step: int, share: float, rate: float, seconds: float) -> Step:
+    def number(value: torch.Tensor | None) -> float | None:
+        return None if value is None else round(value.item(), 5)
+
+    return Step(
+        step=step,
+        share=round(share, 4),
+        loss=round(losses.total.item(), 5),
+        rgb=round(losses.rgb.item(), 5),
+        hoi=number(losses.hoi),
+        routing=number(losses.routing),
+        routing_accuracy=number(losses.routing_accuracy),
+        learning_rate=rate,
+        seconds=round(seconds, 3),
+    )
+
+
+def _save(
+    recipe: TrainRecipe,
+    accelerator: Accelerator,
+    pipeline: CoInteractPipeline,
+    transformer: CoInteractTransformer3DModel,
+    trained: list[torch.nn.Parameter],
+    average: EMAModel,
+) -> Path:
+    """State to resume from, and the averaged, pruned checkpoint. The card says that it is trained, and
+    from what.
+    """
+    accelerator.save_state(str(recipe.output / "state"))
+    folder = recipe.output / "checkpoint"
+    if accelerator.is_main_process:
+        average.store(trained)
+        average.copy_to(trained)
+        base = read_card(recipe.base)
+        values = {**vars(base), "name": recipe.output.name, "trained": True}
+        export_checkpoint(
+            folder, pipeline, transformer, CheckpointCard(**values), DTYPES[recipe.stored_weights]
+        )
+        average.restore(trained)
+    return folder

@@ -1,0 +1,335 @@
+"""One attempt at a job: claim it, render clip by clip, publish. The journal decides; Redis only speeds things
+up.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from redis.exceptions import RedisError
+
+from contract.entries import ClipFinished, Failed, InterruptReason, JournalEntry, Started, Succeeded
+from contract.job import JobError, JobState, Stage, StoredFile, utcnow
+from contract.settings import Settings
+from contract.state import Job
+from contract.worker import LiveProgress, RunningJob
+from jobs.artifacts import ArtifactStore
+from jobs.journal import JobNotFound, Journal, Outdated, job_prefix, verdict
+from jobs.queue import JobQueue
+from jobs.scheduling import may_start
+from workers.engines.engine import DeviceFailed, Engine, OutOfMemory, RenderRequest
+from workers.lost_attempts import announce_again
+from workers.messages import ClipDone, Ended, Message, Progressed, Working
+
+log = logging.getLogger(__name__)
+
+Written = TypeVar("Written")
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_RETRY_S = 1.0
+
+OUT_OF_MEMORY_ADVICE = (
+    "The device ran out of memory. Ask for a smaller size, start the worker with offloading or a quantised "
+    "checkpoint, or use a larger device."
+)
+
+
+class Superseded(Exception):
+    """The job was canceled or removed, or another attempt has it: whatever this attempt does is of no use."""
+
+
+class ShuttingDown(Exception):
+    """This process was asked to stop."""
+
+
+@dataclass
+class Runner:
+    """Renders jobs with the engine of this process, one at a time."""
+
+    worker: str
+    journal: Journal
+    store: ArtifactStore
+    queue: JobQueue
+    settings: Settings
+    engine: Engine
+    tell: Callable[[Message], None]
+    """Sends a message to the supervisor."""
+    stopping: threading.Event
+    broken: bool = field(default=False, init=False)
+    """Set when only a fresh process can go on rendering."""
+
+    def render_next(self, checkpoint: str) -> None:
+        """Render the next waiting job of `checkpoint`, if there is one. What a ticket stands for."""
+        snapshot = self.queue.snapshot(checkpoint, max_age_s=0)
+        for waiting in snapshot.waiting:
+            if self.stopping.is_set():
+                return
+            if not may_start(waiting, snapshot.running):
+                continue
+            job = self._claim(waiting.id, checkpoint)
+            if job is not None:
+                _Attempt(self, job).run()
+                return
+
+    def _claim(self, job_id: str, checkpoint: str) -> Job | None:
+        job = None
+        try:
+            job = self.journal.read(job_id)
+            if job.state is JobState.QUEUED and job.submitted.checkpoint == checkpoint:
+                started = Started(at=utcnow(), attempt=job.attempt + 1, worker=self.worker)
+                job = self.journal.append(job, started)
+            else:
+                job = None
+        except (JobNotFound, Outdated):
+            job = None
+        except ValueError as error:  # written by another version, or damaged: not ours to touch
+            log.error("the journal cannot be read: %s", error, extra={"job_id": job_id})
+            job = None
+        with suppress(
+            RedisError
+        ):  # claimed, by us or somebody else; if Redis is away, the reaper will tidy up
+            self.queue.withdraw(job_id, checkpoint)
+        return job
+
+
+class _Attempt:
+    """One attempt; `self.job` is the state that this attempt's own entries have led to."""
+
+    def __init__(self, runner: Runner, job: Job) -> None:
+        self.runner = runner
+        self.job = job
+        self.stage = Stage.LOADING
+        self.done_at_start = len(job.clips)
+        self.about = {"job_id": job.id, "attempt": job.attempt}
+
+    def run(self) -> None:
+        runner, job = self.runner, self.job
+        request = job.submitted
+        runner.tell(
+            Working(
+                running=RunningJob(
+                    job_id=job.id,
+                    attempt=job.attempt,
+                    owner=request.owner,
+                    priority=request.priority,
+                    cost=request.cost,
+                    started_at=job.started_at or utcnow(),
+                    progress=self._progress(self.done_at_start, 0),
+                )
+            )
+        )
+        log.info("attempt started behind clip %d", self.done_at_start, extra=self.about)
+        workdir = runner.store.scratch() / f"attempt-{job.id}-{job.attempt}"
+        shutil.rmtree(workdir, ignore_errors=True)
+        outcome, cause = "superseded", ""
+        try:
+            workdir.mkdir()
+            outcome, cause = self._render_or_record(workdir)
+        finally:
+            # Only here: until it is handled, the exception that ended a render holds its tensors.
+            runner.engine.release()
+            shutil.rmtree(workdir, ignore_errors=True)
+            self._bill()
+            runner.tell(Ended(outcome=outcome, cause=cause, stage=self.stage))
+
+    def _render_or_record(
+        self, workdir: Path
+    ) -> tuple[Literal["succeeded", "failed", "interrupted", "superseded"], str]:
+        """Render, and write down any failure with its stage and cause. Returns outcome and cause."""
+        reason: InterruptReason
+        burns = True
+        try:
+            self._render(workdir)
+            return "succeeded", ""
+        except (Superseded, Outdated, JobNotFound) as why:
+            log.info("attempt superseded: %s", why, extra=self.about)
+            return "superseded", ""
+        except ShuttingDown:
+            reason, message, burns = "shutdown", "the worker was stopped", False
+        except ValueError as error:
+            log.warning("invalid input: %s", error, exc_info=True, extra=self.about)
+            return self._record_failure("invalid_input", str(error))
+        except OutOfMemory as error:
+            self.runner.broken = True
+            reason, message = "out_of_memory", f"{OUT_OF_MEMORY_ADVICE} ({error})"
+        except DeviceFailed as error:
+            self.runner.broken = True
+            reason, message = "error", f"the device failed: {error}"
+        except Exception as error:
+            log.exception("attempt failed while %s", self.stage, extra=self.about)
+            reason, message = "error", f"{type(error).__name__}: {error}"
+        log.warning(
+            "attempt interrupted: %s: %s", reason, message, extra={**self.about, "stage": str(self.stage)}
+        )
+        entry = verdict(
+            self.job,
+            reason=reason,
+            message=message,
+            max_attempts=self.runner.settings.max_attempts,
+            stage=self.stage,
+            burns_attempt=burns,
+        )
+        return self._record(entry, "failed" if isinstance(entry, Failed) else "interrupted", reason)
+
+    def _record_failure(self, code: str, message: str) -> tuple[Literal["failed", "superseded"], str]:
+        error = JobError(code=code, message=message, stage=self.stage)
+        entry = Failed(at=utcnow(), attempt=self.job.attempt, error=error)
+        outcome, cause = self._record(entry, "failed", code)
+        return ("failed", cause) if outcome == "failed" else ("superseded", cause)
+
+    def _record(
+        self, entry: JournalEntry, outcome: Literal["failed", "interrupted"], cause: str
+    ) -> tuple[Literal["failed", "interrupted", "superseded"], str]:
+        try:
+            self._append(entry)
+        except (Superseded, Outdated, JobNotFound):
+            return "superseded", ""
+        except ShuttingDown:  # the disk is full and we must go: the supervisor or the reaper will try again
+            return "interrupted", cause
+        announce_again(self.runner.queue, self.job)
+        return outcome, cause
+
+    # Rendering
+
+    def _render(self, workdir: Path) -> None:
+        store, engine, params = self.runner.store, self.runner.engine, self.job.submitted.params
+        inputs = self.job.submitted.inputs
+        request = RenderRequest(
+            params=params,
+            person_image=self._local(inputs.person_image),
+            audio=self._local(inputs.audio),
+            product_image=self._local_or_none(inputs.product_image),
+            pose_video=self._local_or_none(inputs.pose_video),
+            first_clip=self.done_at_start,
+            motion=self._local(self.job.clips[-1].motion) if self.job.clips else None,
+        )
+        self._on_progress(Stage.LOADING, self.done_at_start, 0)
+        started = time.monotonic()
+        for clip in engine.render(request, self._on_progress):
+            video, motion = workdir / f"{clip.index}.mp4", workdir / f"{clip.index}.motion"
+            self._durably(partial(clip.save, video, motion))
+            seconds = time.monotonic() - started
+            self._keep_clip(clip.index, video, motion, seconds)
+            started = time.monotonic()
+
+        self._on_progress(Stage.MUXING, params.num_clips, 0)
+        clips = [self._local(clip.video) for clip in self.job.clips]
+        video, poster = workdir / "video.mp4", workdir / "poster.jpg"
+        finished = self._durably(lambda: engine.finish(request, clips, video, poster))
+        # Each attempt writes under names of its own, so a stale one can never replace a published file.
+        entry = Succeeded(
+            at=utcnow(),
+            attempt=self.job.attempt,
+            video=self._put(video, f"video-{self.job.attempt}.mp4", "video/mp4"),
+            poster=self._put(poster, f"poster-{self.job.attempt}.jpg", "image/jpeg"),
+            duration_s=finished.duration_s,
+            gpu_seconds=time.monotonic() - started,
+        )
+        self._append(entry)
+        if self.job.clips:
+            store.remove(self._key(self.job.clips[-1].motion))
+        log.info("succeeded", extra=self.about)
+
+    def _keep_clip(self, index: int, video: Path, motion: Path, seconds: float) -> None:
+        """Checkpoint a finished clip: a later attempt goes on behind it."""
+        before = self.job.clips[-1].motion if self.job.clips else None
+        self._append(
+            ClipFinished(
+                at=utcnow(),
+                attempt=self.job.attempt,
+                clip=index,
+                video=self._put(video, f"clip-{index:04d}-{self.job.attempt}.mp4", "video/mp4"),
+                motion=self._put(
+                    motion, f"motion-{index:04d}-{self.job.attempt}.bin", "application/octet-stream"
+                ),
+                gpu_seconds=seconds,
+            )
+        )
+        if before is not None:  # up to 200 MB that nobody needs any more
+            self.runner.store.remove(self._key(before))
+        request = self.job.submitted
+        cost = request.cost / request.params.num_clips
+        self.runner.tell(ClipDone(seconds=seconds, seconds_per_cost=seconds / cost))
+        log.info("clip %d finished in %.1f s", index, seconds, extra=self.about)
+
+    def _on_progress(self, stage: Stage, clip: int, step: int) -> None:
+        """Tell the supervisor, and stop here if the journal has moved on or this process must go."""
+        self.stage = stage
+        self.runner.tell(Progressed(progress=self._progress(clip, step)))
+        self._check()
+
+    def _check(self) -> None:
+        job = self.job
+        try:
+            newest = self.runner.journal.read(job.id, known=job)
+        except JobNotFound:
+            raise Superseded("the job was removed") from None
+        if newest.sequence != job.sequence:
+            raise Superseded(f"the job is {newest.state}, attempt {newest.attempt}")
+        if self.runner.stopping.is_set():
+            raise ShuttingDown
+
+    def _progress(self, clip: int, step: int) -> LiveProgress:
+        params = self.job.submitted.params
+        return LiveProgress(
+            attempt=self.job.attempt,
+            stage=self.stage,
+            clip=clip,
+            num_clips=params.num_clips,
+            step=step,
+            num_steps=params.num_inference_steps,
+        )
+
+    # Storage
+
+    def _append(self, entry: JournalEntry) -> None:
+        self.job = self._durably(lambda: self.runner.journal.append(self.job, entry))
+
+    def _put(self, path: Path, name: str, media_type: str) -> StoredFile:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        stored = StoredFile(name=name, sha256=digest, size=path.stat().st_size, media_type=media_type)
+        if not self._durably(lambda: self.runner.store.put_file(path, self._key(stored))):
+            raise Superseded("the job was removed")
+        return stored
+
+    def _durably(self, write: Callable[[], Written]) -> Written:
+        """`write()`, again and again while the disk is full: a finished clip is too dear to lose to that."""
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                log.error("the disk is full; trying again", extra=self.about)
+            self._check()
+            self.runner.stopping.wait(DISK_RETRY_S)
+
+    def _key(self, file: StoredFile) -> str:
+        return f"{job_prefix(self.job.id)}/{file.name}"
+
+    def _local(self, file: StoredFile) -> Path:
+        try:
+            return self.runner.store.local_path(self._key(file))
+        except FileNotFoundError:
+            raise Superseded(f"{file.name} is gone: the job was removed") from None
+
+    def _local_or_none(self, file: StoredFile | None) -> Path | None:
+        return None if file is None else self._local(file)
+
+    def _bill(self) -> None:
+        rendered = (len(self.job.clips) - self.done_at_start) / self.job.submitted.params.num_clips
+        if rendered:
+            with suppress(RedisError):
+                self.runner.queue.bill(self.job, rendered)

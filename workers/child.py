@@ -1,0 +1,216 @@
+"""The child: an RQ worker that keeps the model in memory and renders in its own process.
+
+RQ's workers fork, trust the function names in Redis and give up when Redis goes away; this one does none of
+that. Its heart is beaten by the supervisor, because nothing in this process beats while a call holds the
+interpreter lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from types import FrameType, MappingProxyType
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from rq import Queue
+from rq.exceptions import InvalidJobOperation, StopRequested
+from rq.executions import Execution
+from rq.job import Job as RqJob
+from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
+from rq.timeouts import BaseDeathPenalty
+from rq.worker import SimpleWorker
+from rq.worker.base import WorkerStatus
+
+from contract.settings import Settings
+from jobs.artifacts import FolderStore
+from jobs.journal import Journal
+from jobs.logs import configure_logging
+from jobs.queue import JobQueue, queue_name
+from jobs.tickets import RENDER_NEXT, Ticket
+from workers.attempt import Runner
+from workers.engines.engine import Engine
+from workers.engines.fake import FAKE_FILE, FakeEngine, FakeSettings
+from workers.messages import ChildConfig, Message, Ready, Unloadable
+
+log = logging.getLogger(__name__)
+
+RESTART_EXIT_STATUS = 75
+"""The process must be replaced before it can render again (EX_TEMPFAIL)."""
+
+LONGEST_CAUSE = 1000
+
+_PR_SET_PDEATHSIG = 1
+_RECONNECT_S = 0.5
+
+
+class NoTimeLimit(BaseDeathPenalty):
+    """RQ would raise an exception in the middle of a render; the supervisor's stall watchdog knows better."""
+
+    def setup_death_penalty(self) -> None:
+        pass
+
+    def cancel_death_penalty(self) -> None:
+        pass
+
+
+class GpuWorker(SimpleWorker):
+    """RQ's loop around `Runner.render_next`: one queue, no fork, no commands from Redis, no maintenance."""
+
+    death_penalty_class = NoTimeLimit
+    exponential_backoff_factor = 1.0
+    max_connection_wait_time = _RECONNECT_S
+
+    def __init__(self, runner: Runner, checkpoint: str, connection: Redis, settings: Settings) -> None:
+        class AllowedTicket(Ticket):
+            functions: Mapping[str, Callable[..., None]] = MappingProxyType({RENDER_NEXT: runner.render_next})
+
+        self._runner = runner
+        self._settings = settings
+        queue = Queue(
+            queue_name(checkpoint), connection=connection, job_class=AllowedTicket, serializer=JSONSerializer
+        )
+        super().__init__(
+            [queue],
+            name=runner.worker,
+            connection=connection,
+            job_class=AllowedTicket,
+            serializer=JSONSerializer,
+            worker_ttl=20,  # RQ waits 15 s less than this for a ticket before it says hello again
+            log_job_description=False,
+        )
+
+    def bootstrap(self, *args: object, **kwargs: object) -> None:
+        """Register. Unlike RQ's, listens to no command channel and leaves logging alone."""
+        self.register_birth()
+        self.set_state(WorkerStatus.STARTED)
+
+    def register_birth(self) -> None:
+        self.connection.delete(self.key)  # our own registration from before Redis went away
+        super().register_birth()  # type: ignore[no-untyped-call]
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """Never: it is the reaper's work, because it must go on while all workers are busy."""
+        return False
+
+    def get_heartbeat_ttl(self, job: RqJob, working_time: float = 0.0) -> int:
+        return self._settings.rq_lease_s
+
+    def execute_job(self, job: RqJob, queue: Queue) -> None:
+        super().execute_job(job, queue)
+        if self._runner.broken:
+            raise StopRequested
+
+    def handle_job_success(
+        self, job: RqJob, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
+    ) -> None:
+        try:
+            super().handle_job_success(job, queue, started_job_registry, execution)
+        except InvalidJobOperation:
+            log.info("Redis has forgotten the ticket; the journal has not")
+
+    def _install_signal_handlers(self) -> None:
+        signal.signal(signal.SIGTERM, self.request_stop)
+        # Ctrl-C reaches the whole foreground group; the supervisor turns it into SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """SIGTERM: a render stops at its next step; an idle worker stops now."""
+        self._runner.stopping.set()
+        self._stop_requested = True
+        if self.get_state() != WorkerStatus.BUSY:
+            raise StopRequested
+
+
+def load_engine(config: ChildConfig) -> Engine:
+    if (config.folder / FAKE_FILE).exists():
+        return FakeEngine(FakeSettings.model_validate_json((config.folder / FAKE_FILE).read_bytes()))
+    # Imports torch: seconds and a gigabyte that the fault tests do without.
+    from workers.engines.pipeline import PipelineEngine
+
+    return PipelineEngine(config.folder, config.device)
+
+
+def serve(config: ChildConfig, engine: Engine) -> int:
+    """Work until told to stop; returns the exit status. A Redis that is away is waited for."""
+    report_lock = threading.Lock()
+
+    def tell(message: Message) -> None:
+        line = message.model_dump_json().encode() + b"\n"
+        with report_lock:
+            os.write(config.report_fd, line)
+
+    store = FolderStore(config.settings.storage_dir)
+    runner = Runner(
+        worker=config.name,
+        journal=Journal(store),
+        store=store,
+        queue=JobQueue(config.settings, config.redis_url),
+        settings=config.settings,
+        engine=engine,
+        tell=tell,
+        stopping=threading.Event(),
+    )
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        runner.stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    tell(Ready())
+    while not runner.stopping.is_set() and not runner.broken:
+        connection = Redis.from_url(config.redis_url, retry=Retry(NoBackoff(), 1))
+        try:
+            connection.ping()
+            GpuWorker(runner, config.checkpoint, connection, config.settings).work()
+        except (RedisError, StopRequested) as error:
+            log.info("RQ's loop ended: %s", error)
+        finally:
+            signal.signal(signal.SIGTERM, stop)
+            connection.close()
+        runner.stopping.wait(_RECONNECT_S)
+    return RESTART_EXIT_STATUS if runner.broken else 0
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Be killed by the kernel when the supervisor is gone, however it went: nobody would beat our heart."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    if os.getppid() != parent_pid:
+        raise SystemExit("the supervisor is gone")
+
+    def wait_for_end_of_input() -> None:
+        # Not sys.stdin: its lock, held here for good, would abort the interpreter when the main thread ends.
+        while os.read(sys.stdin.fileno(), 4096):
+            continue
+        os._exit(1)
+
+    # Covers what PR_SET_PDEATHSIG does not: a supervisor in another container's process tree.
+    threading.Thread(target=wait_for_end_of_input, daemon=True, name="parent-watch").start()
+
+
+def main() -> int:
+    config = ChildConfig.model_validate_json(sys.stdin.buffer.readline())
+    configure_logging(config.settings)
+    die_with_parent(config.parent_pid)
+    try:
+        engine = load_engine(config)
+    except Exception as error:  # whatever it is, whoever asks why nothing is rendered should be told
+        log.exception("the model cannot be loaded", extra={"checkpoint": config.checkpoint})
+        cause = f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]
+        os.write(config.report_fd, Unloadable(cause=cause).model_dump_json().encode() + b"\n")
+        return 1
+    return serve(config, engine)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

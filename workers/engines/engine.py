@@ -1,0 +1,74 @@
+"""What a worker needs from a model: clips out of a job's files. Knows no queue and no journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from contract.job import Stage
+from contract.params import GenerationParams
+
+
+class OutOfMemory(Exception):
+    """The device has too little memory for this job. The process must be restarted to get all of it back."""
+
+
+class DeviceFailed(Exception):
+    """The device reported an error after which this process cannot use it any more."""
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """A job's settings and local files."""
+
+    params: GenerationParams
+    person_image: Path
+    audio: Path
+    product_image: Path | None
+    pose_video: Path | None
+    first_clip: int = 0
+    motion: Path | None = None
+    """The motion file of clip `first_clip - 1`."""
+
+
+OnProgress = Callable[[Stage, int, int], None]
+"""Called with stage, clip and finished steps, at least once per denoising step. What it raises ends the
+rendering.
+"""
+
+
+class RenderedClip(Protocol):
+    """A finished clip, still in memory."""
+
+    @property
+    def index(self) -> int: ...
+
+    def save(self, video: Path, motion: Path) -> None:
+        """Write the clip's video and what the next clip needs. Equal clips give equal bytes; may be called
+        again.
+        """
+
+
+@dataclass(frozen=True)
+class FinishedVideo:
+    duration_s: float
+
+
+class Engine(Protocol):
+    """A model in this process."""
+
+    def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[RenderedClip]:
+        """The clips from `first_clip` on, each as soon as it is done.
+
+        Raises ValueError if the inputs can never work, OutOfMemory, DeviceFailed.
+        """
+
+    def finish(
+        self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path
+    ) -> FinishedVideo:
+        """Join all clips and the speech into `video` (MP4); write its first frame to `poster` (JPEG)."""
+
+    def release(self) -> None:
+        """Free what an attempt, perhaps an aborted one, has left in memory."""

@@ -1,0 +1,144 @@
+"""A fast engine behind the real interface, for fault tests and `cointeract chaos`: all of the service, no
+network.
+
+A checkpoint folder with a `fake.json` selects it, so that nothing else in the service knows about it. Its
+clips depend on seed, prompt and the clip before, so a wrongly resumed video has other bytes than an unbroken
+one. A prompt may order a fault: "fault:kill" (SIGKILL to this process), "fault:gil=3" (hold the interpreter
+lock for 3 s), "fault:oom", "fault:error", "fault:hang".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.card import CARD_FILE, CheckpointCard, CheckpointDefaults
+from contract.frozen import Frozen
+from contract.job import Stage
+from contract.params import GenerationParams
+from contract.video import FPS
+from workers.engines.engine import FinishedVideo, OnProgress, OutOfMemory, RenderRequest
+
+FAKE_FILE = "fake.json"
+_FAULT = re.compile(r"fault:(?P<kind>kill|gil|oom|error|hang)(=(?P<seconds>[\d.]+))?")
+
+
+class FakeSettings(Frozen):
+    seconds_per_step: float = 0.01
+    media: bool = True
+    """False: clips are a few synthetic bytes, so that thousands of jobs take no time."""
+
+
+def write_fake_checkpoint(folder: Path, name: str, settings: FakeSettings) -> CheckpointCard:
+    """A checkpoint folder that `FakeEngine` serves."""
+    card = CheckpointCard(
+        name=name,
+        trained=False,
+        sizes=("64x64",),
+        min_side=32,
+        max_pixels=1280 * 1280,
+        defaults=CheckpointDefaults(
+            num_inference_steps=4, guidance_scale=1.0, flow_shift=7.0, negative_prompt="blurry"
+        ),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=1))
+    (folder / FAKE_FILE).write_text(settings.model_dump_json())
+    return card
+
+
+def clip_digest(before: bytes, params: GenerationParams, index: int) -> bytes:
+    """What identifies a clip: it depends on everything that a wrong resume could get wrong."""
+    prompt = params.prompts[min(index, len(params.prompts) - 1)]
+    return hashlib.sha256(before + f"{params.seed + index} {prompt}".encode()).digest()
+
+
+def synthetic_clip(index: int, digest: bytes) -> bytes:
+    return b"clip %d " % index + digest.hex().encode() + b"\n"
+
+
+def synthetic_video(params: GenerationParams) -> bytes:
+    """The video that an unbroken run without media gives."""
+    digest, video = b"", b""
+    for index in range(params.num_clips):
+        digest = clip_digest(digest, params, index)
+        video += synthetic_clip(index, digest)
+    return video
+
+
+@dataclass(frozen=True)
+class FakeClip:
+    index: int
+    digest: bytes
+    params: GenerationParams
+    media: bool
+
+    def save(self, video: Path, motion: Path) -> None:
+        motion.write_bytes(self.digest)
+        if self.media:
+            from workers.engines.fake_media import encode_colours
+
+            encode_colours(self.params, self.index, self.digest, video)
+        else:
+            video.write_bytes(synthetic_clip(self.index, self.digest))
+
+
+class FakeEngine:
+    """See the module."""
+
+    def __init__(self, settings: FakeSettings) -> None:
+        self.settings = settings
+
+    def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[FakeClip]:
+        params = request.params
+        digest = request.motion.read_bytes() if request.motion else b""
+        for index in range(request.first_clip, params.num_clips):
+            prompt = params.prompts[min(index, len(params.prompts) - 1)]
+            on_progress(Stage.ENCODING, index, 0)
+            for step in range(1, params.num_inference_steps + 1):
+                time.sleep(self.settings.seconds_per_step)
+                if step == 1 and (fault := _FAULT.search(prompt)):
+                    _commit(fault["kind"], float(fault["seconds"] or 1))
+                on_progress(Stage.DENOISING, index, step)
+            digest = clip_digest(digest, params, index)
+            on_progress(Stage.DECODING, index, params.num_inference_steps)
+            yield FakeClip(index, digest, params, self.settings.media)
+
+    def finish(
+        self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path
+    ) -> FinishedVideo:
+        params = request.params
+        if self.settings.media:
+            from workers.engines.fake_media import join
+
+            join(params, clips, request.audio, video, poster)
+        else:
+            video.write_bytes(b"".join(clip.read_bytes() for clip in clips))
+            poster.write_bytes(b"poster")
+        return FinishedVideo(duration_s=params.num_frames / FPS)
+
+    def release(self) -> None:
+        """Holds nothing between attempts."""
+
+
+def _commit(kind: str, seconds: float) -> None:
+    match kind:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "gil":
+            # PyDLL, unlike CDLL, does not let go of the interpreter lock: no other Python thread runs
+            # meanwhile.
+            ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+        case "oom":
+            raise OutOfMemory("tried to allocate 99 GiB")
+        case "error":
+            raise RuntimeError("this fault was ordered")
+        case "hang":
+            signal.pause()

@@ -1,0 +1,30 @@
+"""Pictures and sound for the fake engine's clips, through the same encoder as real ones.
+
+A module of its own because it imports the media libraries, which take longer to load than a fake job takes to
+run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from contract.params import GenerationParams
+from contract.video import CLIP_FRAMES
+from model.media import encode_clip, join_clips
+
+
+def encode_colours(params: GenerationParams, index: int, digest: bytes, path: Path) -> None:
+    """Frames of one colour each, drawn from `digest`, as clip `index`."""
+    count = min(CLIP_FRAMES, params.num_frames - index * CLIP_FRAMES)
+    colours = np.random.default_rng(list(digest)).integers(0, 256, (count, 1, 1, 3), np.uint8)
+    encode_clip(np.broadcast_to(colours, (count, params.height, params.width, 3)), path)
+
+
+def join(params: GenerationParams, clips: Sequence[Path], speech: Path, video: Path, poster: Path) -> None:
+    """Clips and speech → `video`, and a white `poster`."""
+    join_clips(clips, speech, video)
+    Image.new("RGB", (params.width, params.height), "white").save(poster, "JPEG")

@@ -1,0 +1,108 @@
+"""The real engine: the CoInteract pipeline on one device."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+
+from contract.job import Stage
+from contract.video import FPS
+from model.checkpoints.load import load_pipeline
+from model.media import encode_clip, join_clips, load_audio, load_image, load_pose
+from model.pipeline import Clip, Progress
+from workers.engines.engine import DeviceFailed, FinishedVideo, OnProgress, OutOfMemory, RenderRequest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PipelineClip:
+    clip: Clip
+
+    @property
+    def index(self) -> int:
+        return self.clip.index
+
+    def save(self, video: Path, motion: Path) -> None:
+        encode_clip(self.clip.frames, video)
+        with motion.open("wb") as file:
+            np.save(file, self.clip.motion_frames)
+
+
+class PipelineEngine:
+    """Holds the checkpoint in `folder` on `device` for the life of the process."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+        self._pipeline = load_pipeline(folder, device=device, dtype=dtype)
+        self._on_gpu = torch.device(device).type == "cuda"
+
+    def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[PipelineClip]:
+        params = request.params
+        size = (params.width, params.height)
+        with _device_errors():
+            clips = self._pipeline.generate_clips(
+                person_image=load_image(request.person_image),
+                product_image=load_image(request.product_image) if request.product_image else None,
+                audio=load_audio(request.audio),
+                prompts=params.prompts,
+                negative_prompt=params.negative_prompt,
+                pose_frames=load_pose(request.pose_video, size=size, max_frames=params.num_frames)
+                if request.pose_video
+                else None,
+                height=params.height,
+                width=params.width,
+                num_clips=params.num_clips,
+                num_inference_steps=params.num_inference_steps,
+                guidance_scale=params.guidance_scale,
+                flow_shift=params.flow_shift,
+                product_scale=params.product_scale,
+                seed=params.seed,
+                fit=params.fit.value,
+                parity=params.preset == "parity",
+                audio_face_mask=params.audio_face_mask,
+                first_clip=request.first_clip,
+                motion_frames=np.load(request.motion) if request.motion else None,
+                num_frames=params.num_frames,
+                on_progress=lambda at: _forward(at, on_progress),
+            )
+            for clip in clips:
+                yield PipelineClip(clip)
+
+    def finish(
+        self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path
+    ) -> FinishedVideo:
+        join_clips(clips, request.audio, video)
+        iio.imwrite(poster, iio.imread(video, index=0, plugin="pyav"), extension=".jpg", quality=90)
+        num_frames = iio.improps(video, plugin="pyav").shape[0]
+        return FinishedVideo(duration_s=num_frames / FPS)
+
+    def release(self) -> None:
+        gc.collect()  # an aborted attempt's traceback holds tensors in reference cycles
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+
+
+def _forward(at: Progress, on_progress: OnProgress) -> None:
+    on_progress(Stage(at.stage), at.clip, at.step)
+
+
+@contextmanager
+def _device_errors() -> Iterator[None]:
+    """Translate torch's exceptions. Nothing here imports their names elsewhere, so that fault tests need no
+    torch.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(str(error).splitlines()[0] if str(error) else "out of memory") from error
+    except torch.AcceleratorError as error:
+        raise DeviceFailed(str(error)) from error

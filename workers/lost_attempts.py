@@ -1,0 +1,68 @@
+"""How an attempt that its own process could not finish is written down, by whoever notices."""
+
+from __future__ import annotations
+
+import logging
+
+from redis.exceptions import RedisError
+
+from contract.entries import Failed, Interrupted, InterruptReason
+from contract.job import JobState, Stage
+from contract.state import Job
+from jobs.journal import JobNotFound, Journal, Outdated, verdict
+from jobs.queue import JobQueue
+
+log = logging.getLogger(__name__)
+
+
+def end_attempt(
+    journal: Journal,
+    queue: JobQueue,
+    job_id: str,
+    attempt: int,
+    *,
+    reason: InterruptReason,
+    message: str,
+    burns_attempt: bool,
+    max_attempts: int,
+    stage: Stage,
+) -> Interrupted | Failed | None:
+    """Queue the job again, or fail it, if `attempt` still has it. Returns what was written, None if it has
+    not.
+
+    Raises OSError if the store cannot write.
+    """
+    try:
+        job = journal.read(job_id)
+        if job.state is not JobState.PROCESSING or job.attempt != attempt:
+            return None
+        entry = verdict(
+            job,
+            reason=reason,
+            message=message,
+            max_attempts=max_attempts,
+            stage=stage,
+            burns_attempt=burns_attempt,
+        )
+        job = journal.append(job, entry)
+    except (Outdated, JobNotFound):
+        return None
+    log.warning(
+        "attempt ended: %s (%s)%s",
+        reason,
+        message,
+        "" if job.state is JobState.QUEUED else "; the job has failed",
+        extra={"job_id": job_id, "attempt": attempt, "stage": str(stage)},
+    )
+    announce_again(queue, job)
+    return entry
+
+
+def announce_again(queue: JobQueue, job: Job) -> None:
+    """Offer a job that is queued again to the workers now; if Redis is away, the reaper will."""
+    if job.state is not JobState.QUEUED:
+        return
+    try:
+        queue.announce(job)
+    except RedisError as error:
+        log.info("Redis is away (%s): the reaper will announce the job", error, extra={"job_id": job.id})

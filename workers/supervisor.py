@@ -1,0 +1,335 @@
+"""The supervisor: one small process per device that keeps a child with the model alive and speaks for it.
+
+It imports no torch and does nothing that could block, so its heartbeats tell the truth about the child even
+while the child's interpreter is stuck in one long call. It reads the child's reports, renews its leases in
+Redis, restarts it when it dies, stops it when it stalls, and writes down in the journal what the child no
+longer could.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from contract.card import CARD_FILE, CheckpointCard
+from contract.entries import InterruptReason
+from contract.job import Stage
+from contract.settings import Settings
+from contract.worker import RunningJob
+from jobs.artifacts import FolderStore
+from jobs.cards import publish_card
+from jobs.journal import Journal
+from jobs.logs import configure_logging
+from jobs.queue import JobQueue
+from workers.heartbeat import Heartbeat
+from workers.identity import worker_name
+from workers.lost_attempts import end_attempt
+from workers.messages import (
+    MESSAGE,
+    ChildConfig,
+    ClipDone,
+    Ended,
+    Message,
+    Progressed,
+    Ready,
+    Unloadable,
+    Working,
+)
+from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, serve_metrics
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 30.0
+POLL_S = 0.25
+
+
+@dataclass
+class Child:
+    """A running child process and what it last reported."""
+
+    process: subprocess.Popen[bytes]
+    reports: int
+    """Read end of its pipe, non-blocking."""
+    started_at: float = field(default_factory=time.monotonic)
+    last_report_at: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    problem: str | None = None
+    running: RunningJob | None = None
+    unread: bytes = b""
+
+    def receive(self) -> list[Message] | None:
+        """New messages; None when the child has closed its end."""
+        try:
+            data = os.read(self.reports, 65536)
+        except BlockingIOError:
+            return []
+        if not data:
+            return None
+        *lines, self.unread = (self.unread + data).split(b"\n")
+        return [MESSAGE.validate_json(line) for line in lines]
+
+    def close(self) -> None:
+        os.close(self.reports)
+        stdin = self.process.stdin
+        if stdin is not None:
+            stdin.close()
+
+
+class Supervisor:
+    """Runs one child after another for `folder` on `device` until `stop` is called."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis_url: str,
+        folder: Path,
+        device: str,
+        name: str | None = None,
+        checkpoint: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self.redis_url = redis_url
+        self.folder = folder.resolve()
+        self.device = device
+        self.name = worker_name(name or socket.gethostname())
+        self.card = CheckpointCard.model_validate_json((self.folder / CARD_FILE).read_bytes())
+        if checkpoint is not None:  # served under another name than its card's
+            self.card = self.card.model_copy(update={"name": checkpoint})
+        self.store = FolderStore(settings.storage_dir)
+        self.journal = Journal(self.store)
+        self.queue = JobQueue(settings, redis_url)
+        self.heartbeat = Heartbeat(settings, self.queue, self.name, self.card.name, device)
+        self._problem: str | None = None
+        self._stopping = threading.Event()
+        self._wake_read, self._wake_write = os.pipe()
+
+    def stop(self) -> None:
+        """Ask `run` to end; may be called from a signal handler."""
+        self._stopping.set()
+        os.write(self._wake_write, b"x")
+
+    def run(self) -> None:
+        """Supervise until `stop`; then the child has put its job back or is killed."""
+        publish_card(self.store, self.card)
+        self.heartbeat.start()
+        backoff = FIRST_BACKOFF_S
+        try:
+            while not self._stopping.is_set():
+                child = self._start_child()
+                try:
+                    self._watch(child)
+                    self._bury(child)
+                finally:
+                    child.close()
+                if self._stopping.is_set():
+                    break
+                # A child that got as far as being ready was healthy: only a failing start is retried slowly.
+                backoff = FIRST_BACKOFF_S if child.ready else min(LONGEST_BACKOFF_S, backoff * 2)
+                if not child.ready:
+                    self._stopping.wait(backoff)
+        finally:
+            self.heartbeat.stop()
+
+    def _start_child(self) -> Child:
+        reports, child_end = os.pipe()
+        os.set_blocking(reports, False)
+        config = ChildConfig(
+            settings=self.settings,
+            redis_url=self.redis_url,
+            name=self.name,
+            checkpoint=self.card.name,
+            folder=self.folder,
+            device=self.device,
+            parent_pid=os.getpid(),
+            report_fd=child_end,
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers.child"],
+            stdin=subprocess.PIPE,
+            pass_fds=[child_end],
+            # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+        )
+        os.close(child_end)
+        # Over the pipe, not the command line: the Redis URL may hold a password.
+        stdin: IO[bytes] | None = process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(config.model_dump_json().encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError:
+            log.error("the child died before it read its configuration")
+        return Child(process, reports)
+
+    def _watch(self, child: Child) -> None:
+        """Follow the child until it ends, by itself or because we end it."""
+        stop_at: float | None = None
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.reports, selectors.EVENT_READ)
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            while True:
+                ready = {key.fd for key, _ in selector.select(POLL_S)}
+                if child.reports in ready:
+                    messages = child.receive()
+                    if messages is None:
+                        break
+                    for message in messages:
+                        self._take_note(child, message)
+                if self._stopping.is_set():
+                    if stop_at is None:
+                        selector.unregister(self._wake_read)
+                        child.process.terminate()
+                        stop_at = time.monotonic() + self.settings.stop_grace_s
+                    elif time.monotonic() > stop_at:
+                        log.error("the child did not stop in %g s; killing it", self.settings.stop_grace_s)
+                        child.process.kill()
+                        break
+                if self._is_stalled(child):
+                    self._end_stalled(child)
+                    break
+        try:
+            child.process.wait(5)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+
+    def _take_note(self, child: Child, message: Message) -> None:
+        child.last_report_at = time.monotonic()
+        match message:
+            case Ready():
+                child.ready = True
+                self._problem = None
+                log.info("the model is loaded", extra={"checkpoint": self.card.name})
+            case Unloadable():
+                child.problem = message.cause
+            case Working():
+                child.running = message.running
+            case Progressed():
+                if child.running is not None:
+                    child.running = child.running.model_copy(update={"progress": message.progress})
+            case ClipDone():
+                CLIP_SECONDS.observe(message.seconds)
+                self.heartbeat.seconds_per_cost = message.seconds_per_cost
+            case Ended():
+                child.running = None
+                ATTEMPTS.labels(message.outcome, message.stage, message.cause).inc()
+        self.heartbeat.update(child.ready, child.running, self._problem)
+
+    def _is_stalled(self, child: Child) -> bool:
+        busy = child.running is not None or not child.ready
+        return busy and time.monotonic() - child.last_report_at > self.settings.stall_timeout_s
+
+    def _end_stalled(self, child: Child) -> None:
+        seconds = self.settings.stall_timeout_s
+        log.error("no progress for %g s; killing the child", seconds)
+        child.process.kill()
+        child.process.wait()
+        if child.running is not None:
+            self._record(
+                child, child.running, "stalled", f"no progress for {seconds:g} s", burns_attempt=True
+            )
+            child.running = None
+
+    def _bury(self, child: Child) -> None:
+        """Write down what the dead child was doing."""
+        while messages := child.receive():
+            for message in messages:
+                self._take_note(child, message)
+        status = child.process.returncode
+        if child.running is not None:
+            if self._stopping.is_set():
+                self._record(child, child.running, "shutdown", "the worker was stopped", burns_attempt=False)
+            else:
+                cause = _describe(status)
+                self._record(
+                    child, child.running, "child_died", f"the worker process {cause}", burns_attempt=True
+                )
+        if not self._stopping.is_set():
+            CHILD_DEATHS.inc()
+            log.warning("the child %s; starting another", _describe(status))
+        if not child.ready and not self._stopping.is_set():
+            self._problem = child.problem or f"the process that loads it {_describe(status)}"
+        self.heartbeat.update(False, None, self._problem)
+
+    def _record(
+        self, child: Child, running: RunningJob, reason: InterruptReason, message: str, *, burns_attempt: bool
+    ) -> None:
+        stage: Stage = running.progress.stage
+        try:
+            end_attempt(
+                self.journal,
+                self.queue,
+                running.job_id,
+                running.attempt,
+                reason=reason,
+                message=message,
+                burns_attempt=burns_attempt,
+                max_attempts=self.settings.max_attempts,
+                stage=stage,
+            )
+        except OSError as error:
+            # The reaper will find an attempt that nobody works on, and write this down when it can.
+            log.error("cannot write to storage: %s", error, extra={"job_id": running.job_id})
+        ATTEMPTS.labels("interrupted", stage, reason).inc()
+
+
+def _describe(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed (SIGKILL: by hand, or by the kernel when memory ran out)"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def run(
+    settings: Settings,
+    redis_url: str,
+    folder: Path,
+    device: str,
+    name: str | None = None,
+    checkpoint: str | None = None,
+) -> None:
+    """Run a worker in this process until SIGTERM or SIGINT. Main thread only."""
+    supervisor = Supervisor(settings, redis_url, folder, device, name, checkpoint)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        supervisor.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    if settings.worker_metrics_port is not None:
+        serve_metrics(settings.worker_metrics_port)
+    supervisor.run()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.supervisor", description="A worker for one device."
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
+    parser.add_argument("--name", help="how the worker is called in logs")
+    options = parser.parse_args(arguments)
+    settings = Settings()
+    if settings.redis_url is None:
+        parser.error("set COINTERACT_REDIS_URL")
+    configure_logging(settings)
+    run(settings, settings.redis_url, options.checkpoint, options.device, options.name)
+
+
+if __name__ == "__main__":
+    main()
