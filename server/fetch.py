@@ -23,7 +23,7 @@ from urllib.parse import SplitResult, urlsplit
 import h11
 
 from server.errors import ApiError
-from server.submit.uploads import ReceivedFile
+from server.submit.multipart import ReceivedFile
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 Policy = Callable[[str], bool]

@@ -10,7 +10,7 @@ from jobs.cards import read_cards
 from server.access import Admin, Reader, ServicesOf
 from server.routes.jobs import PROBLEM
 from server.schemas import Health, ModelList, ModelView, Readiness
-from server.submit.submission import choose_card
+from server.submit.check import choose_card
 
 router = APIRouter(responses=PROBLEM)
 

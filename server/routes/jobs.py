@@ -46,8 +46,9 @@ from server.schemas import (
     ValidationView,
 )
 from server.services import Services
-from server.submit.submission import Draft, Scratch, check, known_job, receive, scratch, store
-from server.submit.uploads import drain
+from server.submit.check import check
+from server.submit.receive import Draft, Scratch, drain, receive, scratch
+from server.submit.save import known_job, save
 from server.views import clip_path, estimates, job_path, job_view, params_view
 
 PROBLEM: Final[dict[int | str, dict[str, Any]]] = {
@@ -202,7 +203,7 @@ async def submit(
                         if known is not None:
                             return known, False
                     checked = await check(draft, services, principal, space.folder)
-                    return await store(draft, checked, key, services, principal)
+                    return await save(draft, checked, key, services, principal)
 
 
 @router.post("/validate", response_model=ValidationView, openapi_extra=BODY, summary="Check a submit")

@@ -28,8 +28,17 @@ from server.idempotency import checked_key
 from server.routes.jobs import cancel, submit
 from server.schemas import Wire
 from server.services import Services
-from server.submit.submission import Draft, Scratch, draft_of, file_limits, from_form, from_urls, json_object
-from server.submit.uploads import FormRules, ReceivedFile, receive_form, receive_json
+from server.submit.fields import from_form, json_object
+from server.submit.multipart import FormRules, ReceivedFile
+from server.submit.receive import (
+    Draft,
+    Scratch,
+    draft_of,
+    file_limits,
+    from_urls,
+    receive_form,
+    receive_json,
+)
 from server.views import job_view
 
 FIELD_OF_REFERENCE: Final = {
@@ -211,9 +220,10 @@ async def receive_video(request: Request, services: Services, scratch: Scratch) 
             {reference: limits[field] for reference, field in FIELD_OF_REFERENCE.items()},
             frozenset({*PLAIN_FIELDS, *FIELD_OF_REFERENCE, "seconds", "extra_params"}),
             long_texts=frozenset(FIELD_OF_REFERENCE),
+            long_text_bytes=services.settings.max_json_bytes,
             brackets=True,
         )
-        form = await receive_form(request, scratch.new_file, rules, services.settings)
+        form = await receive_form(request, scratch, rules, services.settings)
         values = _texts(form.texts)
         for reference, file in form.files.items():
             if reference in values:

@@ -17,7 +17,7 @@ import trustme
 
 from server.errors import ApiError
 from server.fetch import Fetcher, is_public, resolve
-from server.submit.uploads import ReceivedFile
+from server.submit.multipart import ReceivedFile
 
 HOST = "files.example"
 BODY = bytes(range(256)) * 300

@@ -1,0 +1,193 @@
+"""Checking a received submit against limits and checkpoint, and decoding its files in the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from contract.card import CheckpointCard
+from contract.job import Priority
+from contract.params import Fit, GenerationParams
+from contract.video import CLIP_FRAMES, FPS, clips_of_frames, frames_of_speech
+from jobs.cards import read_cards
+from server.access import Principal
+from server.decoding.sandbox import DecodedFile, DecodeTask
+from server.errors import ApiError, printable
+from server.schemas import FILE_FIELDS, GenerateFields
+from server.services import Services
+from server.submit.receive import KIND_OF_FIELD, Draft
+
+STORED_NAME: Final = {
+    "person_image": ("inputs/person.png", "image/png"),
+    "product_image": ("inputs/product.png", "image/png"),
+    "audio": ("inputs/speech.wav", "audio/wav"),
+    "pose_video": ("inputs/pose.mp4", "video/mp4"),
+}
+SAME_TYPES: Final = (
+    frozenset({"image/jpeg", "image/jpg", "image/pjpeg"}),
+    frozenset({"image/png", "image/x-png"}),
+    frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"}),
+    frozenset({"audio/mpeg", "audio/mp3", "audio/x-mp3", "audio/x-mpeg", "audio/mpeg3"}),
+    frozenset({"audio/flac", "audio/x-flac"}),
+    frozenset({"audio/ogg", "application/ogg", "audio/opus", "audio/vorbis", "audio/x-ogg", "video/ogg"}),
+    frozenset(
+        {"audio/mp4", "audio/m4a", "audio/x-m4a", "audio/aac", "video/mp4", "video/quicktime", "audio/x-aac"}
+    ),
+    frozenset({"video/webm", "audio/webm", "video/x-matroska"}),
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request that can be rendered: everything resolved, decoded files in `folder`."""
+
+    folder: Path
+    card: CheckpointCard
+    params: GenerationParams
+    seconds: float
+    cost: float
+
+
+def choose_card(services: Services, name: str | None) -> tuple[CheckpointCard, bool]:
+    """The checkpoint asked for, or the default one; and whether it is the default. Raises ApiError."""
+    cards = read_cards(services.store)
+    if not cards:
+        raise ApiError(
+            "no_checkpoint", "No checkpoint is known yet: a worker publishes its own when it starts."
+        )
+    # A store may know a small trained checkpoint from before it knew a large one.
+    default = min(cards.values(), key=lambda card: (not card.trained, -card.max_pixels, card.name))
+    if name is None:
+        return default, True
+    if name not in cards:
+        known = ", ".join(sorted(cards))
+        raise ApiError("unknown_model", "There is no such checkpoint.", field="model", limit=known)
+    return cards[name], cards[name] == default
+
+
+def _size(fields: GenerateFields, card: CheckpointCard) -> tuple[int, int]:
+    if fields.size is not None and (fields.width is not None or fields.height is not None):
+        raise ApiError("conflicting_fields", "Give either size, or width and height.", field="size")
+    if fields.size is None and fields.width is None and fields.height is None:
+        width, height = (int(side) for side in card.sizes[0].split("x"))
+        return width, height
+    if fields.size is not None:
+        width, height = (int(side) for side in fields.size.split("x"))
+        names = ("size", "size")
+    elif fields.width is None or fields.height is None:
+        missing = "width" if fields.width is None else "height"
+        raise ApiError("missing_field", "Width and height belong together.", field=missing)
+    else:
+        width, height, names = fields.width, fields.height, ("width", "height")
+    for side, name in zip((width, height), names, strict=True):
+        if side % 16:
+            raise ApiError("unsupported_size", f"{side} is not a multiple of 16.", field=name, limit=16)
+        if side < card.min_side:
+            raise ApiError(
+                "unsupported_size",
+                f"{side} is too small for this checkpoint.",
+                field=name,
+                limit=card.min_side,
+            )
+    if width * height > card.max_pixels:
+        detail = f"{width} × {height} pixels are too many for this checkpoint."
+        raise ApiError("unsupported_size", detail, field=names[1], limit=card.max_pixels)
+    return width, height
+
+
+def check_fields(
+    fields: GenerateFields, card: CheckpointCard, services: Services, principal: Principal
+) -> None:
+    """Everything about the settings that depends on the server and the checkpoint. Raises ApiError."""
+    settings = services.settings
+    _size(fields, card)
+    if len(fields.prompt) > settings.max_prompts:
+        raise ApiError("too_many", "Too many prompts.", field="prompt", limit=settings.max_prompts)
+    for prompt in fields.prompt:
+        if not prompt.strip():
+            raise ApiError("invalid_value", "A prompt is empty.", field="prompt")
+    for name, texts in (("prompt", fields.prompt), ("negative_prompt", [fields.negative_prompt or ""])):
+        if any(len(text) > settings.max_prompt_chars for text in texts):
+            raise ApiError("too_long", "Too many characters.", field=name, limit=settings.max_prompt_chars)
+    if fields.num_inference_steps is not None and fields.num_inference_steps > settings.max_steps:
+        raise ApiError(
+            "out_of_range", "Too many steps.", field="num_inference_steps", limit=settings.max_steps
+        )
+    if fields.num_clips is not None and fields.num_clips > settings.max_clips:
+        raise ApiError("out_of_range", "Too many clips.", field="num_clips", limit=settings.max_clips)
+    if fields.retention_s is not None and fields.retention_s > settings.retention_s:
+        raise ApiError("out_of_range", "Too long to keep.", field="retention_s", limit=settings.retention_s)
+    order = [Priority.LOW, Priority.NORMAL, Priority.HIGH]
+    if order.index(fields.priority) > order.index(principal.highest_priority):
+        highest = principal.highest_priority.value
+        raise ApiError(
+            "out_of_range", "This key may not ask for that priority.", field="priority", limit=highest
+        )
+    if fields.webhook_url is not None:
+        services.check_webhook_url(fields.webhook_url)
+
+
+def _check_declared_type(field: str, declared: str, found: str) -> None:
+    """A file that says it is something specific must be that. No type, or a general one, claims nothing."""
+    if declared in ("", "application/octet-stream", "binary/octet-stream", found):
+        return
+    if not any(declared in same and found in same for same in SAME_TYPES):
+        detail = f"The file says it is {printable(declared, 60)}, but it is {found}."
+        raise ApiError("media_type_mismatch", detail, field=field, limit=found)
+
+
+async def check(draft: Draft, services: Services, principal: Principal, folder: Path) -> Checked:
+    """Check a request against server and checkpoint, decode its files, resolve its settings."""
+    fields, settings = draft.fields, services.settings
+    card, _ = await asyncio.to_thread(choose_card, services, fields.model)
+    check_fields(fields, card, services, principal)
+    if "pose_video" in draft.files and not card.pose:
+        raise ApiError("pose_not_supported", "This checkpoint takes no pose video.", field="pose_video")
+    decoded = await _decode(draft, services, folder)
+    speech = decoded["audio"]
+    frames = frames_of_speech(speech.samples, speech.rate)
+    needed = clips_of_frames(frames)
+    num_clips = min(needed, fields.num_clips or needed)
+    if num_clips > settings.max_clips:
+        detail = f"The speech needs {num_clips} clips; give num_clips to render its beginning."
+        raise ApiError("audio_too_long", detail, field="audio", limit=settings.max_clips)
+    width, height = _size(fields, card)
+    steps = fields.num_inference_steps or min(card.defaults.num_inference_steps, settings.max_steps)
+    params = GenerationParams(
+        prompts=tuple(fields.prompt),
+        negative_prompt=_or(fields.negative_prompt, card.defaults.negative_prompt),
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=_or(fields.guidance_scale, card.defaults.guidance_scale),
+        flow_shift=_or(fields.flow_shift, card.defaults.flow_shift),
+        product_scale=fields.product_scale,
+        seed=secrets.randbelow(2**31) if fields.seed is None else fields.seed,
+        num_clips=num_clips,
+        num_frames=min(frames, num_clips * CLIP_FRAMES),
+        fit=fields.fit or (Fit.STRETCH if fields.preset == "parity" else Fit.COVER),
+        audio_face_mask=fields.audio_face_mask,
+        preset=fields.preset,
+    )
+    cost = num_clips * steps * width * height / 1e6
+    return Checked(folder, card, params, params.num_frames / FPS, cost)
+
+
+def _or(given: Any, default: Any) -> Any:
+    return default if given is None else given
+
+
+async def _decode(draft: Draft, services: Services, folder: Path) -> dict[str, DecodedFile]:
+    tasks: Sequence[DecodeTask] = [
+        DecodeTask(field, KIND_OF_FIELD[field], draft.files[field].content, folder / STORED_NAME[field][0])
+        for field in FILE_FIELDS
+        if field in draft.files
+    ]
+    decoded = dict(zip((task.field for task in tasks), await services.sandbox.decode(tasks), strict=True))
+    for field, file in decoded.items():
+        _check_declared_type(field, draft.files[field].declared_type, file.format)
+    return decoded

@@ -1,0 +1,243 @@
+"""Taking in a submit: its body, streamed to disk under caps and a deadline, becomes a `Draft`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from urllib.parse import unquote_to_bytes
+
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect, Request
+
+from contract.settings import Settings
+from server.decoding.formats import Kind
+from server.errors import ApiError, printable
+from server.idempotency import fingerprint
+from server.schemas import FILE_FIELDS, REQUIRED_FILES, GenerateFields
+from server.services import Services
+from server.submit.fields import checked_fields, from_form
+from server.submit.multipart import FormRules, ReceivedFile, ReceivedForm, read_form
+
+KIND_OF_FIELD: Final[Mapping[str, Kind]] = {
+    "person_image": "image",
+    "product_image": "image",
+    "audio": "audio",
+    "pose_video": "video",
+}
+FOLDERS_OF_JOB: Final = ("journal", "inputs")
+SMALL_FILE_BYTES: Final = 2**20
+DRAIN_BYTES: Final = 16 * 2**20
+DRAIN_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request that was received whole: its settings, checked by themselves, and its files, undecoded."""
+
+    fields: GenerateFields
+    files: Mapping[str, ReceivedFile]
+
+    def fingerprint(self) -> str:
+        return fingerprint(
+            self.fields.model_dump(exclude_unset=True),
+            {name: file.sha256 for name, file in self.files.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Where one submit is put together: the folder of the job to be, and files without names."""
+
+    folder: Path
+    _files: ExitStack
+
+    def new_file(self, most_bytes: int | None = None) -> BinaryIO:
+        """An empty file that nobody can open by name and that is gone when the request ends: in memory if it
+        is known to stay small.
+        """
+        if most_bytes is not None and most_bytes <= SMALL_FILE_BYTES:
+            return self._files.enter_context(os.fdopen(os.memfd_create("upload"), "w+b"))
+        return self._files.enter_context(tempfile.TemporaryFile(dir=self.folder.parent))
+
+
+@asynccontextmanager
+async def scratch(services: Services) -> AsyncIterator[Scratch]:
+    """Space for one submit; nothing of it is left afterwards, unless it became a job."""
+    folder = services.store.scratch() / f"submit-{secrets.token_hex(8)}"
+    with ExitStack() as files:
+        try:
+            for path in (folder, *(folder / name for name in FOLDERS_OF_JOB)):
+                path.mkdir(mode=0o700)
+            yield Scratch(folder, files)
+        finally:
+            if folder.exists():
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def file_limits(services: Services) -> dict[str, int]:
+    settings = services.settings
+    limits = {
+        "image": settings.max_image_bytes,
+        "audio": settings.max_audio_bytes,
+        "video": settings.max_video_bytes,
+    }
+    return {field: limits[kind] for field, kind in KIND_OF_FIELD.items()}
+
+
+async def receive(request: Request, services: Services, scratch: Scratch) -> Draft:
+    """Take the body in, as multipart or JSON. Raises ApiError, ClientDisconnect."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        texts = frozenset(GenerateFields.model_fields)
+        rules = FormRules(file_limits(services), texts, frozenset({"prompt"}))
+        form = await receive_form(request, scratch, rules, services.settings)
+        values, files = from_form(form.texts), dict(form.files)
+    elif media_type == "application/json":
+        async with services.json_slots:
+            values = await receive_json(request, services.settings)
+            urls = {field: values.pop(field) for field in FILE_FIELDS if values.get(field) is not None}
+            files = await from_urls(urls, services, scratch)
+    else:
+        raise ApiError(
+            "unsupported_content_type",
+            "Send multipart/form-data or application/json.",
+            field="Content-Type",
+            limit="multipart/form-data, application/json",
+        )
+    return draft_of(values, files)
+
+
+def draft_of(values: Mapping[str, Any], files: Mapping[str, ReceivedFile]) -> Draft:
+    """The checked settings with their files. Raises ApiError."""
+    fields = checked_fields(values)
+    for field in REQUIRED_FILES:
+        if field not in files:
+            raise ApiError("missing_field", "This file is needed.", field=field)
+    return Draft(fields, files)
+
+
+@asynccontextmanager
+async def _deadline(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise ApiError(
+            "upload_timeout",
+            f"The request was not complete after {seconds:g} seconds.",
+            limit=seconds,
+            close=True,
+        ) from error
+
+
+def _declared_bytes(request: Request) -> int | None:
+    """The length of the body, if the client says it."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else None
+
+
+async def _capped_body(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body in chunks. Raises ApiError as soon as it is, or says it will be, longer than `limit` bytes."""
+    too_large = ApiError("request_too_large", f"The request is larger than {limit} bytes.", limit=limit)
+    if (_declared_bytes(request) or 0) > limit:
+        raise too_large
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise too_large
+        yield chunk
+
+
+async def receive_form(
+    request: Request, scratch: Scratch, rules: FormRules, settings: Settings
+) -> ReceivedForm:
+    """Receive a multipart/form-data body. Raises ApiError, ClientDisconnect."""
+    new_file = partial(scratch.new_file, _declared_bytes(request))
+    chunks = _capped_body(request, settings.max_upload_bytes)
+    async with _deadline(settings.upload_timeout_s):
+        return await read_form(request.headers.get("content-type", ""), chunks, new_file, rules)
+
+
+async def receive_json(request: Request, settings: Settings) -> dict[str, object]:
+    """Receive a JSON object. Raises ApiError, ClientDisconnect."""
+    body = bytearray()
+    async with _deadline(settings.upload_timeout_s):
+        async for chunk in _capped_body(request, settings.max_json_bytes):
+            body += chunk
+    try:
+        value = from_json(bytes(body), allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError("malformed_body", f"The body is not JSON: {printable(str(error))}") from error
+    if not isinstance(value, dict):
+        raise ApiError("malformed_body", "The body must be a JSON object.")
+    return value
+
+
+async def from_urls(
+    urls: Mapping[str, object], services: Services, scratch: Scratch
+) -> dict[str, ReceivedFile]:
+    limits = file_limits(services)
+    files = {}
+    for field, url in urls.items():
+        if not isinstance(url, str):
+            raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
+        if url[:5].lower() == "data:":
+            files[field] = decode_data_url(url, scratch, limits[field], field)
+        elif url[:6].lower() == "https:":
+            files[field] = await services.fetcher.fetch(url, scratch.new_file(), limits[field], field)
+        else:
+            raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
+    return files
+
+
+def decode_data_url(url: str, scratch: Scratch, limit: int, field_name: str) -> ReceivedFile:
+    """Write the content of a `data:` URL to a new file. Raises ApiError naming the field."""
+    head, comma, payload = url[len("data:") :].partition(",")
+    if not comma:
+        raise ApiError("invalid_value", "The data: URL has no comma.", field=field_name)
+    media_type, *parameters = head.split(";")
+    try:
+        if parameters and parameters[-1].strip().lower() == "base64":
+            content = base64.b64decode(payload, validate=True)
+        else:
+            content = unquote_to_bytes(payload)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError("invalid_value", "The data: URL is not valid base64.", field=field_name) from error
+    if not content:
+        raise ApiError("empty_file", "The file is empty.", field=field_name)
+    if len(content) > limit:
+        raise ApiError("file_too_large", f"More than {limit} bytes.", field=field_name, limit=limit)
+    file = scratch.new_file(len(content))
+    file.write(content)
+    file.flush()
+    return ReceivedFile(file, len(content), hashlib.sha256(content).hexdigest(), media_type.strip().lower())
+
+
+async def drain(request: Request) -> bool:
+    """Read the rest of a refused request for a moment, so that the client gets to see the answer. True if it
+    ended.
+    """
+    drained = 0
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for chunk in request.stream():
+                drained += len(chunk)
+                if drained > DRAIN_BYTES:
+                    return False
+    except (TimeoutError, ClientDisconnect, RuntimeError):
+        # RuntimeError: the body had been read to its end already.
+        return request._stream_consumed
+    return True

@@ -1,0 +1,107 @@
+"""Storing a checked submit as a job: durably, and once for each Idempotency-Key."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+from contract.entries import Submitted
+from contract.job import InputFiles, JobState, StoredFile, new_job_id, utcnow
+from contract.state import Job
+from jobs.journal import JobNotFound, entry_key, job_prefix
+from server.access import Principal
+from server.errors import ApiError
+from server.schemas import FILE_FIELDS
+from server.services import Services
+from server.submit.check import STORED_NAME, Checked
+from server.submit.receive import Draft
+
+
+def _stored(folder: Path, field: str) -> StoredFile | None:
+    name, media_type = STORED_NAME[field]
+    path = folder / name
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return StoredFile(name=name, sha256=digest, size=path.stat().st_size, media_type=media_type)
+
+
+def _save(
+    job_id: str,
+    draft: Draft,
+    checked: Checked,
+    services: Services,
+    principal: Principal,
+    claim: str | None = None,
+) -> Job:
+    """Write entry 0 beside the inputs, move the folder to its place: from then on the job is safe."""
+    files = {field: _stored(checked.folder, field) for field in FILE_FIELDS}
+    submitted = Submitted(
+        at=utcnow(),
+        owner=principal.owner,
+        checkpoint=checked.card.name,
+        trained=checked.card.trained,
+        params=checked.params,
+        inputs=InputFiles.model_validate(files),
+        priority=draft.fields.priority,
+        metadata=draft.fields.metadata,
+        webhook_url=draft.fields.webhook_url,
+        retention_s=draft.fields.retention_s or services.settings.retention_s,
+        cost=checked.cost,
+        max_running=principal.limits.max_running,
+        idempotency_claim=claim,
+    )
+    entry = checked.folder / Path(entry_key(job_id, 0)).relative_to(job_prefix(job_id))
+    entry.write_text(submitted.model_dump_json())
+    after = [] if claim is None else [claim]
+    services.store.adopt_folder(checked.folder, job_prefix(job_id), after=after)
+    job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+    services.index.put(job)
+    services.hints.announce(job)
+    return job
+
+
+def _save_once(
+    key: str, draft: Draft, checked: Checked, services: Services, principal: Principal
+) -> tuple[Job, bool]:
+    """Store under the id that the idempotency key stands for, unless that has been done. Also says whether we
+    did it.
+    """
+    keys = services.idempotency
+    job_id = keys.claim(principal.owner, key, draft.fingerprint(), new_job_id())
+    try:
+        job, created = services.journal.read(job_id), False
+    except JobNotFound as error:
+        if keys.is_gone(principal.owner, key):
+            detail = "The job of this Idempotency-Key was deleted or has expired."
+            raise ApiError("idempotent_job_gone", detail, field="Idempotency-Key") from error
+        try:
+            claim = keys.claim_key(principal.owner, key)
+            job, created = _save(job_id, draft, checked, services, principal, claim), True
+        except FileExistsError:
+            job, created = services.journal.read(job_id), False
+    return job, created
+
+
+async def save(
+    draft: Draft, checked: Checked, key: str | None, services: Services, principal: Principal
+) -> tuple[Job, bool]:
+    """Durably store the job and announce it. Also says whether it is new, or known by its key."""
+    if key is None:
+        return await asyncio.to_thread(_save, new_job_id(), draft, checked, services, principal), True
+    return await asyncio.to_thread(_save_once, key, draft, checked, services, principal)
+
+
+def known_job(key: str, draft: Draft, services: Services, principal: Principal) -> Job | None:
+    """The job that this very request has made before, if it has. Raises ApiError if the key was used
+    otherwise.
+    """
+    if not services.idempotency.known(principal.owner, key):
+        return None
+    job_id = services.idempotency.claim(principal.owner, key, draft.fingerprint(), new_job_id())
+    try:
+        return services.journal.read(job_id)
+    except JobNotFound:
+        return None
