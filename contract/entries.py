@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from contract.frozen import Frozen
 from contract.job import InputFiles, JobError, Priority, StoredFile
 from contract.params import GenerationParams
+from contract.warnings import JobWarning
 
 
 class Entry(Frozen):
@@ -37,6 +38,8 @@ class Submitted(Entry):
     """The claim in storage that leads repetitions of the submit to this job."""
     max_running: int | None = None
     """Jobs the owner may have running at once; the job waits while that many run. None: no limit."""
+    warnings: tuple[JobWarning, ...] = ()
+    """What the submitter should know; told with the job."""
 
 
 class Started(Entry):

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from contract.job import JobState, Priority, Stage
 from contract.params import Fit, GenerationParams
+from contract.warnings import JobWarning
 
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
@@ -164,6 +165,7 @@ class JobView(Wire):
     duration_s: float | None
     urls: JobUrls
     error: JobErrorView | None
+    warnings: list[JobWarning] = Field(description="What is probably not as meant, or was changed.")
     usage: Usage
 
 
@@ -185,6 +187,7 @@ class ValidationView(Wire):
     checkpoint: CheckpointView
     params: ParamsView
     duration_s: float
+    warnings: list[JobWarning] = Field(description="What is probably not as meant, or was changed.")
     queue_position: int | None
     estimated_start_at: datetime | None
     estimated_finish_at: datetime | None

@@ -113,5 +113,6 @@ def job_view(job: Job, hints: Hints) -> JobView:
             clips=[clip_path(job.id, clip.clip) for clip in job.clips],
         ),
         error=error,
+        warnings=list(submitted.warnings),
         usage=Usage(gpu_seconds=round(job.gpu_seconds, 3)),
     )

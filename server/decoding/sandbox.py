@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from contract.settings import Settings
+from contract.warnings import JobWarning
 from server.decoding.formats import CONTAINERS, HEAD_BYTES, Kind, sniff
 from server.errors import ApiError
 
@@ -50,6 +51,7 @@ class DecodedFile:
     samples: int = 0
     seconds: float = 0.0
     frames: int = 0
+    warnings: tuple[JobWarning, ...] = ()
 
 
 class Decoder:
@@ -208,7 +210,9 @@ class Sandbox:
         answer = json.loads(line)
         if "code" in answer:
             raise ApiError(answer["code"], answer["detail"], field=task.field, limit=answer["limit"])
-        return DecodedFile(**answer)
+        notes = answer.pop("warnings", ())
+        warnings = tuple(JobWarning(code=code, message=text, field=task.field) for code, text in notes)
+        return DecodedFile(**answer, warnings=warnings)
 
 
 def _is_container(file: BinaryIO) -> bool:

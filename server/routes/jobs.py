@@ -222,6 +222,7 @@ async def validate(request: Request, services: ServicesOf, principal: Submitter)
         checkpoint=CheckpointView(name=checked.card.name, trained=checked.card.trained),
         params=params_view(checked.params),
         duration_s=checked.seconds,
+        warnings=list(checked.warnings),
         queue_position=position,
         estimated_start_at=start,
         estimated_finish_at=finish,

@@ -13,6 +13,7 @@ from contract.card import CheckpointCard
 from contract.job import Priority
 from contract.params import Fit, GenerationParams
 from contract.video import CLIP_FRAMES, FPS, clips_of_frames, frames_of_speech
+from contract.warnings import JobWarning
 from jobs.cards import read_cards
 from server.access import Principal
 from server.decoding.sandbox import DecodedFile, DecodeTask
@@ -50,6 +51,7 @@ class Checked:
     params: GenerationParams
     seconds: float
     cost: float
+    warnings: tuple[JobWarning, ...]
 
 
 def choose_card(services: Services, name: str | None) -> tuple[CheckpointCard, bool]:
@@ -174,7 +176,8 @@ async def check(draft: Draft, services: Services, principal: Principal, folder: 
         preset=fields.preset,
     )
     cost = num_clips * steps * width * height / 1e6
-    return Checked(folder, card, params, params.num_frames / FPS, cost)
+    warnings = tuple(warning for file in decoded.values() for warning in file.warnings)
+    return Checked(folder, card, params, params.num_frames / FPS, cost, warnings)
 
 
 def _or(given: Any, default: Any) -> Any:

@@ -50,6 +50,7 @@ def _save(
         webhook_url=draft.fields.webhook_url,
         retention_s=draft.fields.retention_s or services.settings.retention_s,
         cost=checked.cost,
+        warnings=checked.warnings,
         max_running=principal.limits.max_running,
         idempotency_claim=claim,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from contract.entries import (
+    JOURNAL_ENTRY,
     Canceled,
     ClipFinished,
     Failed,
@@ -18,6 +19,7 @@ from contract.entries import (
 from contract.job import InputFiles, JobState, StoredFile, new_job_id, utcnow
 from contract.params import GenerationParams
 from contract.state import Job
+from contract.warnings import JobWarning
 from jobs.artifacts import FolderStore
 from jobs.journal import IllegalEntry, JobNotFound, Journal, Outdated, verdict
 
@@ -47,6 +49,15 @@ def submitted() -> Submitted:
         retention_s=60,
         cost=1,
     )
+
+
+def test_an_entry_from_before_there_were_warnings_is_read() -> None:
+    kept = submitted().model_copy(update={"warnings": (JobWarning(code="of_tomorrow", message="m"),)})
+    assert JOURNAL_ENTRY.validate_json(kept.model_dump_json()) == kept
+    older = kept.model_dump(mode="json", exclude={"warnings"})
+    entry = JOURNAL_ENTRY.validate_python(older)
+    assert isinstance(entry, Submitted)
+    assert entry.warnings == ()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from contract.warnings import WarningCode
 from server.errors import STATUS_OF_CODE, TITLE_OF_STATUS, ApiError
 from server.schemas import FILE_FIELDS, GenerateFields
 from tests.server.conftest import Api
@@ -35,6 +36,12 @@ def test_every_field_of_a_submit_is_documented() -> None:
 def test_every_error_code_is_documented_with_its_status() -> None:
     documented = {name.strip("`"): row[0] for name, row in rows("errors.md").items() if name.startswith("`")}
     assert documented == {code: str(status) for code, status in STATUS_OF_CODE.items()}
+
+
+def test_every_warning_is_documented_and_no_other() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    section = page.partition("`warnings` of a job")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)) == {str(code) for code in WarningCode}
 
 
 def test_every_error_code_is_used_and_every_one_used_is_known() -> None:
