@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from redis.exceptions import RedisError
 
 from contract.settings import Settings
 from deploy.stack import Part, Supervisor, free_port
+from deploy.up import own_command
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
 from jobs.journal import Journal
@@ -211,12 +211,11 @@ def _parts(stack: LiveStack, redis: RedisServer, checkpoint: Path) -> list[Part]
             return "Redis"
         return None if ready >= started else "a worker"
 
-    command = (sys.executable, "-m", "cli.app")
-    worker = (*command, "worker", "--checkpoint", str(checkpoint), "--device", "cpu")
+    worker = own_command("worker", "--checkpoint", str(checkpoint), "--device", "cpu")
     return [
         Part("redis", tuple(redis.command), redis_waits_for, stop_phase=2),
-        Part("api", (*command, "serve"), api_waits_for, stop_phase=1),
-        Part("reaper", (*command, "reaper"), lambda: None, stop_phase=1),
+        Part("api", own_command("serve"), api_waits_for, stop_phase=1),
+        Part("reaper", own_command("reaper"), lambda: None, stop_phase=1),
         *(Part(f"worker-{n}", worker, workers_wait_for, stop_phase=0) for n in range(stack.workers)),
     ]
 

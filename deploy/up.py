@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract.card import CARD_FILE, CheckpointCard
+from contract.processes import own_process
 from contract.settings import Settings
 from deploy.stack import (
     Part,
@@ -74,7 +74,7 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
 
 def own_command(*arguments: str) -> tuple[str, ...]:
     """The command line that runs `cointeract ARGUMENTS` with this very Python."""
-    return (sys.executable, "-m", "cli.app", *arguments)
+    return own_process("cli.app", *arguments)
 
 
 def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Console) -> None:

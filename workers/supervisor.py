@@ -15,7 +15,6 @@ import selectors
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from typing import IO
 from contract.card import CARD_FILE, CheckpointCard
 from contract.entries import InterruptReason
 from contract.job import Stage
+from contract.processes import own_process
 from contract.settings import Settings
 from contract.worker import RunningJob
 from jobs.artifacts import FolderStore
@@ -158,7 +158,7 @@ class Supervisor:
             report_fd=child_end,
         )
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.child"],
+            own_process("workers.child"),
             stdin=subprocess.PIPE,
             pass_fds=[child_end],
             # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.

@@ -12,13 +12,13 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
+from contract.processes import own_process
 from contract.settings import Settings
 from contract.warnings import JobWarning
 from server.decoding.formats import CONTAINERS, HEAD_BYTES, Kind, sniff
@@ -58,7 +58,7 @@ class Decoder:
     """One `server.decoding.child` process, started when needed and again should it die."""
 
     def __init__(self, codecs: Literal["plain", "containers"], children: int) -> None:
-        self._command = [sys.executable, "-m", "server.decoding.child", codecs, str(children)]
+        self._command = own_process("server.decoding.child", codecs, str(children))
         self._starting = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None

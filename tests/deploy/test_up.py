@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from deploy.stack import free_port
 from tests.faults.stack import FAST, eventually
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
 
-COMMAND = (sys.executable, "-m", "cli.app")
+COMMAND = (str(Path(sys.executable).with_name("cointeract")),)
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {
     **os.environ,
@@ -68,7 +68,9 @@ class Inputs:
         ]
 
 
-def start_stack(folder: Path, *arguments: str) -> RunningStack:
+def start_stack(
+    folder: Path, *arguments: str, cwd: Path = ROOT, environment: Mapping[str, str] = ENVIRONMENT
+) -> RunningStack:
     write_fake_checkpoint(folder / "fake", "fake", FakeSettings(seconds_per_step=0.05))
     port = free_port("127.0.0.1")
     data, output = folder / "data", folder / "output.txt"
@@ -78,8 +80,8 @@ def start_stack(folder: Path, *arguments: str) -> RunningStack:
             stdout=file,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=ROOT,
-            env=ENVIRONMENT,
+            cwd=cwd,
+            env=environment,
         )
     return RunningStack(process, f"http://127.0.0.1:{port}", data, output)
 
@@ -110,12 +112,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return inputs
 
 
-def cointeract(*arguments: str) -> subprocess.CompletedProcess[str]:
+def cointeract(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
         env=ENVIRONMENT,
         timeout=90,
         check=False,
