@@ -248,7 +248,7 @@ class Readiness(Wire):
     failing_workers: int = Field(description="Alive, but unable to load their model: see their logs.")
 
 
-class Problem(BaseModel):
+class ProblemDocument(BaseModel):
     """RFC 9457 problem document."""
 
     type: str

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from contract.settings import Settings
-from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import Journal
 from server.decoding.sandbox import Sandbox
@@ -40,8 +39,3 @@ class Services:
     uploads: int = 0
     streams: int = 0
     check_webhook_url: Callable[[str], object] = field(default=lambda url: check_url(url, "webhook_url"))
-
-    def forget(self, job: Job) -> None:
-        """Remove a job that is over, with all its files."""
-        self.index.remove(job)
-        self.journal.remove(job)

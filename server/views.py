@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from contract.card import CheckpointCard
 from contract.job import JobState, Stage
 from contract.params import GenerationParams
 from contract.state import Job
 from contract.worker import LiveProgress
 from jobs.scheduling import WaitingJob
 from server.hints import Hints
-from server.schemas import CheckpointView, JobErrorView, JobUrls, JobView, ParamsView, Usage
+from server.schemas import CheckpointView, JobErrorView, JobUrls, JobView, ModelView, ParamsView, Usage
 
 
 def job_path(job_id: str) -> str:
@@ -115,4 +116,22 @@ def job_view(job: Job, hints: Hints) -> JobView:
         error=error,
         warnings=list(submitted.warnings),
         usage=Usage(gpu_seconds=round(job.gpu_seconds, 3)),
+    )
+
+
+def model_view(card: CheckpointCard, default: bool) -> ModelView:
+    """A checkpoint as a client sees it. `default`: whether it renders for those who name none."""
+    return ModelView(
+        id=card.name,
+        trained=card.trained,
+        default=default,
+        sizes=list(card.sizes),
+        min_side=card.min_side,
+        max_pixels=card.max_pixels,
+        fps=card.fps,
+        frames_per_clip=card.frames_per_clip,
+        pose=card.pose,
+        defaults=card.defaults.model_dump(),
+        license=card.license,
+        note=card.note,
     )

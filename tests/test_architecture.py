@@ -29,6 +29,17 @@ def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
+def imported_modules(source: Path) -> set[str]:
+    """The modules that a file imports by their full names, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
 def imported_packages(source: Path) -> set[str]:
     """The top-level names that a file imports, anywhere in it."""
     names: set[str] = set()
@@ -46,6 +57,14 @@ def test_a_package_imports_only_what_the_arrows_allow(package: str) -> None:
     for source in sources(package):
         forbidden = (imported_packages(source) & ALLOWED.keys()) - ALLOWED[package]
         assert not forbidden, f"{source.relative_to(ROOT)} imports {sorted(forbidden)}"
+
+
+def test_no_route_module_imports_another() -> None:
+    routes = [source for source in sources("server/routes") if source.name != "__init__.py"]
+    modules = {f"server.routes.{source.stem}" for source in routes}
+    assert len(modules) > 2
+    for source in routes:
+        assert not imported_modules(source) & modules, f"{source.relative_to(ROOT)} imports another route"
 
 
 @pytest.mark.parametrize("package", ["server", "jobs", "contract"])

@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from contract.entries import JOURNAL_ENTRY, JournalEntry, Submitted
 from contract.job import JobState
 from contract.state import Job
 from jobs.journal import JobNotFound, apply, entry_key
+from server.errors import ApiError
 from server.services import Services
 from server.views import job_view
 
@@ -42,6 +44,24 @@ def _event(name: str, data: str, sequence: int | None = None) -> bytes:
 def _read_entry(services: Services, job_id: str, sequence: int) -> JournalEntry | None:
     data = services.store.read(entry_key(job_id, sequence))
     return None if data is None else JOURNAL_ENTRY.validate_json(data)
+
+
+def event_stream(job: Job, after: int, services: Services, request: Request) -> Response:
+    """The answer that carries `job_events`, one of at most `max_event_streams`. Raises ApiError."""
+    limit = services.settings.max_event_streams
+    if services.streams >= limit:
+        raise ApiError("too_many_streams", "Too many event streams are open.", limit=limit)
+
+    async def counted() -> AsyncIterator[bytes]:
+        services.streams += 1
+        try:
+            async for event in job_events(job, after, services, request):
+                yield event
+        finally:
+            services.streams -= 1
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
 
 
 async def job_events(job: Job, after: int, services: Services, request: Request) -> AsyncIterator[bytes]:

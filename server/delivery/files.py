@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Final
 
 import anyio
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from contract.job import StoredFile
+from contract.state import Job
+from jobs.artifacts import ArtifactStore
+from jobs.journal import JobNotFound, job_prefix
 from server.errors import ApiError
 
 CHUNK_BYTES: Final = 2**18
@@ -68,17 +73,50 @@ async def _chunks(path: Path, first: int, last: int) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def file_response(
-    path: Path, stored: StoredFile, made_at: datetime, headers: Mapping[str, str], method: str, filename: str
-) -> Response:
-    """The answer to a GET or HEAD of a stored file. Raises ApiError."""
+@dataclass(frozen=True)
+class JobFile:
+    """A file of a job, ready to be sent."""
+
+    job_id: str
+    stored: StoredFile
+    made_at: datetime
+    filename: str
+    """What a browser calls it when it saves the file."""
+
+
+def finished_file(job: Job, stored: StoredFile | None, what: str) -> JobFile:
+    """A file that a job has from its end on. Raises ApiError if the job has none, or none yet."""
+    if stored is not None and job.completed_at is not None:
+        return JobFile(job.id, stored, job.completed_at, job.id + Path(stored.name).suffix)
+    if job.state.is_terminal:
+        raise ApiError("no_result", f"The job has {job.state.value}: there is no {what}.")
+    raise ApiError("job_not_finished", "The job is not finished.", retry_after_s=2)
+
+
+def clip_file(job: Job, clip: int) -> JobFile:
+    """A finished clip of a job, counted from 0. Raises ApiError if the job has no such clip, or not yet."""
+    entry = next((entry for entry in job.clips if entry.clip == clip), None)
+    if entry is not None:
+        return JobFile(job.id, entry.video, entry.at, f"{job.id}-{clip}.mp4")
+    if clip < job.submitted.params.num_clips and not job.state.is_terminal:
+        raise ApiError("job_not_finished", "The clip is not finished.", retry_after_s=2)
+    raise ApiError("not_found", "The job has no such clip.")
+
+
+def file_response(store: ArtifactStore, file: JobFile, request: Request) -> Response:
+    """The answer to a GET or HEAD of a file. Raises ApiError, JobNotFound."""
+    stored, headers, method = file.stored, request.headers, request.method
+    try:
+        path = store.local_path(f"{job_prefix(file.job_id)}/{stored.name}")
+    except FileNotFoundError as error:
+        raise JobNotFound(file.job_id) from error  # expired or deleted a moment ago
     etag = f'"{stored.sha256}"'
     common = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
-        "Last-Modified": format_datetime(made_at.replace(microsecond=0), usegmt=True),
+        "Last-Modified": format_datetime(file.made_at.replace(microsecond=0), usegmt=True),
         "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'inline; filename="{filename}"',
+        "Content-Disposition": f'inline; filename="{file.filename}"',
     }
     size = os.stat(path).st_size  # noqa: PTH116 (one call, where Path would make two)
     if size != stored.size:

@@ -8,9 +8,10 @@ from starlette.responses import JSONResponse
 
 from jobs.cards import read_cards
 from server.access import Admin, Reader, ServicesOf
-from server.routes.jobs import PROBLEM
-from server.schemas import Health, ModelList, ModelView, Readiness
+from server.openapi import PROBLEM
+from server.schemas import Health, ModelList, Readiness
 from server.submit.check import choose_card
+from server.views import model_view
 
 router = APIRouter(responses=PROBLEM)
 
@@ -56,22 +57,5 @@ def list_models(services: ServicesOf, principal: Reader) -> ModelList:
     """The checkpoints that workers have, and what each accepts."""
     cards = read_cards(services.store)
     default = choose_card(services, None)[0].name if cards else None
-    return ModelList(
-        data=[
-            ModelView(
-                id=card.name,
-                trained=card.trained,
-                default=card.name == default,
-                sizes=list(card.sizes),
-                min_side=card.min_side,
-                max_pixels=card.max_pixels,
-                fps=card.fps,
-                frames_per_clip=card.frames_per_clip,
-                pose=card.pose,
-                defaults=card.defaults.model_dump(),
-                license=card.license,
-                note=card.note,
-            )
-            for card in sorted(cards.values(), key=lambda card: card.name)
-        ]
-    )
+    ordered = sorted(cards.values(), key=lambda card: card.name)
+    return ModelList(data=[model_view(card, card.name == default) for card in ordered])

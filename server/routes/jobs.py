@@ -4,129 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from starlette.responses import JSONResponse, StreamingResponse
 
-from contract.entries import Canceled
-from contract.job import JobState, utcnow
-from contract.state import Job
-from jobs.journal import JobNotFound, Outdated, job_prefix
+from contract.job import JobState
 from jobs.scheduling import WaitingJob
-from server.access import (
-    DownloadableJob,
-    Principal,
-    ReadableJob,
-    Reader,
-    ServicesOf,
-    Submitter,
-    WritableJob,
-)
-from server.delivery.events import job_events
-from server.delivery.files import file_response
-from server.errors import PROBLEM_MEDIA_TYPE, ApiError
+from server.access import DownloadableJob, ReadableJob, Reader, ServicesOf, Submitter, WritableJob
+from server.control import cancel, delete, finished, listed
+from server.delivery.events import event_stream
+from server.delivery.files import clip_file, file_response, finished_file
+from server.errors import ApiError
 from server.idempotency import checked_key
+from server.openapi import GENERATE_BODY, PROBLEM, VIDEO_FILE
 from server.schemas import (
-    FILE_FIELDS,
     CheckpointView,
     Deleted,
-    GenerateFields,
-    GenerateJson,
     JobList,
     JobView,
-    Problem,
     SignedUrls,
     SignRequest,
     ValidationView,
 )
 from server.services import Services
-from server.submit.check import check
-from server.submit.receive import Draft, Scratch, drain, receive, scratch
-from server.submit.save import known_job, save
+from server.submit.submit import dry_run, submit
 from server.views import clip_path, estimates, job_path, job_view, params_view
 
-PROBLEM: Final[dict[int | str, dict[str, Any]]] = {
-    "default": {
-        "description": "A problem document (RFC 9457); `code` is stable, see docs/errors.md.",
-        "content": {PROBLEM_MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
-    }
-}
-VIDEO: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "The file.", "content": {"video/mp4": {}}},
-    206: {"description": "The part that was asked for.", "content": {"video/mp4": {}}},
-    304: {"description": "Not changed."},
-}
-WAIT_POLL_S: Final = 0.2
-CANCEL_TRIES: Final = 50
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?([0-9]{1,5})\"?\s*")
 router = APIRouter(prefix="/v1", tags=["jobs"], responses=PROBLEM)
-
-
-def _body_schema() -> dict[str, Any]:
-    """The request body of a submit for OpenAPI: it is streamed by hand, so FastAPI cannot tell."""
-    form = GenerateFields.model_json_schema()
-    files = {name: {"type": "string", "format": "binary"} for name in FILE_FIELDS}
-    form["properties"] = {**form["properties"], **files}
-    form["properties"]["prompt"] = {
-        "type": "array",
-        "minItems": 1,
-        "items": {"type": "string", "minLength": 1},
-    }
-    form["required"] = ["prompt", "person_image", "audio"]
-    as_json = GenerateJson.model_json_schema()
-    for schema in (form, as_json):
-        for name, definition in schema.pop("$defs", {}).items():
-            _inline(schema, f"#/$defs/{name}", definition)
-    return {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": as_json}},
-    }
-
-
-def _inline(schema: Any, reference: str, definition: dict[str, Any]) -> None:
-    """Replace each reference to a definition by the definition itself."""
-    children = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
-    for child in list(children):
-        _inline(child, reference, definition)
-    if isinstance(schema, dict) and schema.get("$ref") == reference:
-        del schema["$ref"]
-        schema.update({key: value for key, value in definition.items() if key not in schema})
-
-
-BODY: Final = {"requestBody": _body_schema()}
-
-
-@asynccontextmanager
-async def _receiving(request: Request, services: Services) -> AsyncIterator[None]:
-    """One submit being received: a place among `max_concurrent_uploads`; what is refused is drained, then
-    closed.
-    """
-    limit = services.settings.max_concurrent_uploads
-    try:
-        if services.uploads >= limit:
-            raise ApiError("queue_full", "Too many uploads at once.", limit=limit, retry_after_s=1)
-        services.uploads += 1
-        try:
-            yield
-        finally:
-            services.uploads -= 1
-    except ApiError as error:
-        error.close = not await drain(request)
-        raise
-
-
-def _check_space(services: Services) -> None:
-    settings = services.settings
-    if services.store.free_bytes() < settings.min_free_bytes + settings.max_upload_bytes:
-        raise ApiError(
-            "insufficient_storage", "The server is short of disk space.", limit=settings.min_free_bytes
-        )
 
 
 def _wait_seconds(prefer: str | None, services: Services) -> float:
@@ -136,20 +43,11 @@ def _wait_seconds(prefer: str | None, services: Services) -> float:
     return 0.0
 
 
-async def _finished(job: Job, seconds: float, services: Services) -> Job:
-    """The job once it is over, or as it is after `seconds`."""
-    until = time.monotonic() + seconds
-    while not job.state.is_terminal and time.monotonic() < until and not services.stopping.is_set():
-        await asyncio.sleep(WAIT_POLL_S)
-        job = await asyncio.to_thread(services.journal.read, job.id)
-    return job
-
-
 @router.post(
     "/generate",
     status_code=202,
     response_model=JobView,
-    openapi_extra=BODY,
+    openapi_extra=GENERATE_BODY,
     summary="Submit a job",
     responses={200: {"model": JobView, "description": "Finished already."}},
 )
@@ -169,7 +67,7 @@ async def generate(
     job, created = await submit(request, key, services, principal)
     wait = _wait_seconds(prefer, services)
     if wait:
-        job = await _finished(job, wait, services)
+        job = await finished(job, wait, services)
     view = await asyncio.to_thread(job_view, job, services.hints)
     headers = {"Location": job_path(job.id)}
     if wait:
@@ -180,39 +78,12 @@ async def generate(
     return JSONResponse(view.model_dump(mode="json"), status_code=status, headers=headers)
 
 
-Receiver = Callable[[Request, Services, Scratch], Awaitable[Draft]]
-
-
-async def submit(
-    request: Request, key: str | None, services: Services, principal: Principal, receiver: Receiver = receive
-) -> tuple[Job, bool]:
-    """Take in, check and store a job, or find the one of an earlier try. Also says whether it is new."""
-    repeated = key is not None and services.idempotency.known(principal.owner, key)
-    # A repetition of a stored request takes no place, so no limit may refuse it.
-    admission = nullcontext() if repeated else services.index.admission(principal.owner, principal.limits)
-    async with _receiving(request, services):
-        with admission:
-            if not repeated:
-                _check_space(services)
-            async with scratch(services) as space:
-                draft = await receiver(request, services, space)
-                turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
-                async with turn:
-                    if key is not None and services.idempotency.known(principal.owner, key):
-                        known = await asyncio.to_thread(known_job, key, draft, services, principal)
-                        if known is not None:
-                            return known, False
-                    checked = await check(draft, services, principal, space.folder)
-                    return await save(draft, checked, key, services, principal)
-
-
-@router.post("/validate", response_model=ValidationView, openapi_extra=BODY, summary="Check a submit")
+@router.post(
+    "/validate", response_model=ValidationView, openapi_extra=GENERATE_BODY, summary="Check a submit"
+)
 async def validate(request: Request, services: ServicesOf, principal: Submitter) -> ValidationView:
     """Everything a submit checks, and what would come of it, without queueing anything."""
-    async with _receiving(request, services), scratch(services) as space:
-        _check_space(services)
-        draft = await receive(request, services, space)
-        checked = await check(draft, services, principal, space.folder)
+    draft, checked = await dry_run(request, services, principal)
     newcomer = WaitingJob("new", principal.owner, draft.fields.priority, checked.cost)
     position, start, finish = await asyncio.to_thread(
         estimates, services.hints, checked.card.name, newcomer.id, newcomer
@@ -238,20 +109,12 @@ def list_jobs(
     after: Annotated[str | None, Query(max_length=64, description="Only jobs older than this one.")] = None,
 ) -> JobList:
     """Own jobs, newest first; an admin sees everybody's."""
-    services.index.refresh()
-    owner = None if principal.is_admin and principal.owner != "local" else principal.owner
-    ids = services.index.page(owner, status, after, limit + 1)
-    views = []
-    for job_id in ids[:limit]:
-        try:
-            views.append(job_view(services.journal.read(job_id), services.hints))
-        except JobNotFound:
-            continue  # removed between listing and reading
+    jobs, has_more = listed(services, principal, limit, status, after)
     return JobList(
-        data=views,
-        first_id=views[0].id if views else None,
-        last_id=views[-1].id if views else None,
-        has_more=len(ids) > limit,
+        data=[job_view(job, services.hints) for job in jobs],
+        first_id=jobs[0].id if jobs else None,
+        last_id=jobs[-1].id if jobs else None,
+        has_more=has_more,
     )
 
 
@@ -271,52 +134,24 @@ def cancel_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> 
     return job_view(job, services.hints)
 
 
-def cancel(job: Job, services: Services, principal: Principal) -> Job:
-    """The job in a final state. The journal decides races: whoever writes the next entry first."""
-    for _ in range(CANCEL_TRIES):
-        if job.state.is_terminal:
-            break
-        try:
-            job = services.journal.append(job, Canceled(at=utcnow(), by=principal.owner))
-        except Outdated:
-            job = services.journal.read(job.id)
-            continue
-        services.hints.withdraw(job)
-        services.index.put(job)
-    if not job.state.is_terminal:
-        raise ApiError("busy", "The job is changing too fast; try again.", retry_after_s=1)
-    return job
-
-
 @router.delete("/jobs/{job_id}", response_model=Deleted, summary="Delete a job")
 def delete_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> Deleted:
     """Cancel the job if need be, and remove it with all its files."""
-    job = cancel(job, services, principal)
-    services.forget(job)
+    delete(job, services, principal)
     return Deleted(id=job.id)
 
 
-def _file(services: Services, job: Job, name: str) -> Path:
-    try:
-        return services.store.local_path(f"{job_prefix(job.id)}/{name}")
-    except FileNotFoundError as error:
-        raise JobNotFound(job.id) from error  # expired or deleted a moment ago
-
-
 @router.head("/jobs/{job_id}/video", include_in_schema=False, response_class=Response)
-@router.get("/jobs/{job_id}/video", summary="Get the video", response_class=Response, responses=VIDEO)
+@router.get("/jobs/{job_id}/video", summary="Get the video", response_class=Response, responses=VIDEO_FILE)
 def get_video(job: DownloadableJob, services: ServicesOf, request: Request) -> Response:
     """The finished MP4. Serves ranges, and conditional requests by ETag."""
-    if job.video is None or job.completed_at is None:
-        if job.state.is_terminal:
-            raise ApiError("no_result", f"The job has {job.state.value}: there is no video.")
-        raise ApiError("job_not_finished", "The job is not finished.", retry_after_s=2)
-    path = _file(services, job, job.video.name)
-    return file_response(path, job.video, job.completed_at, request.headers, request.method, f"{job.id}.mp4")
+    return file_response(services.store, finished_file(job, job.video, "video"), request)
 
 
 @router.head("/jobs/{job_id}/clips/{clip}", include_in_schema=False, response_class=Response)
-@router.get("/jobs/{job_id}/clips/{clip}", summary="Get one clip", response_class=Response, responses=VIDEO)
+@router.get(
+    "/jobs/{job_id}/clips/{clip}", summary="Get one clip", response_class=Response, responses=VIDEO_FILE
+)
 def get_clip(
     job: DownloadableJob,
     services: ServicesOf,
@@ -324,15 +159,7 @@ def get_clip(
     clip: Annotated[int, PathParameter(ge=0, le=100_000)],
 ) -> Response:
     """One clip, without sound, as soon as it is finished. Counted from 0."""
-    finished = next((entry for entry in job.clips if entry.clip == clip), None)
-    if finished is None:
-        if clip < job.submitted.params.num_clips and not job.state.is_terminal:
-            raise ApiError("job_not_finished", "The clip is not finished.", retry_after_s=2)
-        raise ApiError("not_found", "The job has no such clip.")
-    path = _file(services, job, finished.video.name)
-    return file_response(
-        path, finished.video, finished.at, request.headers, request.method, f"{job.id}-{clip}.mp4"
-    )
+    return file_response(services.store, clip_file(job, clip), request)
 
 
 @router.get(
@@ -354,20 +181,7 @@ async def get_events(
         if not re.fullmatch(r"[0-9]{1,9}", last_event_id):
             raise ApiError("invalid_value", "Expected the number of an event.", field="Last-Event-ID")
         after = int(last_event_id)
-    limit = services.settings.max_event_streams
-    if services.streams >= limit:
-        raise ApiError("too_many_streams", "Too many event streams are open.", limit=limit)
-
-    async def counted() -> AsyncIterator[bytes]:
-        services.streams += 1
-        try:
-            async for event in job_events(job, after, services, request):
-                yield event
-        finally:
-            services.streams -= 1
-
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
+    return event_stream(job, after, services, request)
 
 
 @router.post("/jobs/{job_id}/signed-urls", response_model=SignedUrls, summary="Make links that need no key")

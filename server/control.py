@@ -1,0 +1,75 @@
+"""What a client does with stored jobs: list them, wait for one, cancel it, delete it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from contract.entries import Canceled
+from contract.job import JobState, utcnow
+from contract.state import Job
+from jobs.journal import JobNotFound, Outdated
+from server.access import ANONYMOUS_OWNER, Principal
+from server.errors import ApiError
+from server.services import Services
+
+WAIT_POLL_S: Final = 0.2
+CANCEL_TRIES: Final = 50
+
+
+def listed(
+    services: Services,
+    principal: Principal,
+    limit: int,
+    state: JobState | None = None,
+    after: str | None = None,
+    oldest_first: bool = False,
+) -> tuple[list[Job], bool]:
+    """Up to `limit` of the principal's jobs behind the job `after`, and whether there are more.
+
+    An admin sees everybody's.
+    """
+    services.index.refresh()
+    owner = None if principal.is_admin and principal.owner != ANONYMOUS_OWNER else principal.owner
+    ids = services.index.page(owner, state, after, limit + 1, oldest_first)
+    jobs = []
+    for job_id in ids[:limit]:
+        try:
+            jobs.append(services.journal.read(job_id))
+        except JobNotFound:
+            continue  # removed between listing and reading
+    return jobs, len(ids) > limit
+
+
+async def finished(job: Job, seconds: float, services: Services) -> Job:
+    """The job once it is over, or as it is after `seconds`."""
+    until = time.monotonic() + seconds
+    while not job.state.is_terminal and time.monotonic() < until and not services.stopping.is_set():
+        await asyncio.sleep(WAIT_POLL_S)
+        job = await asyncio.to_thread(services.journal.read, job.id)
+    return job
+
+
+def cancel(job: Job, services: Services, principal: Principal) -> Job:
+    """The job in a final state. The journal decides races: whoever writes the next entry first."""
+    for _ in range(CANCEL_TRIES):
+        if job.state.is_terminal:
+            break
+        try:
+            job = services.journal.append(job, Canceled(at=utcnow(), by=principal.owner))
+        except Outdated:
+            job = services.journal.read(job.id)
+            continue
+        services.hints.withdraw(job)
+        services.index.put(job)
+    if not job.state.is_terminal:
+        raise ApiError("busy", "The job is changing too fast; try again.", retry_after_s=1)
+    return job
+
+
+def delete(job: Job, services: Services, principal: Principal) -> None:
+    """Cancel the job if it is not over, and remove it with all its files. Raises ApiError."""
+    job = cancel(job, services, principal)
+    services.index.remove(job)
+    services.journal.remove(job)

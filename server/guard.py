@@ -1,0 +1,75 @@
+"""The outermost layer: refuses requests of foreign sites, adds security headers, measures answers."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.access import is_loopback
+from server.errors import ApiError
+from server.keys import any_keys
+from server.services import Services
+
+SECURITY_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+CONTENT_SECURITY_POLICY: Final = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    b"media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Guard:
+    """Plain ASGI middleware: one that builds on responses would gather a stream before passing it on."""
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app, self._services = app, services
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        settings = self._services.settings
+        local_only = is_loopback(settings.host) and not settings.allow_anonymous
+        # A foreign name that resolves to this machine (DNS rebinding) would let a web page talk to us.
+        if local_only and not is_loopback(host) and not any_keys(self._services.store):
+            detail = "Without API keys this server answers on loopback names only."
+            return ApiError("misdirected_host", detail)
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if (
+            scope["method"] not in ("GET", "HEAD", "OPTIONS")
+            and origin
+            and origin.partition("://")[2] != host
+        ):
+            return ApiError("cross_origin", "Requests from other web sites are not accepted.")
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, metrics = time.perf_counter(), self._services.metrics
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.setdefault("headers", [])
+                present = {name.lower() for name, _ in headers}
+                headers.extend(pair for pair in SECURITY_HEADERS if pair[0] not in present)
+                if b"content-security-policy" not in present:
+                    headers.append((b"content-security-policy", CONTENT_SECURITY_POLICY))
+                if b"cache-control" not in present:
+                    headers.append((b"cache-control", b"no-store"))
+                route = getattr(scope.get("route"), "path", "unknown")
+                metrics.requests.labels(route, scope["method"], str(message["status"])).inc()
+                metrics.seconds.labels(route, scope["method"]).observe(time.perf_counter() - started)
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal.response()(scope, receive, send_guarded)
+            return
+        await self._app(scope, receive, send_guarded)

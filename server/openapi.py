@@ -1,0 +1,64 @@
+"""What FastAPI cannot tell by itself about a route: bodies that we stream by hand, files, and errors."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from server.errors import PROBLEM_MEDIA_TYPE
+from server.openai import CreateVideo
+from server.schemas import FILE_FIELDS, GenerateFields, GenerateJson, ProblemDocument
+
+Responses = dict[int | str, dict[str, Any]]
+
+PROBLEM: Final[Responses] = {
+    "default": {
+        "description": "A problem document (RFC 9457); `code` is stable, see docs/errors.md.",
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}},
+    }
+}
+VIDEO_FILE: Final[Responses] = {
+    200: {"description": "The file.", "content": {"video/mp4": {}}},
+    206: {"description": "The part that was asked for.", "content": {"video/mp4": {}}},
+    304: {"description": "Not changed."},
+}
+
+
+def _generate_body() -> dict[str, Any]:
+    """The request body of a submit for OpenAPI: it is streamed by hand, so FastAPI cannot tell."""
+    form = GenerateFields.model_json_schema()
+    files = {name: {"type": "string", "format": "binary"} for name in FILE_FIELDS}
+    form["properties"] = {**form["properties"], **files}
+    form["properties"]["prompt"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "string", "minLength": 1},
+    }
+    form["required"] = ["prompt", "person_image", "audio"]
+    as_json = GenerateJson.model_json_schema()
+    for schema in (form, as_json):
+        for name, definition in schema.pop("$defs", {}).items():
+            _inline(schema, f"#/$defs/{name}", definition)
+    return {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": form}, "application/json": {"schema": as_json}},
+    }
+
+
+def _inline(schema: Any, reference: str, definition: dict[str, Any]) -> None:
+    """Replace each reference to a definition by the definition itself."""
+    children = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for child in list(children):
+        _inline(child, reference, definition)
+    if isinstance(schema, dict) and schema.get("$ref") == reference:
+        del schema["$ref"]
+        schema.update({key: value for key, value in definition.items() if key not in schema})
+
+
+GENERATE_BODY: Final = {"requestBody": _generate_body()}
+_VIDEO_SCHEMA: Final = CreateVideo.model_json_schema()
+VIDEO_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": _VIDEO_SCHEMA} for kind in ("multipart/form-data", "application/json")},
+    }
+}

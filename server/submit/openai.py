@@ -1,0 +1,122 @@
+"""Taking in a create of OpenAI's Videos API: the same `Draft`, from fields of other names.
+
+`input_reference` is the person, `image_reference` the product, `audio_reference` the speech. Each is a file,
+a data: or https: URL, or an object with such a URL (as JSON, or spelled out in bracket keys).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.requests import Request
+
+from contract.video import CLIP_FRAMES, FPS
+from server.errors import ApiError
+from server.services import Services
+from server.submit.fields import from_form, json_object
+from server.submit.multipart import FormRules, ReceivedFile
+from server.submit.receive import (
+    Draft,
+    Scratch,
+    draft_of,
+    file_limits,
+    from_urls,
+    receive_form,
+    receive_json,
+)
+
+FIELD_OF_REFERENCE: Final = {
+    "input_reference": "person_image",
+    "image_reference": "product_image",
+    "audio_reference": "audio",
+}
+URL_KEYS: Final = ("url", "image_url", "audio_url", "data")
+PLAIN_FIELDS: Final = (
+    "prompt", "model", "size", "seed", "num_inference_steps", "guidance_scale", "flow_shift",
+    "negative_prompt",
+)  # fmt: skip
+_KEY: Final = re.compile(r"(\w+)\[(\w+)\]")
+_SECONDS: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?")
+
+
+def _texts(given: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Form texts with objects put together from bracket keys and JSON."""
+    values: dict[str, Any] = {}
+    for name, texts in given.items():
+        if match := _KEY.fullmatch(name):
+            inner = values.setdefault(match[1], {})
+            if not isinstance(inner, dict):
+                raise ApiError("conflicting_fields", "Given as a whole and in parts.", field=match[1])
+            inner[match[2]] = texts[0]
+        elif name in values:
+            raise ApiError("conflicting_fields", "Given as a whole and in parts.", field=name)
+        elif name == "extra_params" or (texts[0].startswith("{") and name in FIELD_OF_REFERENCE):
+            values[name] = json_object(texts[0], name)
+        else:
+            values[name] = texts[0]
+    return values
+
+
+def _url(reference: object, field: str) -> object:
+    """The URL in a reference: itself, or under a known key, or once more nested."""
+    for _ in range(2):
+        if isinstance(reference, dict):
+            found = [reference[key] for key in URL_KEYS if reference.get(key) is not None]
+            if len(found) != 1:
+                raise ApiError("invalid_value", f"Expected one of {', '.join(URL_KEYS)}.", field=field)
+            reference = found[0]
+    return reference
+
+
+def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
+    """Fields of POST /v1/generate out of those of a video."""
+    extra = values.pop("extra_params", None) or {}
+    if not isinstance(extra, dict):
+        raise ApiError("invalid_value", "Expected an object.", field="extra_params")
+    seconds = values.pop("seconds", None)
+    for name in values:
+        if name not in PLAIN_FIELDS:
+            raise ApiError("unknown_field", "There is no such field.", field=name)
+    if not typed:
+        values = from_form({name: [text] for name, text in values.items() if isinstance(text, str)})
+    settings = {**values, **extra}  # the longer list of prompts is in the extra ones
+    if seconds is not None:
+        if not _SECONDS.fullmatch(str(seconds)) or float(seconds) <= 0:
+            raise ApiError("invalid_value", 'Expected seconds, such as "8".', field="seconds")
+        settings.setdefault("num_clips", max(1, -(-round(float(seconds) * FPS) // CLIP_FRAMES)))
+    return settings
+
+
+async def receive_video(request: Request, services: Services, scratch: Scratch) -> Draft:
+    """Take in a create, as multipart or JSON. Raises ApiError, ClientDisconnect."""
+    files: dict[str, ReceivedFile] = {}
+    typed = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+    if typed:
+        async with services.json_slots:
+            values = await receive_json(request, services.settings)
+    else:
+        limits = file_limits(services)
+        rules = FormRules(
+            {reference: limits[field] for reference, field in FIELD_OF_REFERENCE.items()},
+            frozenset({*PLAIN_FIELDS, *FIELD_OF_REFERENCE, "seconds", "extra_params"}),
+            long_texts=frozenset(FIELD_OF_REFERENCE),
+            long_text_bytes=services.settings.max_json_bytes,
+            brackets=True,
+        )
+        form = await receive_form(request, scratch, rules, services.settings)
+        values = _texts(form.texts)
+        for reference, file in form.files.items():
+            if reference in values:
+                raise ApiError("conflicting_fields", "Given as a file and as text.", field=reference)
+            files[FIELD_OF_REFERENCE[reference]] = file
+    urls = {
+        field: _url(values.pop(reference), reference)
+        for reference, field in FIELD_OF_REFERENCE.items()
+        if values.get(reference) is not None
+    }
+    files |= await from_urls(urls, services, scratch)
+    return draft_of(
+        _settings({name: value for name, value in values.items() if value is not None}, typed), files
+    )

@@ -1,0 +1,77 @@
+"""A submit, step by step: admission, space, receiving, checking, saving; each step refuses what it can."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
+
+from starlette.requests import Request
+
+from contract.state import Job
+from server.access import Principal
+from server.errors import ApiError
+from server.services import Services
+from server.submit.check import Checked, check
+from server.submit.receive import Draft, Scratch, drain, receive, scratch
+from server.submit.save import known_job, save
+
+Receiver = Callable[[Request, Services, Scratch], Awaitable[Draft]]
+
+
+@asynccontextmanager
+async def _receiving(request: Request, services: Services) -> AsyncIterator[None]:
+    """One submit being received: a place among `max_concurrent_uploads`; what is refused is drained, then
+    closed.
+    """
+    limit = services.settings.max_concurrent_uploads
+    try:
+        if services.uploads >= limit:
+            raise ApiError("queue_full", "Too many uploads at once.", limit=limit, retry_after_s=1)
+        services.uploads += 1
+        try:
+            yield
+        finally:
+            services.uploads -= 1
+    except ApiError as error:
+        error.close = not await drain(request)
+        raise
+
+
+def _check_space(services: Services) -> None:
+    settings = services.settings
+    if services.store.free_bytes() < settings.min_free_bytes + settings.max_upload_bytes:
+        raise ApiError(
+            "insufficient_storage", "The server is short of disk space.", limit=settings.min_free_bytes
+        )
+
+
+async def submit(
+    request: Request, key: str | None, services: Services, principal: Principal, receiver: Receiver = receive
+) -> tuple[Job, bool]:
+    """Take in, check and store a job, or find the one of an earlier try. Also says whether it is new."""
+    repeated = key is not None and services.idempotency.known(principal.owner, key)
+    # A repetition of a stored request takes no place, so no limit may refuse it.
+    admission = nullcontext() if repeated else services.index.admission(principal.owner, principal.limits)
+    async with _receiving(request, services):
+        with admission:
+            if not repeated:
+                _check_space(services)
+            async with scratch(services) as space:
+                draft = await receiver(request, services, space)
+                turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
+                async with turn:
+                    if key is not None and services.idempotency.known(principal.owner, key):
+                        known = await asyncio.to_thread(known_job, key, draft, services, principal)
+                        if known is not None:
+                            return known, False
+                    checked = await check(draft, services, principal, space.folder)
+                    return await save(draft, checked, key, services, principal)
+
+
+async def dry_run(request: Request, services: Services, principal: Principal) -> tuple[Draft, Checked]:
+    """Take in and check a submit, and forget it. Raises ApiError, ClientDisconnect."""
+    async with _receiving(request, services), scratch(services) as space:
+        _check_space(services)
+        draft = await receive(request, services, space)
+        return draft, await check(draft, services, principal, space.folder)
