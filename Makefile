@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types tests docs lock clean
+.PHONY: demo test lint types tests docs client lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/cointeract demo --output $(DEMO_OUTPUT)
@@ -36,6 +36,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 # The pages that are written from the code: settings, commands, file map.
 docs: $(INSTALLED)
 	$(BIN)/python -m tools.reference
+
+# The async client, from the blocking one.
+client: $(INSTALLED)
+	$(BIN)/python -m tools.async_client
+	$(BIN)/ruff format --quiet client
 
 # Refresh the lock from what is installed and tested now.
 lock: $(INSTALLED)

@@ -1,0 +1,288 @@
+"""The async client. Written from sync.py by tools/async_client.py."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from cointeract_client import wire
+from cointeract_client.download import Download
+from cointeract_client.errors import ApiError, ConnectionFailed, JobFailed, WaitTimeout
+from cointeract_client.events import Event, EventReader
+from cointeract_client.types import Job, JobPage, JobStatus, Model, ModelList, SignedUrls, Validation
+from cointeract_client.wire import Call, FileInput, Retries
+
+Progress = Callable[[Job], None]
+
+
+class AsyncClient:
+    """Speaks to one server.
+
+    Args:
+        url: where the server is, such as `http://localhost:8000`.
+        api_key: `ck_…`, where the server asks for one.
+        max_retries: how often a request is repeated when the server does not answer, is busy or overloaded.
+        timeout_s: seconds without a byte after which a connection counts as lost.
+        transport: another way to the server, for tests and proxies (see httpx).
+    """
+
+    def __init__(
+        self,
+        url: str = "http://localhost:8000",
+        api_key: str | None = None,
+        *,
+        max_retries: int = 5,
+        timeout_s: float = 60.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.url = url.rstrip("/")
+        self._max_retries = max_retries
+        self._http = httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=timeout_s, transport=transport
+        )
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    # Jobs
+
+    async def submit(
+        self,
+        *,
+        person_image: FileInput,
+        audio: FileInput,
+        prompt: str | Sequence[str],
+        product_image: FileInput | None = None,
+        pose_video: FileInput | None = None,
+        idempotency_key: str | None = None,
+        **settings: Any,
+    ) -> Job:
+        """Queue a job and return at once.
+
+        `settings` are the other fields of `POST /v1/generate`: size, seed, num_inference_steps, preset,
+        metadata, webhook_url, … The request is repeated safely: it carries an Idempotency-Key.
+
+        Raises ApiError, ConnectionFailed.
+        """
+        files: dict[str, FileInput | None] = {"person_image": person_image, "audio": audio}
+        files |= {"product_image": product_image, "pose_video": pose_video}
+        return await self._submit("/v1/generate", Job, files, {"prompt": prompt, **settings}, idempotency_key)
+
+    async def generate(
+        self,
+        *,
+        person_image: FileInput,
+        audio: FileInput,
+        prompt: str | Sequence[str],
+        on_progress: Progress | None = None,
+        timeout_s: float | None = None,
+        **settings: Any,
+    ) -> Job:
+        """`submit`, then `wait`. Canceling the task cancels the job.
+
+        Raises ApiError, ConnectionFailed, JobFailed, WaitTimeout.
+        """
+        job = await self.submit(person_image=person_image, audio=audio, prompt=prompt, **settings)
+        try:
+            return await self.wait(job, on_progress=on_progress, timeout_s=timeout_s)
+        except asyncio.CancelledError:
+            await self.cancel(job)
+            raise
+
+    async def validate(
+        self, *, person_image: FileInput, audio: FileInput, prompt: str | Sequence[str], **settings: Any
+    ) -> Validation:
+        """What a submit of the same would become. Queues nothing. Raises ApiError, ConnectionFailed."""
+        names = ("product_image", "pose_video")
+        files = {name: settings.pop(name) for name in names if name in settings}
+        files |= {"person_image": person_image, "audio": audio}
+        return await self._submit("/v1/validate", Validation, files, {"prompt": prompt, **settings}, None)
+
+    async def job(self, job: Job | str) -> Job:
+        """The job as of now. Raises ApiError, ConnectionFailed."""
+        return Job.model_validate_json((await self._send(Call("GET", _path(job)))).content)
+
+    async def jobs(self, *, status: JobStatus | None = None, page_size: int = 100) -> AsyncIterator[Job]:
+        """All jobs, newest first, fetched page by page as needed. Raises ApiError, ConnectionFailed."""
+        params = {"limit": str(page_size)} | ({"status": status} if status else {})
+        while True:
+            page = JobPage.model_validate_json(
+                (await self._send(Call("GET", "/v1/jobs", params=params))).content
+            )
+            for job in page.data:
+                yield job  # noqa: UP028 - the async client has no `yield from`
+            if not page.has_more or page.last_id is None:
+                return
+            params["after"] = page.last_id
+
+    async def wait(
+        self, job: Job | str, *, on_progress: Progress | None = None, timeout_s: float | None = None
+    ) -> Job:
+        """The job once it has succeeded; `on_progress` is told whatever happens to it before.
+
+        Raises JobFailed, WaitTimeout, ApiError, ConnectionFailed.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        last = await self.job(job)
+        async for event in self.events(last, until=until):
+            if event.job is not None:
+                last = event.job
+                if on_progress is not None:
+                    on_progress(last)
+        last = await self.job(last)  # events carry the job as it was when each of them happened
+        if not last.is_final:
+            raise WaitTimeout(last, timeout_s or 0.0)
+        if last.status != "succeeded":
+            raise JobFailed(last)
+        return last
+
+    async def events(
+        self, job: Job | str, *, after: str | None = None, until: float | None = None
+    ) -> AsyncIterator[Event]:
+        """What happens to a job, until it is over. A lost connection is taken up where it broke.
+
+        Args:
+            after: the id of the last event that was seen; None: all from the beginning.
+            until: a time of `time.monotonic()` at which to stop.
+
+        Raises ApiError, ConnectionFailed.
+        """
+        reader, retries = EventReader(after), Retries(self._max_retries)
+        while until is None or time.monotonic() < until:
+            headers = {"Accept": "text/event-stream"}
+            if reader.last_id is not None:
+                headers["Last-Event-ID"] = reader.last_id
+            failure: httpx.Response | httpx.TransportError
+            try:
+                async with self._http.stream("GET", f"{_path(job)}/events", headers=headers) as response:
+                    if response.is_error:
+                        await response.aread()
+                        failure = response
+                    elif response.status_code == 204:
+                        return
+                    else:
+                        async for line in response.aiter_lines():
+                            event = reader.line(line)
+                            if event is not None:
+                                retries = Retries(self._max_retries)
+                                yield event
+                            if until is not None and time.monotonic() >= until:
+                                return
+                        if (await self.job(job)).is_final:
+                            return
+                        continue  # the server has stopped, or a proxy between has had enough
+            except httpx.TransportError as error:
+                failure = error
+            await self._pause(retries, failure)
+
+    async def cancel(self, job: Job | str) -> Job:
+        """Stop a job for good. Finished clips stay. Raises ApiError (409 if it is over), ConnectionFailed."""
+        return Job.model_validate_json((await self._send(Call("POST", f"{_path(job)}/cancel"))).content)
+
+    async def delete(self, job: Job | str) -> None:
+        """Cancel a job if need be, and remove it with its files. Raises ApiError, ConnectionFailed."""
+        await self._send(Call("DELETE", _path(job)))
+
+    async def signed_urls(self, job: Job | str, expires_in_s: int = 900) -> SignedUrls:
+        """Links to the job's files that need no key. Raises ApiError, ConnectionFailed."""
+        call = Call("POST", f"{_path(job)}/signed-urls", json={"expires_in": expires_in_s})
+        return SignedUrls.model_validate_json((await self._send(call)).content)
+
+    # Files
+
+    async def download(self, job: Job | str, target: str | PathLike[str]) -> Path:
+        """Save the finished video as `target`, which appears only once it is whole.
+
+        Raises ApiError, ConnectionFailed, DownloadDamaged, OSError.
+        """
+        return await self._download(f"{_path(job)}/video", Path(target))
+
+    async def download_clip(self, job: Job | str, clip: int, target: str | PathLike[str]) -> Path:
+        """Save one finished clip, without sound; clips count from 0. Raises as `download`."""
+        return await self._download(f"{_path(job)}/clips/{clip}", Path(target))
+
+    async def _download(self, path: str, target: Path) -> Path:
+        download, retries = Download(target), Retries(self._max_retries)
+        while True:
+            failure: httpx.Response | httpx.TransportError
+            try:
+                async with self._http.stream("GET", path, headers=download.headers()) as response:
+                    if response.is_error:
+                        await response.aread()
+                        failure = response
+                    else:
+                        with download.begin(response.status_code, response.headers) as file:
+                            file.seek(download.received)
+                            async for block in response.aiter_bytes():
+                                download.received += file.write(block)
+                        return download.finish()
+            except httpx.TransportError as error:
+                failure = error
+            await self._pause(retries, failure)
+
+    # Server
+
+    async def models(self) -> list[Model]:
+        """The checkpoints that the server renders with. Raises ApiError, ConnectionFailed."""
+        return ModelList.model_validate_json((await self._send(Call("GET", "/v1/models"))).content).data
+
+    # Requests
+
+    async def _submit(
+        self,
+        path: str,
+        answer: type[wire.Answer],
+        files: Mapping[str, FileInput | None],
+        settings: Mapping[str, Any],
+        idempotency_key: str | None,
+    ) -> wire.Answer:
+        call = wire.submit_call(path, files, settings, idempotency_key)
+        return answer.model_validate_json((await self._send(call)).content)
+
+    async def _send(self, call: Call) -> httpx.Response:
+        retries = Retries(self._max_retries)
+        while True:
+            failure: httpx.Response | httpx.TransportError
+            try:
+                with ExitStack() as opened:
+                    response = await self._http.send(call.build(self._http, opened))
+                if response.is_success:
+                    return response
+                failure = response
+            except httpx.TransportError as error:
+                failure = error
+            await self._pause(retries, failure)
+
+    async def _pause(self, retries: Retries, failure: httpx.Response | httpx.TransportError) -> None:
+        """Pause before the next try. Raises ApiError or ConnectionFailed if there is none."""
+        pause = retries.pause_after(failure)
+        if pause is None:
+            raise self._error(failure)
+        await asyncio.sleep(pause)
+
+    def _error(self, failure: httpx.Response | httpx.TransportError) -> ApiError | ConnectionFailed:
+        if isinstance(failure, httpx.Response):
+            return wire.error_of(failure)
+        return wire.unreachable(self.url, failure)
+
+
+def _path(job: Job | str) -> str:
+    return f"/v1/jobs/{job if isinstance(job, str) else job.id}"

@@ -1,0 +1,145 @@
+"""The objects that the server answers with. A field that a newer server adds is kept, not refused."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+JobStatus = Literal["queued", "processing", "succeeded", "failed", "canceled"]
+FINAL_STATES = ("succeeded", "failed", "canceled")
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class JobError(_Answer):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    stage: str = ""
+
+
+class CheckpointUsed(_Answer):
+    """The model that a job is rendered with."""
+
+    name: str
+    trained: bool
+
+
+class JobUrls(_Answer):
+    """Paths on the server, or absolute addresses where the server knows its public one."""
+
+    video: str | None = None
+    clips: list[str] = Field(default_factory=list)
+
+
+class Usage(_Answer):
+    """What a job has cost."""
+
+    gpu_seconds: float = 0.0
+
+
+class Warn(_Answer):
+    """Something in the request that its sender should know, though the job is accepted."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class Job(_Answer):
+    """A job as of now."""
+
+    id: str
+    status: JobStatus
+    progress: float = 0.0
+    """0 to 100."""
+    stage: str = ""
+    clip: int = 0
+    """Clips finished or, while one is being made, its number counted from 0."""
+    num_clips: int = 0
+    step: int = 0
+    num_steps: int = 0
+    queue_position: int | None = None
+    """1 = starts next."""
+    estimated_start_at: datetime | None = None
+    estimated_finish_at: datetime | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    expires_at: datetime | None = None
+    seed: int
+    model: str
+    checkpoint: CheckpointUsed
+    params: dict[str, Any] = Field(default_factory=dict)
+    """All settings as resolved: sent again with the same files, they give the same video."""
+    priority: str = "normal"
+    metadata: dict[str, str] = Field(default_factory=dict)
+    attempts: int = 0
+    duration_s: float | None = None
+    urls: JobUrls = Field(default_factory=JobUrls)
+    error: JobError | None = None
+    usage: Usage = Field(default_factory=Usage)
+    warnings: list[Warn] = Field(default_factory=list)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job will not change any more."""
+        return self.status in FINAL_STATES
+
+
+class JobPage(_Answer):
+    """One page of jobs, newest first."""
+
+    data: list[Job]
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class Validation(_Answer):
+    """What a submit of the same request would become."""
+
+    model: str
+    checkpoint: CheckpointUsed
+    params: dict[str, Any]
+    duration_s: float
+    queue_position: int | None = None
+    estimated_start_at: datetime | None = None
+    estimated_finish_at: datetime | None = None
+    warnings: list[Warn] = Field(default_factory=list)
+
+
+class Model(_Answer):
+    """A checkpoint that the server renders with, and what it accepts."""
+
+    id: str
+    trained: bool
+    default: bool = False
+    sizes: list[str] = Field(default_factory=list)
+    min_side: int = 16
+    max_pixels: int = 0
+    fps: int = 25
+    frames_per_clip: int = 80
+    pose: bool = False
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    license: str = ""
+    note: str = ""
+    """What whoever sees its videos should know; may be empty."""
+
+
+class ModelList(_Answer):
+    """All checkpoints."""
+
+    data: list[Model]
+
+
+class SignedUrls(_Answer):
+    """Links that need no key until they expire."""
+
+    expires_at: datetime
+    video: str | None = None
+    clips: list[str] = Field(default_factory=list)

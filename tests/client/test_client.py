@@ -1,0 +1,193 @@
+"""The client package against a real service."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cointeract_client import (
+    ApiError,
+    AsyncClient,
+    Client,
+    ConnectionFailed,
+    Job,
+    JobFailed,
+    WaitTimeout,
+    WebhookInvalid,
+    verify_webhook,
+)
+from standardwebhooks.webhooks import Webhook
+
+from tests.client.breaking_proxy import BreakingProxy
+from tests.client.conftest import Service
+from tools.async_client import SOURCE, TARGET, async_source
+
+ROOT = Path(__file__).parents[2]
+
+
+def ingredients(service: Service, **more: object) -> dict[str, object]:
+    return {"person_image": service.person, "audio": service.speech, "prompt": ["One.", "Two."], **more}
+
+
+def test_a_video_is_made_with_progress_and_saved(service: Service, tmp_path: Path) -> None:
+    seen: list[Job] = []
+    with Client(service.url) as client:
+        job = client.generate(**ingredients(service, seed=7), on_progress=seen.append)  # type: ignore[arg-type]
+        saved = client.download(job, tmp_path / "new" / "out.mp4")
+        clip = client.download_clip(job, 1, tmp_path / "clip.mp4")
+    assert job.status == "succeeded"
+    assert (job.seed, job.num_clips) == (7, 2)
+    assert saved.read_bytes()[4:8] == clip.read_bytes()[4:8] == b"ftyp"
+    assert {state.status for state in seen} >= {"queued", "processing", "succeeded"}
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["out.mp4"]
+
+
+def test_bytes_open_files_and_data_urls_are_the_same_input(service: Service) -> None:
+    person = service.person.read_bytes()
+    url = "data:image/png;base64," + base64.b64encode(person).decode()
+    with Client(service.url) as client, service.person.open("rb") as opened:
+        opened.read(10)  # the position of a file that is handed over does not matter
+        jobs = [
+            client.submit(**ingredients(service, person_image=given, metadata={"kind": "x"}, priority="low"))  # type: ignore[arg-type]
+            for given in (person, opened, url)
+        ]
+        stored = {service.stack.journal.read(job.id).submitted.inputs.person_image.sha256 for job in jobs}
+        for job in jobs:
+            assert job.metadata == {"kind": "x"}
+            client.delete(job)
+    assert len(stored) == 1
+
+
+def test_a_refusal_names_code_field_and_limit(service: Service) -> None:
+    with Client(service.url) as client, pytest.raises(ApiError) as refused:
+        client.submit(**ingredients(service, size="100x100"))  # type: ignore[arg-type]
+    error = refused.value
+    assert (error.status, error.code, error.field, error.limit) == (422, "unsupported_size", "size", 16)
+    assert error.problem.title
+    assert str(error).startswith("size: ")
+
+
+def test_validate_queues_nothing(service: Service) -> None:
+    with Client(service.url) as client:
+        before = [job.id for job in client.jobs()]
+        found = client.validate(**ingredients(service))  # type: ignore[arg-type]
+        assert [job.id for job in client.jobs()] == before
+    assert found.duration_s == 4.0
+    assert found.params["num_clips"] == 2
+
+
+def test_pages_of_jobs_are_walked_through(service: Service) -> None:
+    with Client(service.url) as client:
+        made = [client.submit(**ingredients(service, seed=seed)).id for seed in range(3)]  # type: ignore[arg-type]
+        listed = [job.id for job in client.jobs(page_size=1)]
+        for job in made:
+            client.cancel(job)
+    assert [job for job in listed if job in made] == made[::-1]
+
+
+def test_a_canceled_job_is_an_error_to_whoever_waits(service: Service) -> None:
+    with Client(service.url) as client:
+        job = client.submit(**ingredients(service, num_inference_steps=100))  # type: ignore[arg-type]
+        with pytest.raises(WaitTimeout) as late:
+            client.wait(job, timeout_s=0.5)
+        assert not late.value.job.is_final
+        client.cancel(job)
+        with pytest.raises(JobFailed, match="was canceled"):
+            client.wait(job)
+
+
+def test_a_submit_whose_answer_is_lost_makes_one_job(service: Service, proxy: BreakingProxy) -> None:
+    proxy.cuts = [0, 20]
+    with Client(proxy.url) as client, Client(service.url) as direct:
+        known = {job.id for job in direct.jobs()}
+        job = client.submit(**ingredients(service, seed=99))  # type: ignore[arg-type]
+        assert {found.id for found in direct.jobs()} - known == {job.id}
+        direct.cancel(job)
+    assert proxy.connections == 3
+
+
+def test_broken_event_streams_and_downloads_go_on_where_they_broke(
+    service: Service, proxy: BreakingProxy, tmp_path: Path
+) -> None:
+    with Client(service.url) as direct:
+        job = direct.submit(**ingredients(service, seed=5))  # type: ignore[arg-type]
+        proxy.cuts = [2500, 4000]
+        with Client(proxy.url) as client:
+            ids = [event.id for event in client.events(job) if event.id is not None]
+        assert ids == [str(number) for number in range(len(ids))]
+        assert len(ids) == 5  # submitted, started, two clips, succeeded
+        whole = direct.download(job, tmp_path / "whole.mp4")
+    proxy.cuts = [3000, 2000]
+    with Client(proxy.url) as client:
+        pieced = client.download(job, tmp_path / "pieced.mp4")
+    assert digest(pieced) == digest(whole)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_server_that_is_away_is_said_so_after_the_retries(tmp_path: Path) -> None:
+    with (
+        Client("http://127.0.0.1:9", max_retries=1) as client,
+        pytest.raises(ConnectionFailed, match="No server"),
+    ):
+        client.models()
+
+
+def test_the_async_client_does_the_same(service: Service, tmp_path: Path) -> None:
+    async def make() -> tuple[Job, Path]:
+        async with AsyncClient(service.url) as client:
+            models = await client.models()
+            assert [model.id for model in models] == ["fake"]
+            job = await client.generate(**ingredients(service, seed=8))  # type: ignore[arg-type]
+            assert job.id in [listed.id async for listed in client.jobs(status="succeeded")]
+            return job, await client.download(job, tmp_path / "out.mp4")
+
+    job, saved = asyncio.run(make())
+    assert job.status == "succeeded"
+    assert saved.stat().st_size > 1000
+
+
+def test_the_async_client_is_written_from_the_blocking_one() -> None:
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(TARGET)]
+    source = async_source(SOURCE.read_text())
+    written = subprocess.run(command, input=source, text=True, capture_output=True, check=True, cwd=ROOT)
+    assert TARGET.read_text() == written.stdout, "run: make client"
+
+
+def test_a_webhook_signed_by_the_standard_is_verified_and_a_forged_one_is_not(service: Service) -> None:
+    with Client(service.url) as client:
+        job = client.submit(**ingredients(service))  # type: ignore[arg-type]
+        client.cancel(job)
+    secret = "whsec_" + base64.b64encode(b"k" * 24).decode()
+    body = f'{{"type": "job.canceled", "timestamp": "2026-01-01T00:00:00Z", "data": {job.model_dump_json()}}}'
+    now = int(time.time())
+    signature = Webhook(secret).sign("msg_1", datetime.fromtimestamp(now, UTC), body)
+    headers = {"Webhook-Id": "msg_1", "Webhook-Timestamp": str(now), "Webhook-Signature": signature}
+    event = verify_webhook(body.encode(), headers, secret)
+    assert (event.type, event.data.id) == ("job.canceled", job.id)
+    forgeries: list[tuple[bytes, dict[str, str]]] = [
+        (body.encode() + b" ", headers),
+        (body.encode(), {**headers, "Webhook-Timestamp": str(now - 400)}),
+        (body.encode(), {**headers, "Webhook-Id": "msg_2"}),
+        (body.encode(), {name: value for name, value in headers.items() if name != "Webhook-Signature"}),
+    ]
+    for forged, forged_headers in forgeries:
+        with pytest.raises(WebhookInvalid):
+            verify_webhook(forged, forged_headers, secret)
+
+
+def test_the_package_imports_nothing_but_httpx_and_pydantic() -> None:
+    allowed = {"httpx", "pydantic", "cointeract_client"} | set(sys.stdlib_module_names)
+    for file in SOURCE.parent.glob("*.py"):
+        for name in re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE):
+            assert name in allowed, f"{file.name} imports {name}"
