@@ -37,6 +37,7 @@ RULES: Final = (
     ),
     (r"await (self\._send\([^\n]*?\)\))\.content", r"(await \1).content"),
     (r"await (self\._send\(\w+\))\.content", r"(await \1).content"),
+    (r"( *)yield from page\.data\n", r"\1for job in page.data:\n\1    yield job\n"),
     (r"Ctrl-C cancels the job", "Canceling the task cancels the job"),
     (r"except KeyboardInterrupt", "except asyncio.CancelledError"),
 )

@@ -128,7 +128,7 @@ class AsyncClient:
                 (await self._send(Call("GET", "/v1/jobs", params=params))).content
             )
             for job in page.data:
-                yield job  # noqa: UP028 - the async client has no `yield from`
+                yield job
             if not page.has_more or page.last_id is None:
                 return
             params["after"] = page.last_id

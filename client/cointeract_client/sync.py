@@ -122,8 +122,7 @@ class Client:
         params = {"limit": str(page_size)} | ({"status": status} if status else {})
         while True:
             page = JobPage.model_validate_json(self._send(Call("GET", "/v1/jobs", params=params)).content)
-            for job in page.data:
-                yield job  # noqa: UP028 - the async client has no `yield from`
+            yield from page.data
             if not page.has_more or page.last_id is None:
                 return
             params["after"] = page.last_id

@@ -9,7 +9,7 @@ import mimetypes
 import os
 import random
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,7 +140,6 @@ class Retries:
     """Says after each failure how long to pause before the next try, or that there is none."""
 
     most: int
-    jitter: Callable[[], float] = random.random
     tried: int = 0
 
     def pause_after(self, failure: httpx.Response | httpx.TransportError) -> float | None:
@@ -154,7 +153,7 @@ class Retries:
                 return None
         if self.tried >= self.most:
             return None
-        backoff = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self.tried) * (0.5 + self.jitter() / 2)
+        backoff: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self.tried) * random.uniform(0.5, 1.0)
         self.tried += 1
         asked = _retry_after(failure) if isinstance(failure, httpx.Response) else None
         return backoff if asked is None else min(LONGEST_PAUSE_S, max(backoff, asked))
