@@ -25,8 +25,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="CoInteract: a person photo, a product photo, prompts and speech become a video.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from contract.version import installed_version
+
+        typer.echo(f"cointeract {installed_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """CoInteract: a person photo, a product photo, prompts and speech become a video."""
+
 
 HostOption = Annotated[
     str | None, typer.Option("--host", help="Address the API binds to. Default: 127.0.0.1")

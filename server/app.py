@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from contract.settings import Settings
+from contract.version import installed_version
 from jobs.artifacts import FolderStore
 from jobs.journal import Journal
 from jobs.queue import JobQueue
@@ -119,7 +120,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="CoInteract Server",
         description="Photos of a person and a product, prompts and speech in; a video of the presenter out.",
-        version="1.0.0",
+        version=installed_version(),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

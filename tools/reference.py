@@ -42,7 +42,8 @@ CLI_INTRODUCTION = """\
 # The `cointeract` command
 
 Exit status: 0 done, 1 failed (a sentence on stderr says why), 2 wrong usage, 130 interrupted. This page is
-written from `cli/app.py` by `make docs`; `cointeract COMMAND --help` says the same.
+written from `cli/app.py` by `make docs`; `cointeract COMMAND --help` says the same. `cointeract --version`
+prints the version, which is also the one in the API's OpenAPI document.
 """
 
 

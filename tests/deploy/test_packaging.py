@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from cli.app import app
+from contract.settings import Settings
+from contract.version import installed_version
+from server.app import create_app
+from tests.deploy.test_dependencies import normal
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def normal(requirement: str) -> str:
-    """`uvicorn[standard]==1.0` → `uvicorn`."""
-    return re.split(r"[\[=<>~!; ]", requirement)[0].lower().replace("_", "-").replace(".", "-")
 
 
 def pins() -> dict[str, str]:
@@ -43,6 +45,21 @@ def test_nothing_drags_in_a_gpu_build_or_a_library_without_a_cpu_build() -> None
         if name.startswith("nvidia") or name in ("torchvision", "torchaudio", "triton")
     ]
     assert unwanted == []
+
+
+def test_package_command_and_api_say_one_version(tmp_path: Path) -> None:
+    declared = PROJECT["version"]
+    assert installed_version() == declared, "installed before the version changed: run make"
+    said = CliRunner().invoke(app, ["--version"])
+    assert said.stdout.split() == ["cointeract", declared]
+    settings = Settings(data_dir=tmp_path, redis_url="unix:///nonexistent/redis.sock")
+    assert create_app(settings).openapi()["info"]["version"] == declared
+
+
+def test_every_package_is_typed_for_those_who_import_it() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    for pattern in patterns["packages"]["find"]["include"]:
+        assert (ROOT / pattern.rstrip("*") / "py.typed").is_file(), pattern
 
 
 def test_the_license_is_the_one_declared() -> None:
