@@ -49,11 +49,12 @@ def explained_errors() -> Iterator[None]:
     from cli.client import ServiceError
     from cli.generate import GenerationFailed
     from cli.weights import WeightsError
+    from contract.request import FieldError
     from deploy.stack import StackError
 
     try:
         yield
-    except (ServiceError, GenerationFailed, StackError, WeightsError) as error:
+    except (ServiceError, GenerationFailed, StackError, WeightsError, FieldError) as error:
         complaints.print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(FAILED) from error
     except ValidationError as error:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from cli.client import ServiceClient
-from cli.generate import GenerateOptions, generate_over_http
+from cli.generate import generate_over_http, options_of
 from deploy.samples import write_samples
 from deploy.stack import StackError, free_port
 from deploy.up import own_command
@@ -29,12 +29,9 @@ def run_demo(output: Path, url: str | None, api_key: str | None, console: Consol
     began = time.monotonic()
     samples = write_samples(output / "inputs")
     console.print(f"Sample inputs: {output / 'inputs'}", highlight=False)
-    options = GenerateOptions(
-        person=samples.person,
-        product=samples.product,
-        audio=samples.audio,
-        prompts=samples.sentences(),
-        seed=SEED,
+    options = options_of(
+        {"prompt": list(samples.sentences()), "seed": SEED},
+        {"person_image": samples.person, "product_image": samples.product, "audio": samples.audio},
     )
     video = output / "presenter.mp4"
     if url is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +19,9 @@ from rich.progress import (
 )
 
 from cli.client import JobStatus, ServiceClient
+from contract.form import form_of
 from contract.job import JobState, utcnow
+from contract.request import GenerateFields, fields_of
 
 
 class GenerationFailed(Exception):
@@ -42,55 +44,18 @@ def caveat(trained: bool, note: str) -> str:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What the command line asks for; None leaves a choice to the checkpoint."""
+    """What the command line asks for: fields and files, named as in `POST /v1/generate`."""
 
-    person: Path
-    audio: Path
-    prompts: tuple[str, ...]
-    product: Path | None = None
-    pose: Path | None = None
-    negative_prompt: str | None = None
-    size: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    flow_shift: float | None = None
-    product_scale: float = 1.0
-    seed: int | None = None
-    clips: int | None = None
-    fit: str = "cover"
-    preset: Literal["exact", "parity"] = "exact"
-    audio_face_mask: bool = False
-    model: str | None = None
+    fields: GenerateFields
+    files: Mapping[str, Path]
 
-    def form_fields(self) -> dict[str, str | list[str]]:
-        """The fields of `POST /v1/generate`, without those that are left to the server."""
-        optional = {
-            "negative_prompt": self.negative_prompt,
-            "size": self.size,
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance,
-            "flow_shift": self.flow_shift,
-            "seed": self.seed,
-            "num_clips": self.clips,
-            "model": self.model,
-        }
-        fields: dict[str, str | list[str]] = {
-            "prompt": list(self.prompts),
-            "product_scale": str(self.product_scale),
-            "fit": self.fit,
-            "preset": self.preset,
-            "audio_face_mask": "true" if self.audio_face_mask else "false",
-        }
-        return fields | {name: str(value) for name, value in optional.items() if value is not None}
 
-    def files(self) -> dict[str, Path]:
-        named = {
-            "person_image": self.person,
-            "audio": self.audio,
-            "product_image": self.product,
-            "pose_video": self.pose,
-        }
-        return {name: path for name, path in named.items() if path is not None}
+def options_of(fields: Mapping[str, Any], files: Mapping[str, Path | None]) -> GenerateOptions:
+    """The options of the given fields and files; None leaves one out. Raises FieldError."""
+    return GenerateOptions(
+        fields_of({name: value for name, value in fields.items() if value is not None}),
+        {name: path for name, path in files.items() if path is not None},
+    )
 
 
 class ProgressDisplay:
@@ -136,7 +101,7 @@ def generate_over_http(
     options: GenerateOptions, output: Path, client: ServiceClient, console: Console
 ) -> Made:
     """Submit, follow, download. Ctrl-C cancels. Raises ServiceError or GenerationFailed."""
-    job = client.submit(options.files(), options.form_fields())
+    job = client.submit(options.files, form_of(options.fields))
     console.print(f"Job [bold]{job.id}[/] submitted to {client.url}", highlight=False)
     try:
         with ProgressDisplay(console).shown() as display:

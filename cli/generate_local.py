@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import tempfile
 import time
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -14,15 +12,12 @@ from rich.console import Console
 from cli.generate import GenerateOptions, GenerationFailed, Made, ProgressDisplay, caveat
 from contract.card import CheckpointCard
 from contract.job import Stage
-from contract.params import Fit, GenerationParams
-from contract.video import CLIP_FRAMES, SAMPLE_RATE, clips_of_frames, frames_of_speech
+from contract.resolve import check_files, resolve
 from contract.worker import LiveProgress
 from deploy.up import BUNDLED_CHECKPOINT, read_card
-from model.media.audio import load_audio
+from model.media.audio import speech_length
 from workers.engines.engine import DeviceFailed, OutOfMemory, RenderRequest
 from workers.engines.pipeline import PipelineEngine
-
-Value = TypeVar("Value")
 
 
 def generate_here(
@@ -37,57 +32,27 @@ def generate_here(
     card = read_card(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    with console.status(f"Loading {folder} on {device} …"):
-        engine = PipelineEngine(folder, device)
     try:
-        request = RenderRequest(
-            params=_resolve(options, card),
-            person_image=options.person,
-            audio=options.audio,
-            product_image=options.product,
-            pose_video=options.pose,
-        )
+        request = _request(options, card)
+        with console.status(f"Loading {folder} on {device} …"):
+            engine = PipelineEngine(folder, device)
         _render(engine, request, output, console)
     except (ValueError, OutOfMemory, DeviceFailed) as error:
         raise GenerationFailed(str(error)) from error
     return Made(request.params.seed, caveat(card.trained, card.note))
 
 
-def _resolve(options: GenerateOptions, card: CheckpointCard) -> GenerationParams:
-    """What the command line leaves open comes from the checkpoint's card, as in the service."""
-    width, height = parse_size(options.size or card.sizes[0])
-    num_frames = frames_of_speech(len(load_audio(options.audio)), SAMPLE_RATE)
-    if options.clips is not None:
-        num_frames = min(num_frames, options.clips * CLIP_FRAMES)
-    defaults = card.defaults
-    return GenerationParams(
-        prompts=options.prompts,
-        negative_prompt=_first(options.negative_prompt, defaults.negative_prompt),
-        width=width,
-        height=height,
-        num_inference_steps=_first(options.steps, defaults.num_inference_steps),
-        guidance_scale=_first(options.guidance, defaults.guidance_scale),
-        flow_shift=_first(options.flow_shift, defaults.flow_shift),
-        product_scale=options.product_scale,
-        seed=_first(options.seed, secrets.randbelow(2**31)),
-        num_clips=clips_of_frames(num_frames),
-        num_frames=num_frames,
-        fit=Fit(options.fit),
-        audio_face_mask=options.audio_face_mask,
-        preset=options.preset,
+def _request(options: GenerateOptions, card: CheckpointCard) -> RenderRequest:
+    """What the engine is asked for. Raises FieldError, MediaError."""
+    files = options.files
+    check_files(files, card)
+    return RenderRequest(
+        params=resolve(options.fields, card, speech_length(files["audio"])),
+        person_image=files["person_image"],
+        audio=files["audio"],
+        product_image=files.get("product_image"),
+        pose_video=files.get("pose_video"),
     )
-
-
-def _first(given: Value | None, default: Value) -> Value:
-    return default if given is None else given
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """ "720x1280" → (720, 1280). Raises GenerationFailed."""
-    width, _, height = size.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()) or int(width) % 16 or int(height) % 16:
-        raise GenerationFailed(f"--size {size}: give WIDTHxHEIGHT, both multiples of 16, such as 720x1280.")
-    return int(width), int(height)
 
 
 def _render(engine: PipelineEngine, request: RenderRequest, output: Path, console: Console) -> None:

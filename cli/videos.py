@@ -5,7 +5,6 @@ Imports inside the commands: see `cli.app`.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,19 +16,9 @@ from cli.common import (
     console,
     explained_errors,
 )
+from contract.choices import Fit, Preset
 
 videos = typer.Typer()
-
-
-class Fit(StrEnum):
-    COVER = "cover"
-    CONTAIN = "contain"
-    STRETCH = "stretch"
-
-
-class Preset(StrEnum):
-    EXACT = "exact"
-    PARITY = "parity"
 
 
 @videos.command(rich_help_panel="Make videos")
@@ -66,8 +55,9 @@ def generate(
         int | None, typer.Option(min=1, help="At most this many clips. Default: as the speech needs.")
     ] = None,
     fit: Annotated[
-        Fit, typer.Option(help="How a person photo of another shape fills the frame.")
-    ] = Fit.COVER,
+        Fit | None,
+        typer.Option(help="How a person photo of another shape fills the frame. Default: cover."),
+    ] = None,
     preset: Annotated[
         Preset, typer.Option(help="parity repeats the official code's behaviour, defects included.")
     ] = Preset.EXACT,
@@ -96,28 +86,27 @@ def generate(
     Exit status: 0 saved, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted.
     """
     from cli.client import ServiceClient
-    from cli.generate import GenerateOptions, generate_over_http
+    from cli.generate import generate_over_http, options_of
 
-    options = GenerateOptions(
-        person=person,
-        audio=audio,
-        prompts=tuple(prompt),
-        product=product,
-        pose=pose,
-        negative_prompt=negative_prompt,
-        size=size,
-        steps=steps,
-        guidance=guidance,
-        flow_shift=flow_shift,
-        product_scale=product_scale,
-        seed=seed,
-        clips=clips,
-        fit=fit.value,
-        preset="parity" if preset is Preset.PARITY else "exact",
-        audio_face_mask=audio_face_mask,
-        model=model,
-    )
     with explained_errors():
+        options = options_of(
+            {
+                "prompt": prompt,
+                "negative_prompt": negative_prompt,
+                "size": size,
+                "num_inference_steps": steps,
+                "guidance_scale": guidance,
+                "flow_shift": flow_shift,
+                "product_scale": product_scale,
+                "seed": seed,
+                "num_clips": clips,
+                "fit": fit,
+                "preset": preset,
+                "audio_face_mask": audio_face_mask,
+                "model": model,
+            },
+            {"person_image": person, "audio": audio, "product_image": product, "pose_video": pose},
+        )
         if url is not None:
             with ServiceClient(url, api_key) as client:
                 made = generate_over_http(options, output, client, console)

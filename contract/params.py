@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Literal
+import secrets
 
+from contract.choices import Fit, Preset
 from contract.frozen import Frozen
-
-
-class Fit(StrEnum):
-    """How a person image of another aspect ratio is brought to the frame. The official code stretches."""
-
-    COVER = "cover"
-    CONTAIN = "contain"
-    STRETCH = "stretch"
 
 
 class GenerationParams(Frozen):
     """All settings of one video, fully resolved: a worker needs nothing else but the input files."""
 
     prompts: tuple[str, ...]
+    """Prompt k drives clip k; the last one is used again as needed."""
     negative_prompt: str
     width: int
     height: int
     num_inference_steps: int
     guidance_scale: float
+    """1 leaves the unconditional pass out."""
     flow_shift: float
     product_scale: float
     seed: int
+    """Clip k draws its noise with seed + k."""
     num_clips: int
     num_frames: int
     """Frames of the finished video at 25 fps: as long as the speech, or num_clips clips if that is shorter.
     """
     fit: Fit = Fit.COVER
     audio_face_mask: bool = False
-    preset: Literal["exact", "parity"] = "exact"
-    """`parity` repeats the official code's behaviour including its defects; see docs/model.md."""
+    preset: Preset = Preset.EXACT
+
+    def prompt_of(self, clip: int) -> str:
+        """The prompt that drives a clip."""
+        return self.prompts[min(clip, len(self.prompts) - 1)]
+
+    def cost(self) -> float:
+        """Estimated work in clip·step·megapixels."""
+        return self.num_clips * self.num_inference_steps * self.width * self.height / 1e6
+
+
+def draw_seed() -> int:
+    """A seed for a video whose request names none."""
+    return secrets.randbelow(2**31)

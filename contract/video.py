@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 FPS: Final = 25
@@ -31,3 +32,21 @@ def frames_of_speech(samples: int, rate: int) -> int:
 def clips_of_frames(num_frames: int) -> int:
     """Clips that hold so many frames; the last one may be cut short."""
     return -(-num_frames // CLIP_FRAMES)
+
+
+@dataclass(frozen=True)
+class SpeechLength:
+    """How long a recording is, at the rate that it has itself."""
+
+    samples: int
+    """Per channel."""
+    rate: int
+    """Samples per second."""
+
+
+def video_length(speech: SpeechLength, most_clips: int | None = None) -> tuple[int, int]:
+    """Clips and frames of a speech's video: all of it, or its beginning of at most `most_clips` clips."""
+    num_frames = frames_of_speech(speech.samples, speech.rate)
+    if most_clips is not None:
+        num_frames = min(num_frames, most_clips * CLIP_FRAMES)
+    return clips_of_frames(num_frames), num_frames

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from contract.request import FieldError
 from jobs.journal import JobNotFound, Outdated
 
 log = logging.getLogger(__name__)
@@ -183,10 +184,14 @@ def printable(text: str, limit: int = 200) -> str:
     return safe if len(text) <= limit else safe[:limit] + "…"
 
 
-def _of_domain(error: Exception) -> ApiError:
+def api_error_of(error: Exception) -> ApiError:
+    """The answer to what a route or the code below it raised."""
     match error:
         case ApiError():
             return error
+        case FieldError():
+            field = printable(error.field, 100) if error.field else None
+            return ApiError(error.code, printable(error.message), field=field, limit=error.limit)
         case JobNotFound():
             return ApiError("job_not_found", "There is no such job.")
         case Outdated():
@@ -213,7 +218,7 @@ def _of_domain(error: Exception) -> ApiError:
 
 async def answer(request: Request, error: Exception) -> Response:
     """The exception handler for everything a route may raise."""
-    problem = _of_domain(error)
+    problem = api_error_of(error)
     if problem.status == 500:
         log.error("unhandled error in %s %s", request.method, printable(request.url.path), exc_info=error)
     return problem.response(openai=request.url.path.startswith("/v1/videos"))
@@ -223,6 +228,7 @@ def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem document."""
     for kind in (
         ApiError,
+        FieldError,
         JobNotFound,
         Outdated,
         ClientDisconnect,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from contract.request import FILE_FIELDS, REQUIRED_FILES, GenerateFields
 from server.errors import PROBLEM_MEDIA_TYPE
 from server.openai import CreateVideo
-from server.schemas import FILE_FIELDS, GenerateFields, GenerateJson, ProblemDocument
+from server.schemas import GenerateJson, ProblemDocument
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -33,7 +34,7 @@ def _generate_body() -> dict[str, Any]:
         "minItems": 1,
         "items": {"type": "string", "minLength": 1},
     }
-    form["required"] = ["prompt", "person_image", "audio"]
+    form["required"] = ["prompt", *REQUIRED_FILES]
     as_json = GenerateJson.model_json_schema()
     for schema in (form, as_json):
         for name, definition in schema.pop("$defs", {}).items():

@@ -1,89 +1,16 @@
-"""What goes over the wire: the submit request, the job, and the lists."""
+"""What goes over the wire beside `contract.request`: a submit as JSON, the job, and the lists."""
 
 from __future__ import annotations
 
-import unicodedata
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 from contract.job import JobState, Priority, Stage
-from contract.params import Fit, GenerationParams
+from contract.params import GenerationParams
+from contract.request import GenerateFields
 from contract.warnings import JobWarning
-
-LARGEST_SEED: Final = 2**53 - 1
-"""The largest integer that every JSON reader keeps exact."""
-
-
-def _clean(text: str) -> str:
-    for character in text:
-        category = unicodedata.category(character)
-        if category == "Cs" or (category == "Cc" and character not in "\n\t\r"):
-            raise PydanticCustomError("control_characters", "must not contain control characters")
-    return text
-
-
-def _clean_line(text: str) -> str:
-    if any(character in "\n\t\r" for character in text):
-        raise PydanticCustomError("control_characters", "must be a single line")
-    return _clean(text)
-
-
-def _one_or_many(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-Text = Annotated[str, AfterValidator(_clean)]
-Line = Annotated[str, AfterValidator(_clean_line)]
-
-
-class GenerateFields(BaseModel):
-    """The settings of one video; whatever is left out gets the checkpoint's default. Strict: no type is
-    guessed.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    prompt: Annotated[list[Text], BeforeValidator(_one_or_many)] = Field(
-        min_length=1,
-        description="One prompt per clip of 3.2 seconds, in order; the last is used again as needed.",
-    )
-    model: Line | None = Field(None, max_length=64, description="Checkpoint to render with; see /v1/models.")
-    negative_prompt: Text | None = Field(None, description="What the video should not show.")
-    size: str | None = Field(
-        None, pattern=r"^[0-9]{2,5}x[0-9]{2,5}$", description='"WIDTHxHEIGHT", multiples of 16.'
-    )
-    width: int | None = Field(None, ge=16, le=16_384, description="Instead of size, with height.")
-    height: int | None = Field(None, ge=16, le=16_384, description="Instead of size, with width.")
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
-    guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    flow_shift: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
-    product_scale: float = Field(
-        1.0, ge=0.05, le=4, allow_inf_nan=False, description="Size of the product, 1 = as given."
-    )
-    seed: int | None = Field(
-        None, ge=0, le=LARGEST_SEED, description="Clip k uses seed + k. Random if not given."
-    )
-    num_clips: int | None = Field(
-        None, ge=1, le=10_000, description="At most this many clips; all of the speech if not given."
-    )
-    fit: Fit | None = Field(None, strict=False, description="How the person photo is brought to the frame.")
-    preset: Literal["exact", "parity"] = Field(
-        "exact", description="parity repeats the official code, defects included."
-    )
-    audio_face_mask: bool = Field(False, description="Let the speech move the face only.")
-    priority: Priority = Field(Priority.NORMAL, strict=False)
-    retention_s: int | None = Field(
-        None, ge=60, description="Seconds to keep the finished job, at most the server's own setting."
-    )
-    webhook_url: Line | None = Field(
-        None, max_length=2048, description="https: URL that is told about the job's events."
-    )
-    metadata: dict[
-        Annotated[Line, Field(min_length=1, max_length=64)], Annotated[Text, Field(max_length=512)]
-    ] = Field(default_factory=dict, max_length=16, description="Strings of yours, given back with the job.")
 
 
 class GenerateJson(GenerateFields):
@@ -93,10 +20,6 @@ class GenerateJson(GenerateFields):
     audio: str = Field(description="Speech: WAV, MP3, FLAC, OGG or M4A, mono or stereo.")
     product_image: str | None = Field(None, description="Photo of the product: PNG, JPEG or WebP.")
     pose_video: str | None = Field(None, description="Pose video: MP4 or WebM.")
-
-
-FILE_FIELDS: Final = ("person_image", "audio", "product_image", "pose_video")
-REQUIRED_FILES: Final = ("person_image", "audio")
 
 
 class Wire(BaseModel):

@@ -10,9 +10,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from contract.video import SAMPLE_RATE, SpeechLength
 from model.media.errors import MediaError
-
-MODEL_SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,20 @@ def load_speech(path: str | Path) -> Speech:
 def to_model_audio(speech: Speech) -> np.ndarray:
     """Mono (mean of the channels) at 16 kHz, (N,) float32, by soxr HQ as in the official code."""
     mono: np.ndarray = speech.samples.mean(axis=0, dtype=np.float32)
-    if speech.sample_rate != MODEL_SAMPLE_RATE:
-        mono = soxr.resample(mono, speech.sample_rate, MODEL_SAMPLE_RATE, quality="HQ")
+    if speech.sample_rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, speech.sample_rate, SAMPLE_RATE, quality="HQ")
     return mono.astype(np.float32, copy=False)
 
 
 def load_audio(path: str | Path) -> np.ndarray:
     """Speech file → what the pipeline takes: (N,) float32, mono, 16 kHz."""
     return to_model_audio(load_speech(path))
+
+
+def speech_length(path: str | Path) -> SpeechLength:
+    """How long the speech in a file is. Raises MediaError."""
+    speech = load_speech(path)
+    return SpeechLength(speech.samples.shape[1], speech.sample_rate)
 
 
 def _decode_with_ffmpeg(path: Path) -> Speech:

@@ -11,6 +11,7 @@ from fastapi import Path as PathParameter
 from starlette.responses import JSONResponse, StreamingResponse
 
 from contract.job import JobState
+from contract.video import FPS
 from jobs.scheduling import WaitingJob
 from server.access import DownloadableJob, ReadableJob, Reader, ServicesOf, Submitter, WritableJob
 from server.control import cancel, delete, finished, listed
@@ -84,7 +85,7 @@ async def generate(
 async def validate(request: Request, services: ServicesOf, principal: Submitter) -> ValidationView:
     """Everything a submit checks, and what would come of it, without queueing anything."""
     draft, checked = await dry_run(request, services, principal)
-    newcomer = WaitingJob("new", principal.owner, draft.fields.priority, checked.cost)
+    newcomer = WaitingJob("new", principal.owner, draft.fields.priority, checked.params.cost())
     position, start, finish = await asyncio.to_thread(
         estimates, services.hints, checked.card.name, newcomer.id, newcomer
     )
@@ -92,7 +93,7 @@ async def validate(request: Request, services: ServicesOf, principal: Submitter)
         model=checked.card.name,
         checkpoint=CheckpointView(name=checked.card.name, trained=checked.card.trained),
         params=params_view(checked.params),
-        duration_s=checked.seconds,
+        duration_s=checked.params.num_frames / FPS,
         warnings=list(checked.warnings),
         queue_position=position,
         estimated_start_at=start,

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from contract.card import CheckpointCard
 from contract.job import Priority
-from contract.params import Fit, GenerationParams
-from contract.video import CLIP_FRAMES, FPS, clips_of_frames, frames_of_speech
+from contract.params import GenerationParams
+from contract.request import FILE_FIELDS, GenerateFields
+from contract.resolve import check_files, check_prompts, frame_size, resolve
+from contract.video import SpeechLength
 from contract.warnings import JobWarning
 from jobs.cards import read_cards
 from server.access import Principal
 from server.decoding.sandbox import DecodedFile, DecodeTask
 from server.errors import ApiError, printable
-from server.schemas import FILE_FIELDS, GenerateFields
 from server.services import Services
 from server.submit.receive import KIND_OF_FIELD, Draft
 
@@ -49,8 +49,6 @@ class Checked:
     folder: Path
     card: CheckpointCard
     params: GenerationParams
-    seconds: float
-    cost: float
     warnings: tuple[JobWarning, ...]
 
 
@@ -71,47 +69,17 @@ def choose_card(services: Services, name: str | None) -> tuple[CheckpointCard, b
     return cards[name], cards[name] == default
 
 
-def _size(fields: GenerateFields, card: CheckpointCard) -> tuple[int, int]:
-    if fields.size is not None and (fields.width is not None or fields.height is not None):
-        raise ApiError("conflicting_fields", "Give either size, or width and height.", field="size")
-    if fields.size is None and fields.width is None and fields.height is None:
-        width, height = (int(side) for side in card.sizes[0].split("x"))
-        return width, height
-    if fields.size is not None:
-        width, height = (int(side) for side in fields.size.split("x"))
-        names = ("size", "size")
-    elif fields.width is None or fields.height is None:
-        missing = "width" if fields.width is None else "height"
-        raise ApiError("missing_field", "Width and height belong together.", field=missing)
-    else:
-        width, height, names = fields.width, fields.height, ("width", "height")
-    for side, name in zip((width, height), names, strict=True):
-        if side % 16:
-            raise ApiError("unsupported_size", f"{side} is not a multiple of 16.", field=name, limit=16)
-        if side < card.min_side:
-            raise ApiError(
-                "unsupported_size",
-                f"{side} is too small for this checkpoint.",
-                field=name,
-                limit=card.min_side,
-            )
-    if width * height > card.max_pixels:
-        detail = f"{width} × {height} pixels are too many for this checkpoint."
-        raise ApiError("unsupported_size", detail, field=names[1], limit=card.max_pixels)
-    return width, height
-
-
 def check_fields(
     fields: GenerateFields, card: CheckpointCard, services: Services, principal: Principal
 ) -> None:
-    """Everything about the settings that depends on the server and the checkpoint. Raises ApiError."""
+    """Everything about the settings that depends on the server and the checkpoint. Raises ApiError,
+    FieldError.
+    """
     settings = services.settings
-    _size(fields, card)
+    frame_size(fields, card)
     if len(fields.prompt) > settings.max_prompts:
         raise ApiError("too_many", "Too many prompts.", field="prompt", limit=settings.max_prompts)
-    for prompt in fields.prompt:
-        if not prompt.strip():
-            raise ApiError("invalid_value", "A prompt is empty.", field="prompt")
+    check_prompts(fields)
     for name, texts in (("prompt", fields.prompt), ("negative_prompt", [fields.negative_prompt or ""])):
         if any(len(text) > settings.max_prompt_chars for text in texts):
             raise ApiError("too_long", "Too many characters.", field=name, limit=settings.max_prompt_chars)
@@ -147,41 +115,16 @@ async def check(draft: Draft, services: Services, principal: Principal, folder: 
     fields, settings = draft.fields, services.settings
     card, _ = await asyncio.to_thread(choose_card, services, fields.model)
     check_fields(fields, card, services, principal)
-    if "pose_video" in draft.files and not card.pose:
-        raise ApiError("pose_not_supported", "This checkpoint takes no pose video.", field="pose_video")
+    check_files(draft.files, card)
     decoded = await _decode(draft, services, folder)
-    speech = decoded["audio"]
-    frames = frames_of_speech(speech.samples, speech.rate)
-    needed = clips_of_frames(frames)
-    num_clips = min(needed, fields.num_clips or needed)
-    if num_clips > settings.max_clips:
-        detail = f"The speech needs {num_clips} clips; give num_clips to render its beginning."
+    if fields.num_inference_steps is None and card.defaults.num_inference_steps > settings.max_steps:
+        fields = fields.model_copy(update={"num_inference_steps": settings.max_steps})
+    params = resolve(fields, card, SpeechLength(decoded["audio"].samples, decoded["audio"].rate))
+    if params.num_clips > settings.max_clips:
+        detail = f"The speech needs {params.num_clips} clips; give num_clips to render its beginning."
         raise ApiError("audio_too_long", detail, field="audio", limit=settings.max_clips)
-    width, height = _size(fields, card)
-    steps = fields.num_inference_steps or min(card.defaults.num_inference_steps, settings.max_steps)
-    params = GenerationParams(
-        prompts=tuple(fields.prompt),
-        negative_prompt=_or(fields.negative_prompt, card.defaults.negative_prompt),
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        guidance_scale=_or(fields.guidance_scale, card.defaults.guidance_scale),
-        flow_shift=_or(fields.flow_shift, card.defaults.flow_shift),
-        product_scale=fields.product_scale,
-        seed=secrets.randbelow(2**31) if fields.seed is None else fields.seed,
-        num_clips=num_clips,
-        num_frames=min(frames, num_clips * CLIP_FRAMES),
-        fit=fields.fit or (Fit.STRETCH if fields.preset == "parity" else Fit.COVER),
-        audio_face_mask=fields.audio_face_mask,
-        preset=fields.preset,
-    )
-    cost = num_clips * steps * width * height / 1e6
     warnings = tuple(warning for file in decoded.values() for warning in file.warnings)
-    return Checked(folder, card, params, params.num_frames / FPS, cost, warnings)
-
-
-def _or(given: Any, default: Any) -> Any:
-    return default if given is None else given
+    return Checked(folder, card, params, warnings)
 
 
 async def _decode(draft: Draft, services: Services, folder: Path) -> dict[str, DecodedFile]:

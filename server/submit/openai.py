@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
+from contract.form import json_of, values_of_form
+from contract.request import GenerateFields
 from contract.video import CLIP_FRAMES, FPS
 from server.errors import ApiError
+from server.openai import CreateVideo
 from server.services import Services
-from server.submit.fields import from_form, json_object
 from server.submit.multipart import FormRules, ReceivedFile
 from server.submit.receive import (
     Draft,
@@ -33,10 +35,7 @@ FIELD_OF_REFERENCE: Final = {
     "audio_reference": "audio",
 }
 URL_KEYS: Final = ("url", "image_url", "audio_url", "data")
-PLAIN_FIELDS: Final = (
-    "prompt", "model", "size", "seed", "num_inference_steps", "guidance_scale", "flow_shift",
-    "negative_prompt",
-)  # fmt: skip
+PLAIN_FIELDS: Final = CreateVideo.model_fields.keys() & GenerateFields.model_fields.keys()
 _KEY: Final = re.compile(r"(\w+)\[(\w+)\]")
 _SECONDS: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?")
 
@@ -53,7 +52,7 @@ def _texts(given: Mapping[str, list[str]]) -> dict[str, Any]:
         elif name in values:
             raise ApiError("conflicting_fields", "Given as a whole and in parts.", field=name)
         elif name == "extra_params" or (texts[0].startswith("{") and name in FIELD_OF_REFERENCE):
-            values[name] = json_object(texts[0], name)
+            values[name] = json_of(texts[0], name)
         else:
             values[name] = texts[0]
     return values
@@ -80,7 +79,7 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
         if name not in PLAIN_FIELDS:
             raise ApiError("unknown_field", "There is no such field.", field=name)
     if not typed:
-        values = from_form({name: [text] for name, text in values.items() if isinstance(text, str)})
+        values = values_of_form({name: [text] for name, text in values.items() if isinstance(text, str)})
     settings = {**values, **extra}  # the longer list of prompts is in the extra ones
     if seconds is not None:
         if not _SECONDS.fullmatch(str(seconds)) or float(seconds) <= 0:

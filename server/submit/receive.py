@@ -21,13 +21,13 @@ from urllib.parse import unquote_to_bytes
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
+from contract.form import REPEATABLE, values_of_form
+from contract.request import FILE_FIELDS, REQUIRED_FILES, FieldError, GenerateFields, fields_of
 from contract.settings import Settings
 from server.decoding.formats import Kind
 from server.errors import ApiError, printable
 from server.idempotency import fingerprint
-from server.schemas import FILE_FIELDS, REQUIRED_FILES, GenerateFields
 from server.services import Services
-from server.submit.fields import checked_fields, from_form
 from server.submit.multipart import FormRules, ReceivedFile, ReceivedForm, read_form
 
 KIND_OF_FIELD: Final[Mapping[str, Kind]] = {
@@ -101,9 +101,9 @@ async def receive(request: Request, services: Services, scratch: Scratch) -> Dra
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         texts = frozenset(GenerateFields.model_fields)
-        rules = FormRules(file_limits(services), texts, frozenset({"prompt"}))
+        rules = FormRules(file_limits(services), texts, REPEATABLE)
         form = await receive_form(request, scratch, rules, services.settings)
-        values, files = from_form(form.texts), dict(form.files)
+        values, files = values_of_form(form.texts), dict(form.files)
     elif media_type == "application/json":
         async with services.json_slots:
             values = await receive_json(request, services.settings)
@@ -120,11 +120,11 @@ async def receive(request: Request, services: Services, scratch: Scratch) -> Dra
 
 
 def draft_of(values: Mapping[str, Any], files: Mapping[str, ReceivedFile]) -> Draft:
-    """The checked settings with their files. Raises ApiError."""
-    fields = checked_fields(values)
+    """The checked settings with their files. Raises FieldError."""
+    fields = fields_of(values)
     for field in REQUIRED_FILES:
         if field not in files:
-            raise ApiError("missing_field", "This file is needed.", field=field)
+            raise FieldError("missing_field", "This file is needed.", field)
     return Draft(fields, files)
 
 

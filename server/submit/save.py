@@ -8,11 +8,11 @@ from pathlib import Path
 
 from contract.entries import Submitted
 from contract.job import InputFiles, JobState, StoredFile, new_job_id, utcnow
+from contract.request import FILE_FIELDS
 from contract.state import Job
 from jobs.journal import JobNotFound, entry_key, job_prefix
 from server.access import Principal
 from server.errors import ApiError
-from server.schemas import FILE_FIELDS
 from server.services import Services
 from server.submit.check import STORED_NAME, Checked
 from server.submit.receive import Draft
@@ -49,7 +49,7 @@ def _save(
         metadata=draft.fields.metadata,
         webhook_url=draft.fields.webhook_url,
         retention_s=draft.fields.retention_s or services.settings.retention_s,
-        cost=checked.cost,
+        cost=checked.params.cost(),
         warnings=checked.warnings,
         max_running=principal.limits.max_running,
         idempotency_claim=claim,

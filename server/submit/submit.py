@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager, nullcontext
 
 from starlette.requests import Request
 
+from contract.request import FieldError
 from contract.state import Job
 from server.access import Principal
-from server.errors import ApiError
+from server.errors import ApiError, api_error_of
 from server.services import Services
 from server.submit.check import Checked, check
 from server.submit.receive import Draft, Scratch, drain, receive, scratch
@@ -33,6 +34,10 @@ async def _receiving(request: Request, services: Services) -> AsyncIterator[None
             yield
         finally:
             services.uploads -= 1
+    except FieldError as error:
+        refusal = api_error_of(error)
+        refusal.close = not await drain(request)
+        raise refusal from error
     except ApiError as error:
         error.close = not await drain(request)
         raise

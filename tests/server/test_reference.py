@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from contract.request import FILE_FIELDS, GenerateFields
 from contract.warnings import WarningCode
 from server.errors import STATUS_OF_CODE, TITLE_OF_STATUS, ApiError
-from server.schemas import FILE_FIELDS, GenerateFields
 from tests.server.conftest import Api
 
 ROOT = Path(__file__).parents[2]
@@ -46,10 +46,13 @@ def test_every_warning_is_documented_and_no_other() -> None:
 
 def test_every_error_code_is_used_and_every_one_used_is_known() -> None:
     sources = "\n".join(
-        path.read_text() for path in (ROOT / "server").rglob("*.py") if path.name != "errors.py"
+        path.read_text()
+        for folder in ("server", "contract")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "errors.py"
     )
     own = (ROOT / "server" / "errors.py").read_text()
-    used = set(re.findall(r'(?:ApiError|RejectedFileError)\(\s*"(\w+)"', sources + own))
+    used = set(re.findall(r'(?:ApiError|FieldError|RejectedFileError)\(\s*"(\w+)"', sources + own))
     assert used <= set(STATUS_OF_CODE)
     for code in STATUS_OF_CODE:
         assert code in used or f'"{code}"' in sources, f"nothing ever answers {code}"

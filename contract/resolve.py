@@ -1,0 +1,89 @@
+"""A request + a checkpoint's card + the speech's length → the settings of the video.
+
+The API, `cointeract generate` without a server and the tests all decide here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TypeVar
+
+from contract.card import CheckpointCard
+from contract.choices import Fit, Preset
+from contract.params import GenerationParams, draw_seed
+from contract.request import FieldError, GenerateFields
+from contract.video import SpeechLength, video_length
+
+Value = TypeVar("Value")
+
+
+def resolve(fields: GenerateFields, card: CheckpointCard, speech: SpeechLength) -> GenerationParams:
+    """All settings of the video: what the request leaves open comes from the card and the speech.
+
+    Without a seed, one is drawn. Raises FieldError.
+    """
+    check_prompts(fields)
+    width, height = frame_size(fields, card)
+    num_clips, num_frames = video_length(speech, fields.num_clips)
+    defaults = card.defaults
+    return GenerationParams(
+        prompts=tuple(fields.prompt),
+        negative_prompt=_first(fields.negative_prompt, defaults.negative_prompt),
+        width=width,
+        height=height,
+        num_inference_steps=_first(fields.num_inference_steps, defaults.num_inference_steps),
+        guidance_scale=_first(fields.guidance_scale, defaults.guidance_scale),
+        flow_shift=_first(fields.flow_shift, defaults.flow_shift),
+        product_scale=fields.product_scale,
+        seed=draw_seed() if fields.seed is None else fields.seed,
+        num_clips=num_clips,
+        num_frames=num_frames,
+        fit=fields.fit or (Fit.STRETCH if fields.preset is Preset.PARITY else Fit.COVER),
+        audio_face_mask=fields.audio_face_mask,
+        preset=fields.preset,
+    )
+
+
+def check_prompts(fields: GenerateFields) -> None:
+    """Raises FieldError if a prompt says nothing."""
+    for prompt in fields.prompt:
+        if not prompt.strip():
+            raise FieldError("invalid_value", "A prompt is empty.", "prompt")
+
+
+def check_files(given: Collection[str], card: CheckpointCard) -> None:
+    """Raises FieldError if the checkpoint cannot use a file field that is given."""
+    if "pose_video" in given and not card.pose:
+        raise FieldError("pose_not_supported", "This checkpoint takes no pose video.", "pose_video")
+
+
+def frame_size(fields: GenerateFields, card: CheckpointCard) -> tuple[int, int]:
+    """Width and height of the video in pixels. Raises FieldError if the checkpoint cannot make that size."""
+    if fields.size is not None and (fields.width is not None or fields.height is not None):
+        raise FieldError("conflicting_fields", "Give either size, or width and height.", "size")
+    if fields.size is None and fields.width is None and fields.height is None:
+        width, height = (int(side) for side in card.sizes[0].split("x"))
+        return width, height
+    if fields.size is not None:
+        width, height = (int(side) for side in fields.size.split("x"))
+        names = ("size", "size")
+    elif fields.width is None or fields.height is None:
+        missing = "width" if fields.width is None else "height"
+        raise FieldError("missing_field", "Width and height belong together.", missing)
+    else:
+        width, height, names = fields.width, fields.height, ("width", "height")
+    for side, name in zip((width, height), names, strict=True):
+        if side % 16:
+            detail = f"{side} is not good: width and height must be multiples of 16."
+            raise FieldError("unsupported_size", detail, name, 16)
+        if side < card.min_side:
+            detail = f"{side} is too small for this checkpoint: at least {card.min_side}."
+            raise FieldError("unsupported_size", detail, name, card.min_side)
+    if width * height > card.max_pixels:
+        detail = f"{width} × {height} pixels are too many for this checkpoint: at most {card.max_pixels}."
+        raise FieldError("unsupported_size", detail, names[1], card.max_pixels)
+    return width, height
+
+
+def _first(given: Value | None, default: Value) -> Value:
+    return default if given is None else given
