@@ -26,10 +26,10 @@ from redis.exceptions import RedisError
 from chaos.client import Answer, Client, NoAnswer, SubmitForm
 from chaos.report import Report
 from chaos.stack import Fault, LiveStack, live_stack, resident_bytes
-from contract.entries import JOURNAL_ENTRY, Canceled, Failed, Interrupted, JournalEntry, Started, Succeeded
+from contract.entries import Canceled, Failed, Interrupted, JournalEntry, Started, Succeeded
 from contract.settings import Settings
 from contract.state import Job
-from jobs.journal import JobNotFound, entry_key
+from jobs.journal import JobNotFound
 from workers.engines.fake import FakeSettings, synthetic_video
 from workers.identity import pid_of
 
@@ -346,7 +346,7 @@ class Chaos:
             except JobNotFound:
                 report.lost += 1
                 continue
-            entries = self._entries(job)
+            entries = list(self.stack.journal.entries(job_id))
             self._judge_job(report, job, entries)
             interruptions.update(entry.reason for entry in entries if isinstance(entry, Interrupted))
             restarts += self._restart_times(entries, job_id)
@@ -386,12 +386,6 @@ class Chaos:
             self.seen.flipped.add(job.id)
         if ends == 0 or job.error is not None:
             log.error("job %s: %s %s", job.id, job.state, job.error)
-
-    def _entries(self, job: Job) -> list[JournalEntry]:
-        entries: list[JournalEntry] = []
-        while (data := self.stack.store.read(entry_key(job.id, len(entries)))) is not None:
-            entries.append(JOURNAL_ENTRY.validate_json(data))
-        return entries
 
     def _restart_times(self, entries: list[JournalEntry], job_id: str) -> list[float]:
         """For each attempt that a fault ended: seconds from the fault to the start of the next attempt."""

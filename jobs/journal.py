@@ -10,7 +10,9 @@ nothing but an atomic create to rely on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from contract.entries import (
@@ -25,7 +27,7 @@ from contract.entries import (
     Submitted,
     Succeeded,
 )
-from contract.job import JobError, JobState, Stage, utcnow
+from contract.job import JobError, JobState, Stage, StoredFile, utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
 
@@ -45,15 +47,21 @@ class IllegalEntry(Exception):
 
 
 def job_prefix(job_id: str) -> str:
+    """The folder of a job in the store."""
     return f"jobs/{job_id}"
 
 
-def entry_key(job_id: str, sequence: int) -> str:
+def file_key(job_id: str, file: StoredFile) -> str:
+    """Where a file of a job lies in the store."""
+    return f"{job_prefix(job_id)}/{file.name}"
+
+
+def _entry_key(job_id: str, sequence: int) -> str:
     return f"{job_prefix(job_id)}/journal/{sequence:06d}.json"
 
 
 def gone_key(claim: str) -> str:
-    """Where the mark lies that says that the job of an idempotency claim was removed."""
+    """Where the mark lies that says: the job of this idempotency claim was removed."""
     return f"{claim.removesuffix('.claim')}.gone"
 
 
@@ -70,78 +78,53 @@ def _may_follow(job: Job, entry: JournalEntry) -> bool:
             return job.state is JobState.PROCESSING and entry.attempt == job.attempt and in_order
 
 
+def _changes(job: Job, entry: JournalEntry) -> dict[str, object]:
+    match entry:
+        case Submitted():
+            return {}  # never asked: it follows no entry
+        case Started():
+            return {
+                "state": JobState.PROCESSING,
+                "attempt": entry.attempt,
+                "worker": entry.worker,
+                "started_at": job.started_at or entry.at,
+                "attempt_started_at": entry.at,
+            }
+        case ClipFinished():
+            return {"clips": (*job.clips, entry), "gpu_seconds": job.gpu_seconds + entry.gpu_seconds}
+        case Interrupted():
+            burned = job.burned_attempts + entry.burns_attempt
+            return {"state": JobState.QUEUED, "worker": None, "burned_attempts": burned}
+        case Succeeded():
+            return {
+                "state": JobState.SUCCEEDED,
+                "completed_at": entry.at,
+                "video": entry.video,
+                "poster": entry.poster,
+                "duration_s": entry.duration_s,
+                "gpu_seconds": job.gpu_seconds + entry.gpu_seconds,
+                "worker": None,
+            }
+        case Failed():
+            end = {"state": JobState.FAILED, "completed_at": entry.at, "worker": None}
+            return {**end, "error": entry.error}
+        case Canceled():
+            return {"state": JobState.CANCELED, "completed_at": entry.at, "worker": None}
+
+
 def apply(job: Job, entry: JournalEntry) -> Job:
-    """The state after one more entry. Pure; the journal's whole meaning is in this function. Raises
-    IllegalEntry.
-    """
+    """The state after one more entry. Pure: the whole meaning of a journal is here. Raises IllegalEntry."""
     sequence = job.sequence + 1
     if not _may_follow(job, entry):
         raise IllegalEntry(
             f"job {job.id} ({job.state}, attempt {job.attempt}): {entry!r} cannot be entry {sequence}"
         )
-    match entry:
-        case Submitted():
-            raise IllegalEntry(f"job {job.id}: entry {sequence} is a second submission")
-        case Started():
-            return job.model_copy(
-                update={
-                    "sequence": sequence,
-                    "state": JobState.PROCESSING,
-                    "attempt": entry.attempt,
-                    "worker": entry.worker,
-                    "started_at": job.started_at or entry.at,
-                    "attempt_started_at": entry.at,
-                }
-            )
-        case ClipFinished():
-            return job.model_copy(
-                update={
-                    "sequence": sequence,
-                    "clips": (*job.clips, entry),
-                    "gpu_seconds": job.gpu_seconds + entry.gpu_seconds,
-                }
-            )
-        case Interrupted():
-            return job.model_copy(
-                update={
-                    "sequence": sequence,
-                    "state": JobState.QUEUED,
-                    "worker": None,
-                    "burned_attempts": job.burned_attempts + entry.burns_attempt,
-                }
-            )
-        case Succeeded():
-            return job.model_copy(
-                update={
-                    "sequence": sequence,
-                    "state": JobState.SUCCEEDED,
-                    "completed_at": entry.at,
-                    "video": entry.video,
-                    "poster": entry.poster,
-                    "duration_s": entry.duration_s,
-                    "gpu_seconds": job.gpu_seconds + entry.gpu_seconds,
-                    "worker": None,
-                }
-            )
-        case Failed():
-            return job.model_copy(
-                update={
-                    "sequence": sequence,
-                    "state": JobState.FAILED,
-                    "completed_at": entry.at,
-                    "error": entry.error,
-                    "worker": None,
-                }
-            )
-        case Canceled():
-            return job.model_copy(
-                update={
-                    "sequence": sequence,
-                    "state": JobState.CANCELED,
-                    "completed_at": entry.at,
-                    "worker": None,
-                }
-            )
+    return job.model_copy(update={"sequence": sequence, **_changes(job, entry)})
+
+
+def submitted_job(job_id: str, submitted: Submitted) -> Job:
+    """The state after entry 0."""
+    return Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
 
 
 @dataclass(frozen=True)
@@ -150,26 +133,54 @@ class Journal:
 
     store: ArtifactStore
 
+    def entries(self, job_id: str, first: int = 0) -> Iterator[JournalEntry]:
+        """The entries from number `first` on, in order. None for a job that is not stored."""
+        sequence = first
+        while (data := self.store.read(_entry_key(job_id, sequence))) is not None:
+            yield JOURNAL_ENTRY.validate_json(data)
+            sequence += 1
+
+    def follow(self, job: Job) -> Iterator[tuple[JournalEntry, Job]]:
+        """Each entry behind `job`, with the state that it leads to."""
+        for entry in self.entries(job.id, job.sequence + 1):
+            job = apply(job, entry)
+            yield entry, job
+
+    def as_of(self, job_id: str, sequence: int) -> Job:
+        """The job as it was with entry `sequence`. Raises JobNotFound if there is no such job or entry."""
+        job = self._at_submit(job_id)
+        for _, later in islice(self.follow(job), sequence):
+            job = later
+        if job.sequence != sequence:
+            raise JobNotFound(job_id)
+        return job
+
     def read(self, job_id: str, known: Job | None = None) -> Job:
         """The job as of now. With `known`, an earlier read, only newer entries are read.
 
         Raises JobNotFound.
         """
         if known is None:
-            first = self.store.read(entry_key(job_id, 0))
-            if first is None:
-                raise JobNotFound(job_id)
-            submitted = JOURNAL_ENTRY.validate_json(first)
-            if not isinstance(submitted, Submitted):
-                raise ValueError(f"job {job_id}: the first entry is {submitted.type}, not submitted")
-            job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
-        else:
+            job = self._at_submit(job_id)
+        elif self.store.exists(_entry_key(job_id, 0)):
             job = known
-            if not self.store.exists(entry_key(job_id, 0)):
-                raise JobNotFound(job_id)
-        while (data := self.store.read(entry_key(job_id, job.sequence + 1))) is not None:
-            job = apply(job, JOURNAL_ENTRY.validate_json(data))
+        else:
+            raise JobNotFound(job_id)
+        for _, later in self.follow(job):
+            job = later
         return job
+
+    def _at_submit(self, job_id: str) -> Job:
+        submitted = next(self.entries(job_id), None)
+        if submitted is None:
+            raise JobNotFound(job_id)
+        if not isinstance(submitted, Submitted):
+            raise ValueError(f"job {job_id}: the first entry is {submitted.type}, not submitted")
+        return submitted_job(job_id, submitted)
+
+    def moved_on(self, job_id: str, sequence: int) -> bool:
+        """Whether there is an entry behind number `sequence`: cheaper than reading it."""
+        return self.store.exists(_entry_key(job_id, sequence + 1))
 
     def append(self, job: Job, entry: JournalEntry) -> Job:
         """Durably append `entry` on the strength of `job`; returns the new state.
@@ -177,31 +188,36 @@ class Journal:
         Raises Outdated if the journal moved on since `job` was read, JobNotFound if the job was removed,
         IllegalEntry if `entry` makes no sense after `job`, OSError if the store cannot write.
         """
-        updated = apply(
-            job, entry
-        )  # before writing: an entry that cannot be applied must never reach the disk
+        # Before writing: an entry that cannot be applied must never reach the disk.
+        updated = apply(job, entry)
         data = entry.model_dump_json().encode()
-        if self.store.create(entry_key(job.id, updated.sequence), data):
+        if self.store.create(_entry_key(job.id, updated.sequence), data):
             return updated
-        if self.store.read(entry_key(job.id, 0)) is None:
+        if not self.store.exists(_entry_key(job.id, 0)):
             raise JobNotFound(job.id)
         raise Outdated(job.id)
 
     def submit(self, job_id: str, folder: Path, submitted: Submitted) -> Job:
         """Make `folder` (a local folder holding the input files under their stored names) the job `job_id`.
 
-        Durable, and visible in one step, when it returns. The caller then announces the job to the queue; if
-        it dies before, the reaper does.
+        The job is durable when this returns, and nobody sees it before; the idempotency claim that
+        `submitted` names is durable with it. The caller then announces the job to the queue. If it dies
+        before that, the reaper announces it.
+
+        Raises FileExistsError if there is such a job already, OSError if the store cannot write.
         """
-        journal = folder / "journal"
-        journal.mkdir()
-        (journal / "000000.json").write_bytes(submitted.model_dump_json().encode())
-        self.store.adopt_folder(folder, job_prefix(job_id))
-        return Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+        entry = folder / Path(_entry_key(job_id, 0)).relative_to(job_prefix(job_id))
+        entry.parent.mkdir(mode=0o700)
+        entry.write_text(submitted.model_dump_json(), encoding="utf-8")
+        claim = submitted.idempotency_claim
+        self.store.adopt_folder(folder, job_prefix(job_id), after=[] if claim is None else [claim])
+        return submitted_job(job_id, submitted)
 
     def remove(self, job: Job) -> None:
-        """Remove a job with all its files. As long as its Idempotency-Key is remembered, a mark beside that
-        tells this from a crash, after which a repetition of the submit makes the job.
+        """Remove a job with all its files.
+
+        A claim whose job is missing means that a submit crashed half-way, and its repetition stores the job.
+        A mark beside the claim says that this job, in contrast, was stored and then removed.
         """
         claim = job.submitted.idempotency_claim
         if claim is not None and self.store.exists(claim):

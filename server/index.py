@@ -18,7 +18,7 @@ from contract.frozen import Frozen
 from contract.job import JobState, StoredFile, utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
-from jobs.journal import JobNotFound, Journal, entry_key
+from jobs.journal import JobNotFound, Journal
 from server.errors import ApiError
 from server.keys import KeyLimits
 
@@ -97,7 +97,9 @@ class JobIndex:
             fresh: dict[str, JobSummary] = {}
             for job_id in stored:
                 summary = known.get(job_id)
-                if summary is not None and (summary.state.is_terminal or self._unchanged(summary)):
+                if summary is not None and (
+                    summary.state.is_terminal or not self._journal.moved_on(job_id, summary.sequence)
+                ):
                     continue
                 try:
                     fresh[job_id] = JobSummary.of(self._journal.read(job_id))
@@ -107,9 +109,6 @@ class JobIndex:
             with self._lock:
                 for job_id in gone | fresh.keys():
                     self._set(job_id, fresh.get(job_id))
-
-    def _unchanged(self, summary: JobSummary) -> bool:
-        return not self._store.exists(entry_key(summary.id, summary.sequence + 1))
 
     def _set(self, job_id: str, summary: JobSummary | None) -> None:
         before = self._jobs.pop(job_id, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,15 @@ def test_no_route_module_imports_another() -> None:
     assert len(modules) > 2
     for source in routes:
         assert not imported_modules(source) & modules, f"{source.relative_to(ROOT)} imports another route"
+
+
+@pytest.mark.parametrize("package", [*(package for package in ALLOWED if package != "jobs"), "tests"])
+def test_only_the_journal_makes_jobs_and_reads_their_entries(package: str) -> None:
+    for source in sources(package):
+        text = source.read_text(encoding="utf-8")
+        tests_the_parts = source.is_relative_to(ROOT / "tests" / "jobs") or source == Path(__file__)
+        if package != "contract" and not tests_the_parts:
+            assert not re.search(r"adopt_folder\(|JOURNAL_ENTRY|_entry_key", text), source.relative_to(ROOT)
 
 
 @pytest.mark.parametrize("package", ["server", "jobs", "contract"])

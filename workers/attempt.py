@@ -25,7 +25,7 @@ from contract.settings import Settings
 from contract.state import Job
 from contract.worker import LiveProgress, RunningJob
 from jobs.artifacts import ArtifactStore
-from jobs.journal import JobNotFound, Journal, Outdated, job_prefix, verdict
+from jobs.journal import JobNotFound, Journal, Outdated, file_key, verdict
 from jobs.queue import JobQueue
 from jobs.scheduling import may_start
 from workers.engines.engine import DeviceFailed, Engine, OutOfMemory, RenderRequest
@@ -238,7 +238,7 @@ class _Attempt:
         )
         self._append(entry)
         if self.job.clips:
-            store.remove(self._key(self.job.clips[-1].motion))
+            store.remove(file_key(self.job.id, self.job.clips[-1].motion))
         log.info("succeeded", extra=self.about)
 
     def _keep_clip(self, index: int, video: Path, motion: Path, seconds: float) -> None:
@@ -257,7 +257,7 @@ class _Attempt:
             )
         )
         if before is not None:  # up to 200 MB that nobody needs any more
-            self.runner.store.remove(self._key(before))
+            self.runner.store.remove(file_key(self.job.id, before))
         request = self.job.submitted
         cost = request.cost / request.params.num_clips
         self.runner.tell(ClipDone(seconds=seconds, seconds_per_cost=seconds / cost))
@@ -300,7 +300,7 @@ class _Attempt:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         stored = StoredFile(name=name, sha256=digest, size=path.stat().st_size, media_type=media_type)
-        if not self._durably(lambda: self.runner.store.put_file(path, self._key(stored))):
+        if not self._durably(lambda: self.runner.store.put_file(path, file_key(self.job.id, stored))):
             raise Superseded("the job was removed")
         return stored
 
@@ -316,12 +316,9 @@ class _Attempt:
             self._check()
             self.runner.stopping.wait(DISK_RETRY_S)
 
-    def _key(self, file: StoredFile) -> str:
-        return f"{job_prefix(self.job.id)}/{file.name}"
-
     def _local(self, file: StoredFile) -> Path:
         try:
-            return self.runner.store.local_path(self._key(file))
+            return self.runner.store.local_path(file_key(self.job.id, file))
         except FileNotFoundError:
             raise Superseded(f"{file.name} is gone: the job was removed") from None
 

@@ -14,10 +14,9 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from contract.entries import JOURNAL_ENTRY, JournalEntry, Submitted
-from contract.job import JobState
+from contract.entries import JournalEntry
 from contract.state import Job
-from jobs.journal import JobNotFound, apply, entry_key
+from jobs.journal import JobNotFound, submitted_job
 from server.errors import ApiError
 from server.services import Services
 from server.views import job_view
@@ -41,11 +40,6 @@ def _event(name: str, data: str, sequence: int | None = None) -> bytes:
     return f"{identifier}event: {name}\ndata: {data}\n\n".encode()
 
 
-def _read_entry(services: Services, job_id: str, sequence: int) -> JournalEntry | None:
-    data = services.store.read(entry_key(job_id, sequence))
-    return None if data is None else JOURNAL_ENTRY.validate_json(data)
-
-
 def event_stream(job: Job, after: int, services: Services, request: Request) -> Response:
     """The answer that carries `job_events`, one of at most `max_event_streams`. Raises ApiError."""
     limit = services.settings.max_event_streams
@@ -66,19 +60,15 @@ def event_stream(job: Job, after: int, services: Services, request: Request) -> 
 
 async def job_events(job: Job, after: int, services: Services, request: Request) -> AsyncIterator[bytes]:
     """Events with a number above `after` until the job is over; each carries the job as of then."""
-    submitted = job.submitted
-    state = Job(id=job.id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+    state = submitted_job(job.id, job.submitted)
     if after < 0:
         yield _event(EVENT_OF_ENTRY["submitted"], await _view(state, services), 0)
     last_progress, rounds = "", 0
     while not services.stopping.is_set():
-        entry = await asyncio.to_thread(_read_entry, services, job.id, state.sequence + 1)
-        if entry is not None and not isinstance(entry, Submitted):
-            state = apply(state, entry)
+        news = await asyncio.to_thread(_news, services, state)
+        for entry, state in news:
             if state.sequence > after:
                 yield _event(EVENT_OF_ENTRY[entry.type], await _view(state, services), state.sequence)
-            if not state.state.is_terminal:
-                continue
         if state.state.is_terminal:
             return
         if rounds % PROGRESS_EVERY == 0:
@@ -99,6 +89,10 @@ async def job_events(job: Job, after: int, services: Services, request: Request)
         except TimeoutError:
             if await request.is_disconnected():
                 return
+
+
+def _news(services: Services, job: Job) -> list[tuple[JournalEntry, Job]]:
+    return list(services.journal.follow(job))
 
 
 async def _view(job: Job, services: Services) -> str:

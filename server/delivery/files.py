@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from contract.job import StoredFile
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
-from jobs.journal import JobNotFound, job_prefix
+from jobs.journal import JobNotFound, file_key
 from server.errors import ApiError
 
 CHUNK_BYTES: Final = 2**18
@@ -107,7 +107,7 @@ def file_response(store: ArtifactStore, file: JobFile, request: Request) -> Resp
     """The answer to a GET or HEAD of a file. Raises ApiError, JobNotFound."""
     stored, headers, method = file.stored, request.headers, request.method
     try:
-        path = store.local_path(f"{job_prefix(file.job_id)}/{stored.name}")
+        path = store.local_path(file_key(file.job_id, stored))
     except FileNotFoundError as error:
         raise JobNotFound(file.job_id) from error  # expired or deleted a moment ago
     etag = f'"{stored.sha256}"'

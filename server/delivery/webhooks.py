@@ -20,12 +20,12 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from contract.entries import JOURNAL_ENTRY, Submitted
+from contract.entries import JournalEntry
 from contract.frozen import Frozen
-from contract.job import JobState, utcnow
+from contract.job import utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
-from jobs.journal import JobNotFound, Journal, apply, entry_key
+from jobs.journal import JobNotFound, Journal
 from server.errors import ApiError, printable
 from server.fetch import Fetcher
 from server.hints import Hints
@@ -107,13 +107,19 @@ class WebhookSender:
     fetcher: Fetcher
     secret: str
     _cursors: dict[str, Cursor] = field(default_factory=dict)
+    _states: dict[str, Job] = field(default_factory=dict)
+    """Jobs as they were when last told, so that the next entry is all that must be read."""
     _telling: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._journal = Journal(self.store)
 
     async def round(self) -> None:
         """Start telling whatever is due."""
         jobs = self.index.with_webhooks()
         for job_id in self._cursors.keys() - jobs.keys():
             del self._cursors[job_id]  # the job was removed
+            self._states.pop(job_id, None)
             self.store.remove(f"{_FOLDER}/{job_id}.json")
         now = utcnow()
         for job_id, newest in jobs.items():
@@ -146,55 +152,46 @@ class WebhookSender:
 
     def _save(self, job_id: str, cursor: Cursor) -> None:
         self._cursors[job_id] = cursor
+        if cursor.over:
+            self._states.pop(job_id, None)
         self.store.write(f"{_FOLDER}/{job_id}.json", cursor.model_dump_json().encode())
 
     async def _tell(self, job_id: str, cursor: Cursor) -> None:
         """Tell one job's entries in order until the newest, or until a failure."""
-        while not cursor.over:
-            try:
-                message = await asyncio.to_thread(self._message, job_id, cursor.sequence)
-            except JobNotFound:
-                return
-            if message is None:
-                return
-            url, kind, body, last = message
-            delivered = kind is None or await self._deliver(url, job_id, cursor, body)
+        try:
+            told = await asyncio.to_thread(self._as_told, job_id, cursor)
+        except JobNotFound:
+            return
+        news = self._journal.follow(told)
+        while (step := await asyncio.to_thread(next, news, None)) is not None:
+            entry, job = step
+            delivered = entry.type not in TOLD or await self._deliver(entry, job)
             if delivered:
-                cursor = Cursor(sequence=cursor.sequence + 1, over=last)
+                cursor = Cursor(sequence=job.sequence + 1, over=job.state.is_terminal)
+                self._states[job_id] = job
             else:
                 cursor = self._postponed(cursor, delivered)
             await asyncio.to_thread(self._save, job_id, cursor)
             if not delivered:
                 return
 
-    def _message(self, job_id: str, sequence: int) -> tuple[str, str | None, bytes, bool] | None:
-        """(URL, event or None if it is not told, body, whether it is the last). None: no such entry yet."""
-        data = self.store.read(entry_key(job_id, sequence))
-        if data is None:
-            return None
-        entry = JOURNAL_ENTRY.validate_json(data)
-        job = self._as_of(job_id, sequence)
-        kind = TOLD.get(entry.type)
+    def _as_told(self, job_id: str, cursor: Cursor) -> Job:
+        """The job as it was with the entry before the cursor's."""
+        known = self._states.get(job_id)
+        if known is not None and known.sequence == cursor.sequence - 1:
+            return known
+        return self._journal.as_of(job_id, cursor.sequence - 1)
+
+    def _body(self, entry: JournalEntry, job: Job) -> bytes:
         view = job_view(job, self.hints).model_dump(mode="json")
-        body = json.dumps({"type": kind, "timestamp": entry.at.isoformat(), "data": view}).encode()
-        return job.submitted.webhook_url or "", kind, body, job.state.is_terminal
+        message = {"type": TOLD[entry.type], "timestamp": entry.at.isoformat(), "data": view}
+        return json.dumps(message).encode()
 
-    def _as_of(self, job_id: str, sequence: int) -> Job:
-        """The job as it was with entry `sequence`."""
-        submitted = Journal(self.store).read(job_id).submitted
-        job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
-        for number in range(1, sequence + 1):
-            data = self.store.read(entry_key(job_id, number))
-            if data is None:
-                raise JobNotFound(job_id)
-            entry = JOURNAL_ENTRY.validate_json(data)
-            assert not isinstance(entry, Submitted)
-            job = apply(job, entry)
-        return job
-
-    async def _deliver(self, url: str, job_id: str, cursor: Cursor, body: bytes) -> bool | None:
+    async def _deliver(self, entry: JournalEntry, job: Job) -> bool | None:
         """True if the receiver took it, False to try again, None if it wants no more (410)."""
-        headers = signed_headers(self.secret, f"msg_{job_id}_{cursor.sequence}", int(time.time()), body)
+        job_id, url = job.id, job.submitted.webhook_url or ""
+        body = await asyncio.to_thread(self._body, entry, job)
+        headers = signed_headers(self.secret, f"msg_{job_id}_{job.sequence}", int(time.time()), body)
         headers["Content-Type"] = "application/json"
         try:
             status = await self.fetcher.post(url, headers, body, "webhook_url")

@@ -36,7 +36,7 @@ KIND_OF_FIELD: Final[Mapping[str, Kind]] = {
     "audio": "audio",
     "pose_video": "video",
 }
-FOLDERS_OF_JOB: Final = ("journal", "inputs")
+INPUTS: Final = "inputs"
 SMALL_FILE_BYTES: Final = 2**20
 DRAIN_BYTES: Final = 16 * 2**20
 DRAIN_SECONDS: Final = 2.0
@@ -78,7 +78,7 @@ async def scratch(services: Services) -> AsyncIterator[Scratch]:
     folder = services.store.scratch() / f"submit-{secrets.token_hex(8)}"
     with ExitStack() as files:
         try:
-            for path in (folder, *(folder / name for name in FOLDERS_OF_JOB)):
+            for path in (folder, folder / INPUTS):
                 path.mkdir(mode=0o700)
             yield Scratch(folder, files)
         finally:

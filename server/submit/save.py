@@ -7,10 +7,10 @@ import hashlib
 from pathlib import Path
 
 from contract.entries import Submitted
-from contract.job import InputFiles, JobState, StoredFile, new_job_id, utcnow
+from contract.job import InputFiles, StoredFile, new_job_id, utcnow
 from contract.request import FILE_FIELDS
 from contract.state import Job
-from jobs.journal import JobNotFound, entry_key, job_prefix
+from jobs.journal import JobNotFound
 from server.access import Principal
 from server.errors import ApiError
 from server.services import Services
@@ -36,7 +36,7 @@ def _save(
     principal: Principal,
     claim: str | None = None,
 ) -> Job:
-    """Write entry 0 beside the inputs, move the folder to its place: from then on the job is safe."""
+    """Make the folder of the checked request a job, and announce it."""
     files = {field: _stored(checked.folder, field) for field in FILE_FIELDS}
     submitted = Submitted(
         at=utcnow(),
@@ -54,11 +54,7 @@ def _save(
         max_running=principal.limits.max_running,
         idempotency_claim=claim,
     )
-    entry = checked.folder / Path(entry_key(job_id, 0)).relative_to(job_prefix(job_id))
-    entry.write_text(submitted.model_dump_json())
-    after = [] if claim is None else [claim]
-    services.store.adopt_folder(checked.folder, job_prefix(job_id), after=after)
-    job = Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+    job = services.journal.submit(job_id, checked.folder, submitted)
     services.index.put(job)
     services.hints.announce(job)
     return job

@@ -17,14 +17,14 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from contract.entries import JOURNAL_ENTRY, Canceled, JournalEntry, Started, Submitted
+from contract.entries import Canceled, JournalEntry, Started, Submitted
 from contract.job import InputFiles, JobState, StoredFile, new_job_id, utcnow
 from contract.params import GenerationParams
 from contract.settings import Settings
 from contract.state import Job
 from contract.video import CLIP_FRAMES, FPS
 from jobs.artifacts import FolderStore
-from jobs.journal import Journal, Outdated, entry_key, job_prefix
+from jobs.journal import Journal, Outdated, file_key
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
@@ -178,10 +178,7 @@ class Stack:
 
     def entries(self, job_id: str) -> list[JournalEntry]:
         """The whole journal."""
-        found: list[JournalEntry] = []
-        while (data := self.store.read(entry_key(job_id, len(found)))) is not None:
-            found.append(JOURNAL_ENTRY.validate_json(data))
-        return found
+        return list(self.journal.entries(job_id))
 
     def attempts(self, job_id: str) -> int:
         return sum(isinstance(entry, Started) for entry in self.entries(job_id))
@@ -212,7 +209,7 @@ class Stack:
         )
 
     def path(self, job_id: str, file: StoredFile) -> Path:
-        return self.store.local_path(f"{job_prefix(job_id)}/{file.name}")
+        return self.store.local_path(file_key(job_id, file))
 
     def content(self, job_id: str, file: StoredFile | None) -> bytes:
         """A published file, checked against the hash that the journal promises."""

@@ -113,6 +113,31 @@ def test_reading_on_from_an_earlier_state_gives_the_same_job(journal: Journal) -
     assert journal.read(early.id, known=early) == late
 
 
+def test_a_job_is_told_as_it_was_with_each_entry(journal: Journal) -> None:
+    job = submit(journal)
+    states = [job]
+    for entry in (started(), clip(0), clip(1), succeeded()):
+        states.append(journal.append(states[-1], entry))
+    assert [journal.as_of(job.id, number) for number in range(5)] == states
+    assert [state for _, state in journal.follow(states[1])] == states[2:]
+    assert [entry.type for entry in journal.entries(job.id, 3)] == ["clip_finished", "succeeded"]
+    assert [journal.moved_on(job.id, number) for number in (3, 4)] == [True, False]
+    for beyond in (job.id, 5), ("job_unknown", 0):
+        with pytest.raises(JobNotFound):
+            journal.as_of(*beyond)
+    assert list(journal.entries("job_unknown")) == []
+
+
+def test_a_job_id_is_submitted_once(journal: Journal) -> None:
+    assert isinstance(journal.store, FolderStore)
+    first = submit(journal)
+    again = journal.store.scratch() / "again"
+    again.mkdir()
+    with pytest.raises(FileExistsError):
+        journal.submit(first.id, again, submitted())
+    assert journal.read(first.id) == first
+
+
 def test_of_many_racing_claims_exactly_one_succeeds(journal: Journal) -> None:
     job = submit(journal)
     start = threading.Barrier(16)

@@ -16,11 +16,12 @@ import trustme
 from standardwebhooks import Webhook
 
 from contract.job import utcnow
+from contract.video import CLIP_FRAMES, FPS
 from server.delivery.webhooks import GIVE_UP_AFTER, Cursor, WebhookSender, pause_after, webhook_secret
 from server.fetch import Fetcher
 from tests.server.conftest import Api
-from tests.server.inputs import form
-from tests.server.journals import fail, start, succeed
+from tests.server.inputs import audio_bytes, form
+from tests.server.journals import fail, finish_clip, start, succeed
 
 HOST = "hooks.example"
 
@@ -192,6 +193,43 @@ def test_a_restart_tells_nothing_twice_and_forgets_nothing(api: Api, authority: 
         assert len(receiver.messages) == 2
 
     run(api, authority, story)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_telling_a_long_job_reads_each_entry_about_once(
+    api: Api, authority: trustme.CA, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = 20
+    speech = ("speech.wav", audio_bytes(seconds=clips * CLIP_FRAMES / FPS), "audio/wav")
+    answer = api.client.post("/v1/generate", files=form(audio=speech, webhook_url=f"https://{HOST}/hook"))
+    job_id = answer.json()["id"]
+    assert answer.json()["num_clips"] == clips
+    reads: list[str] = []
+    read = api.store.read
+
+    def counted(key: str) -> bytes | None:
+        reads.append(key)
+        return read(key)
+
+    async def story(sender: WebhookSender, receiver: Receiver) -> None:
+        start(api, job_id)
+        for clip in range(clips):
+            finish_clip(api, job_id, clip)
+            if not at_once:
+                await tell(sender)
+        await tell(sender)
+        assert len(receiver.messages) == clips + 1
+
+    async def tell(sender: WebhookSender) -> None:
+        sender.index.refresh()
+        monkeypatch.setattr(api.store, "read", counted)
+        await sender.round()
+        await asyncio.gather(*sender._telling.values())
+        monkeypatch.setattr(api.store, "read", read)
+
+    run(api, authority, story)
+    of_the_journal = [key for key in reads if "/journal/" in key]
+    assert len(of_the_journal) <= 3 * clips, "telling entry n must not read the n entries before it"
 
 
 def test_a_private_address_is_never_called(api: Api, authority: trustme.CA) -> None:
