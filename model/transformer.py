@@ -6,13 +6,12 @@ is five numbered stages. Shapes: B batch, F latent frames, h × w latent size, N
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -34,15 +33,11 @@ from model.network.rope import (
     target_positions,
 )
 from model.network.time_text_embedding import TimeTextEmbedding
+from model.parallel.tokens import TokenSplit, held_by
 
 TARGET_TYPE, REFERENCE_TYPE, MOTION_TYPE = 0, 1, 2  # rows of the type embedding
 # Newest first: latent frames, patch. Together the 19 latent frames of the previous clip's last 73.
 MOTION_PACKS = ((1, (1, 2, 2)), (2, (2, 4, 4)), (16, (4, 8, 8)))
-
-# Context parallelism splits every grid of tokens by rows, so that each rank holds a share of every latent
-# frame and speech, which acts frame by frame, needs no exchange. Uneven rows need `ulysses_anything`.
-_SPLIT_ROWS = {0: ContextParallelInput(split_dim=3, expected_dims=5, split_output=True)}
-_GATHER_ROWS = ContextParallelOutput(gather_dim=2, expected_dims=5)
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Conditioning:
     """Everything that stays the same through the denoising steps of one clip; see `prepare_conditioning`."""
 
     latent_size: tuple[int, int, int]  # F, h, w of the target
-    layout: TokenLayout
+    layout: TokenLayout  # of the tokens held here
     rotary_emb: RotaryTable  # (N, head_dim), HOI tokens last
     target_bias: torch.Tensor  # (B, N_target or 1, D): pose and type embedding, added to the noisy tokens
     reference_tokens: torch.Tensor  # (B, N_person + N_product + N_motion, D)
@@ -60,6 +55,7 @@ class Conditioning:
     # Keys and values of prompt and speech per block; computed in each forward where None.
     text_key_values: tuple[KeyValue, ...] | None = None
     injections: tuple[InjectionInputs | None, ...] | None = None
+    split: TokenSplit | None = None  # with the ranks that hold the other tokens
 
 
 @dataclass(frozen=True)
@@ -128,13 +124,6 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         "scale_shift_table",
         "hoi_scale_shift_table",
     ]
-    _cp_plan: dict[str, Any] = {  # noqa: RUF012 (an instance with an HOI branch has a longer one)
-        "rope": {0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True)},
-        "patch_embedding": _SPLIT_ROWS,
-        "pose_embedding": _SPLIT_ROWS,
-        "motion_packer.packs.*": _SPLIT_ROWS,
-        "proj_out": _GATHER_ROWS,
-    }
 
     @register_to_config
     def __init__(
@@ -203,11 +192,6 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             self.hoi_type_embedding = nn.Embedding(1, dim)
             self.hoi_proj_out = nn.Linear(dim, out_channels * math.prod(patch_size))
             self.hoi_scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-            self._cp_plan = {
-                **self._cp_plan,
-                "hoi_patch_embedding": _SPLIT_ROWS,
-                "hoi_proj_out": _GATHER_ROWS,
-            }
 
         self.gradient_checkpointing = False
 
@@ -255,9 +239,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         types = self.type_embedding.weight.to(dtype)
 
         angles = [self.rope(target_positions(num_latent_frames, rows, columns))]
-        # Under context parallelism this rank's share: fewer rows than the latents have.
-        frames, local_rows, local_columns, _ = angles[0].shape
-        layout = TokenLayout(grid=(frames, local_rows, local_columns), person=0)
+        layout = TokenLayout(grid=(num_latent_frames, rows, columns), person=0)
         references = []
 
         def add(grid: torch.Tensor, row: int, positions: Positions) -> int:
@@ -374,7 +356,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
                 product_scale=product_scale,
                 hoi_encoder_hidden_states=hoi_encoder_hidden_states,
             )
-        layout = conditioning.layout
+        layout, split = conditioning.layout, conditioning.split
         if (hoi_latents is not None) != bool(layout.hoi):
             raise ValueError("hoi_latents and the HOI prompt go together")
         if (frames, height, width) != conditioning.latent_size:
@@ -383,7 +365,8 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             )
 
         # 1. Tokens
-        target = _flatten_grid(self.patch_embedding(hidden_states)) + conditioning.target_bias
+        target = _flatten_grid(self.patch_embedding(hidden_states))
+        target = held_by(split, target, frames) + conditioning.target_bias
         tokens = [target, conditioning.reference_tokens]
         if hoi_latents is not None:
             hoi_tokens = _flatten_grid(self.hoi_patch_embedding(hoi_latents))
@@ -428,6 +411,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
                 mode,
                 expert_gate,
                 conditioning.hoi_encoder_hidden_states,
+                None if split is None else split.exchange(mode.target_queries_only),
             )
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 result = self._gradient_checkpointing_func(block, *arguments)
@@ -441,13 +425,13 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
 
         # 4. Heads
         sample = self._head(
-            states[:, : layout.target], layout, temb[:, NOISY], self.scale_shift_table, self.proj_out
+            states[:, : layout.target], conditioning, temb[:, NOISY], self.scale_shift_table, self.proj_out
         )
         hoi_sample = None
         if layout.hoi:
             hoi_sample = self._head(
                 states[:, -layout.hoi :],
-                layout,
+                conditioning,
                 temb[:, NOISY],
                 self.hoi_scale_shift_table,
                 self.hoi_proj_out,
@@ -462,7 +446,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
     def _head(
         self,
         states: torch.Tensor,
-        layout: TokenLayout,
+        conditioning: Conditioning,
         temb: torch.Tensor,
         table: torch.Tensor,
         projection: nn.Module,
@@ -470,9 +454,12 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         """5. Tokens (B, N, D) → latents (B, C, F, h, w)."""
         shift, scale = (table + temb.float().unsqueeze(1)).unsqueeze(2).unbind(1)  # (B, 1, D) each
         normed = modulated_norm(states, shift, scale, (states.shape[1],), self.config.eps)
-        # (B, F, rows, columns, patch · C)
-        patches: torch.Tensor = projection(normed.unflatten(1, layout.grid))
+        patches: torch.Tensor = projection(normed)  # (B, N, patch · C)
+        if conditioning.split is not None:
+            patches = conditioning.split.gather_target(patches)
+        frames, height, width = conditioning.latent_size
         p_t, p_h, p_w = self.config.patch_size
-        latents = patches.unflatten(-1, (p_t, p_h, p_w, -1)).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        grid = patches.unflatten(1, (frames, height // p_h, width // p_w)).unflatten(-1, (p_t, p_h, p_w, -1))
+        latents = grid.permute(0, 7, 1, 4, 2, 5, 3, 6)  # (B, C, F, p_t, rows, p_h, columns, p_w)
         merged: torch.Tensor = latents.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return merged

@@ -41,6 +41,7 @@ class ShortPromptProcessor:
         hidden_states: torch.Tensor,  # (B, N, D)
         key_value: KeyValue,
         rotary_emb: RotaryTable | None = None,
+        exchange: None = None,  # every rank has the whole prompt
     ) -> torch.Tensor:
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         key, value = (states.transpose(1, 2) for states in key_value)

@@ -10,15 +10,15 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 from model.network.rope import RotaryTable, apply_rotary
+from model.parallel.exchange import HeadExchange
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each (B, N, heads, head_dim)
 
 
 class CoInteractAttnProcessor:
-    """Queries against ready keys and values; diffusers sets the backend and the parallel layout on it."""
+    """Queries against ready keys and values; diffusers sets the backend on it."""
 
     _attention_backend = None
-    _parallel_config = None
 
     def __call__(
         self,
@@ -26,19 +26,20 @@ class CoInteractAttnProcessor:
         hidden_states: torch.Tensor,  # (B, N, D)
         key_value: KeyValue,
         rotary_emb: RotaryTable | None = None,
+        exchange: HeadExchange | None = None,
     ) -> torch.Tensor:
+        key, value = key_value
+        if exchange is not None:  # on their way while the queries are computed
+            arriving = exchange.keys_to_heads(key), exchange.keys_to_heads(value)
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(-1, (attn.heads, -1))
         if rotary_emb is not None:
             query = apply_rotary(query, rotary_emb)
-        key, value = key_value
-        attended = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            backend=self._attention_backend,
-            # Text and audio keys are whole on every rank, so only self-attention exchanges tokens.
-            parallel_config=None if attn.is_cross_attention else self._parallel_config,
-        )
+        if exchange is not None:
+            query = exchange.queries_to_heads(query).wait()
+            key, value = (states.wait() for states in arriving)
+        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        if exchange is not None:
+            attended = exchange.to_tokens(attended, attn.heads)
         output: torch.Tensor = attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states))
         return output
 
@@ -75,9 +76,16 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
         return key, value
 
     def forward(
-        self, hidden_states: torch.Tensor, key_value: KeyValue, rotary_emb: RotaryTable | None = None
+        self,
+        hidden_states: torch.Tensor,
+        key_value: KeyValue,
+        rotary_emb: RotaryTable | None = None,
+        exchange: HeadExchange | None = None,
     ) -> torch.Tensor:
-        output: torch.Tensor = self.processor(self, hidden_states, key_value, rotary_emb)
+        """Attention of `hidden_states` (B, N, D), which an `exchange` shares with other ranks, as it does
+        `key_value`.
+        """
+        output: torch.Tensor = self.processor(self, hidden_states, key_value, rotary_emb, exchange)
         return output
 
 

@@ -20,6 +20,7 @@ from model.network.audio_injection import AudioInjection, AudioTokens, Injection
 from model.network.fp8_linear import Fp8Linear
 from model.network.moe import HumanAwareMoE, face_weight
 from model.network.rope import RotaryTable, select
+from model.parallel.exchange import HeadExchange
 
 Visibility = Literal["asymmetric", "mutual"]
 NOISY, CLEAN = 0, 1  # rows of the modulation
@@ -29,7 +30,8 @@ NOISY, CLEAN = 0, 1  # rows of the modulation
 class TokenLayout:
     """How many tokens of each kind stand in the sequence, in order."""
 
-    grid: tuple[int, int, int]  # latent frames, rows, columns of the target
+    # Latent frames, rows, columns of the target; if ranks share it: latent frames, 1, this rank's of a frame.
+    grid: tuple[int, int, int]
     person: int
     product: int = 0
     motion: int = 0
@@ -134,6 +136,7 @@ class CoInteractBlock(nn.Module):
         mode: BlockMode,
         expert_gate: torch.Tensor | None = None,
         hoi_encoder_hidden_states: torch.Tensor | None = None,
+        exchange: HeadExchange | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Run the layer.
 
@@ -146,6 +149,7 @@ class CoInteractBlock(nn.Module):
             expert_gate: (B, 1, 1), 0 for the samples at or above the routing limit; None when the whole batch
                 is on one side of it (`mode.experts` says which).
             hoi_encoder_hidden_states: (B, L, D), the prompt of the HOI stream.
+            exchange: with the ranks that hold the video's other tokens; without it all are here.
 
         Returns:
             (B, N, D), without the reference tokens if `mode.target_queries_only`; a bare tensor, as step
@@ -182,7 +186,7 @@ class CoInteractBlock(nn.Module):
             rows = (layout.target, 0)
             video, normed = video[:, : layout.target], normed[:, : layout.target]
             video_rotary = select(video_rotary, slice(0, layout.target))
-        attended = self.attn1(normed, key_value, video_rotary)
+        attended = self.attn1(normed, key_value, video_rotary, exchange)
         video = gated_sum(video, attended, gate_msa, rows)
 
         # 2. The prompt

@@ -47,7 +47,7 @@ class Positions(NamedTuple):
 
 
 class GridRope(nn.Module):
-    """Angles of a grid of tokens; a module, so that context parallelism can shard what it returns."""
+    """Angles of a grid of tokens."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()

@@ -1,0 +1,82 @@
+"""What ranks send one another, counted. Every tensor between ranks goes through a `Group`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+import torch.distributed as dist
+
+
+class Purpose(StrEnum):
+    """What is sent."""
+
+    INPUTS = "inputs"
+    """Of a clip, once per clip."""
+    ATTENTION = "attention"
+    """Queries, keys, values and results, in every block."""
+    VELOCITY = "velocity"
+    """What the network predicts, once per pass."""
+    AGREEMENT = "agreement"
+    FRAMES = "frames"
+    """Decoded pixels, once per clip."""
+
+
+@dataclass
+class Traffic:
+    """Bytes that this rank received from others."""
+
+    received: Counter[Purpose] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor that is under way; nothing may touch what was sent before `wait` returns."""
+
+    _result: torch.Tensor
+    _work: dist.Work | None
+    _sent: torch.Tensor
+
+    def wait(self) -> torch.Tensor:
+        if self._work is not None:
+            self._work.wait()
+        return self._result
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of a worker's ranks, seen from one of them."""
+
+    handle: dist.ProcessGroup
+    size: int
+    index: int
+    """Of this rank within the group."""
+    traffic: Traffic
+
+    def exchange(
+        self, send: torch.Tensor, sent: Sequence[int], received: Sequence[int], purpose: Purpose
+    ) -> Pending:
+        """Give every rank its part of `send` (flat; `sent` elements each) and get one from each, in order."""
+        result = send.new_empty(sum(received))
+        work = dist.all_to_all_single(
+            result, send, list(received), list(sent), group=self.handle, async_op=True
+        )
+        others = sum(received) - received[self.index]
+        self.traffic.received[purpose] += others * send.element_size()
+        return Pending(result, work, send)
+
+    def gather(self, mine: torch.Tensor, purpose: Purpose) -> torch.Tensor:
+        """One tensor of the same shape from every rank, stacked in front: (size, *shape), on all of them."""
+        result = mine.new_empty(self.size, *mine.shape)
+        dist.all_gather_single(result.view(-1), mine.contiguous().view(-1), group=self.handle)
+        self.traffic.received[purpose] += (self.size - 1) * mine.nbytes
+        return result
+
+    def broadcast(self, tensor: torch.Tensor, purpose: Purpose) -> None:
+        """Fill `tensor` on every rank with what the group's first rank holds."""
+        dist.broadcast(tensor, group=self.handle, group_src=0)
+        if self.index:
+            self.traffic.received[purpose] += tensor.nbytes

@@ -1,0 +1,47 @@
+"""A clip's conditioning on one of several ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from model.network.rope import RotaryTable
+from model.parallel.collectives import Group
+from model.parallel.tokens import TokenSplit, held_by
+from model.transformer import Conditioning
+
+
+def share_tokens(conditioning: Conditioning, ranks: Group) -> Conditioning:
+    """The part of `conditioning` that belongs to this rank's tokens. Prompt and speech stay whole.
+
+    All ranks of the group call the transformer with such a part and the same latents, and each gets the whole
+    prediction.
+
+    Raises:
+        ValueError: HOI tokens. Only training has them, and nobody takes a gradient through an exchange.
+    """
+    whole = conditioning.layout
+    if whole.hoi:
+        raise ValueError("the HOI stream is for training, which does not share tokens among ranks")
+    split = TokenSplit(ranks, whole)
+    counts = [whole.person, whole.product, whole.motion]
+
+    def held(tokens: torch.Tensor, dim: int) -> torch.Tensor:
+        """Of person, product and motion one after the other."""
+        return torch.cat([held_by(split, kind, dim=dim) for kind in tokens.split(counts, dim)], dim)
+
+    def held_rows(table: torch.Tensor) -> torch.Tensor:
+        target, references = table.split([whole.target, whole.video - whole.target])
+        return torch.cat([held_by(split, target, whole.grid[0], dim=0), held(references, 0)])
+
+    bias = conditioning.target_bias
+    rotary_emb: RotaryTable = (held_rows(conditioning.rotary_emb[0]), held_rows(conditioning.rotary_emb[1]))
+    return replace(
+        conditioning,
+        layout=split.layout,
+        rotary_emb=rotary_emb,
+        target_bias=bias if bias.shape[1] == 1 else held_by(split, bias, whole.grid[0]),
+        reference_tokens=held(conditioning.reference_tokens, 1),
+        split=split,
+    )
