@@ -29,9 +29,9 @@ from chaos.stack import Fault, LiveStack, live_stack, resident_bytes
 from contract.entries import Canceled, Failed, Interrupted, JournalEntry, Started, Succeeded
 from contract.settings import Settings
 from contract.state import Job
+from jobs.identity import pid_of
 from jobs.journal import JobNotFound
 from workers.engines.fake import FakeSettings, synthetic_video
-from workers.identity import pid_of
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from deploy.stack import Part, Supervisor, free_port
 from deploy.up import own_command
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
+from jobs.identity import pid_of
 from jobs.journal import Journal
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
-from workers.identity import pid_of
 
 CHECKPOINT = "chaos"
 START_TIMEOUT_S = 120.0
@@ -199,7 +199,11 @@ def _parts(stack: LiveStack, redis: RedisServer, checkpoint: Path) -> list[Part]
 
     def api_waits_for() -> str | None:
         try:
-            return None if httpx.get(f"{stack.url}/healthz", timeout=1).is_success else "an answer"
+            return (
+                None
+                if httpx.get(f"{stack.url}/healthz", timeout=1, trust_env=False).is_success
+                else "an answer"
+            )
         except httpx.HTTPError:
             return "the API"
 

@@ -15,6 +15,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict
 
 from contract.job import JobState
+from contract.network import goes_through_proxies
 
 RECONNECT_S = 60.0
 """A job outlives a restart of the server, so whoever follows it does too, for this long."""
@@ -84,7 +85,13 @@ class ServiceClient:
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=60.0, transport=transport)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=60.0,
+            transport=transport,
+            trust_env=goes_through_proxies(self.url),
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -7,15 +7,15 @@ from redis.exceptions import RedisError
 
 from contract.settings import Settings
 from deploy.up import base_url
+from jobs.identity import lives_here
 from jobs.queue import JobQueue
-from workers.identity import lives_here
 
 
 def why_api_is_unhealthy(settings: Settings) -> str | None:
     """None if the API on this host answers."""
     url = f"{base_url(settings)}/healthz"
     try:
-        response = httpx.get(url, timeout=3.0)
+        response = httpx.get(url, timeout=3.0, trust_env=False)  # our own: never through a proxy
     except httpx.HTTPError as error:
         return f"{url}: {error or type(error).__name__}"
     return None if response.is_success else f"{url}: HTTP {response.status_code}"

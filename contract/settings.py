@@ -92,6 +92,11 @@ class Settings(BaseSettings):
         25.0, gt=0, description="Seconds a worker has to put its job back on SIGTERM."
     )
     retention_s: int = Field(7 * 86400, gt=0, description="Seconds a finished job and its files are kept.")
+    watchdog_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds without an answer to a health check after which `up` restarts a part.",
+    )
     min_free_bytes: int = Field(2**30, ge=0, description="Free disk space below which new jobs are refused.")
 
     worker_metrics_port: int | None = Field(

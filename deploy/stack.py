@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy.watchdog import HealthCheck, Watchdog
+
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
 HEALTHY_AFTER_S = 5.0
@@ -47,6 +49,10 @@ class Part:
     """Parts of phase 0 are stopped first, together, then those of phase 1, …"""
     stop_after_s: float = 10.0
     """Seconds between SIGTERM and SIGKILL."""
+    health: HealthCheck | None = None
+    """A part that fails it for too long is killed and started again."""
+    mend: Callable[[int, str], str | None] | None = None
+    """Called with a dead process's exit status and last words; may remove the cause, and says how."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Restart:
     exit_status: str
     delay_s: float
     in_a_row: int
+    mended: str | None = None
+    """What was done about the cause."""
 
 
 @dataclass
@@ -67,6 +75,10 @@ class _Child:
     started_at: float = 0.0
     start_at: float = 0.0
     deaths: int = 0
+    log_start: int = 0
+    """Where the words of this process begin in the part's log."""
+    watchdog: Watchdog | None = None
+    killed_because: str = ""
 
 
 @dataclass
@@ -97,15 +109,32 @@ class Supervisor:
                 continue
             code = child.process.poll()
             if code is None:
+                self._end_if_sick(child)
                 continue
+            self._stop_watching(child)
+            mended = child.part.mend(code, self._words(child)) if child.part.mend is not None else None
             child.deaths = 1 if now - child.started_at > HEALTHY_AFTER_S else child.deaths + 1
             delay = 0.0 if child.deaths == 1 else min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**child.deaths)
-            restarts.append(Restart(child.part.name, describe_exit(code), delay, child.deaths))
+            why = child.killed_because or describe_exit(code)
+            restarts.append(Restart(child.part.name, why, delay, child.deaths, mended))
             child.process = None
             child.start_at = now + delay
             if not delay:
                 self._spawn(child)
         return restarts
+
+    def _end_if_sick(self, child: _Child) -> None:
+        """SIGKILL to a process that lives but does not work; the next `poll` starts another."""
+        seconds = child.watchdog.failing_for() if child.watchdog is not None else None
+        if seconds is not None and child.process is not None and not child.killed_because:
+            child.killed_because = f"answered no health check for {seconds:.0f} s"
+            child.process.kill()
+
+    @staticmethod
+    def _stop_watching(child: _Child) -> None:
+        if child.watchdog is not None:
+            child.watchdog.end()
+            child.watchdog = None
 
     def pid(self, name: str) -> int | None:
         """The part's process id, None while it waits for its restart. Raises KeyError for an unknown part."""
@@ -120,6 +149,8 @@ class Supervisor:
         for child in self._children:
             reason = "restart" if child.process is None else child.part.waiting_for()
             if reason is None:
+                if child.watchdog is not None:
+                    child.watchdog.has_started()
                 continue
             if time.monotonic() - child.first_started_at > LONG_WAIT_S:
                 reason += f" (its log: {self.log_path(child.part.name)})"
@@ -131,6 +162,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """End all parts, phase by phase: a worker still needs Redis to hand its job back."""
+        for child in self._children:
+            self._stop_watching(child)
         for phase in sorted({child.part.stop_phase for child in self._children}):
             running = [
                 (child.part, child.process)
@@ -155,19 +188,28 @@ class Supervisor:
 
     def log_tail(self, name: str, lines: int = 12) -> str:
         """The last lines that a part wrote."""
+        return "\n".join(self._log_end(name).splitlines()[-lines:])
+
+    def _words(self, child: _Child) -> str:
+        """What the part's present process wrote, or the end of it."""
+        return self._log_end(child.part.name, child.log_start)
+
+    def _log_end(self, name: str, start: int = 0) -> str:
         try:
             with self.log_path(name).open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 16_384))
-                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+                file.seek(max(start, file.seek(0, os.SEEK_END) - 16_384))
+                return file.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
 
     def _spawn(self, child: _Child) -> None:
-        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self.log_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.log_path(child.part.name)
         if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
+        child.killed_because = ""
         with path.open("ab") as log:
+            child.log_start = log.tell()
             child.process = subprocess.Popen(
                 child.part.argv,
                 stdin=subprocess.DEVNULL,
@@ -179,6 +221,9 @@ class Supervisor:
                 preexec_fn=_die_with_parent,
             )
         child.started_at = time.monotonic()
+        if child.part.health is not None:
+            child.watchdog = Watchdog(child.part.health, child.process.pid)
+            child.watchdog.start()
 
 
 def _die_with_parent() -> None:

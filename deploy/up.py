@@ -32,8 +32,10 @@ from deploy.stack import (
     plan_workers,
     require_free_port,
 )
+from deploy.watchdog import HealthCheck
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
+from jobs.identity import REAPER, pid_of, process_name
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
 
@@ -41,6 +43,8 @@ BUNDLED_CHECKPOINT = Path(__file__).parent / "checkpoint"
 """The small trained checkpoint that comes with the code; `python -m tools.ship checkpoint` puts it there."""
 
 POLL_S = 0.2
+LOADING_IS_DEAR = 4.0
+"""So many times the patience of others is had with a worker: another would have to load the model first."""
 HOPELESS_AFTER_DEATHS = 5
 """A part that dies this often before everything is up will not get better by itself."""
 
@@ -63,6 +67,8 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for argument in arguments:
         name, separator, folder = argument.partition("=")
+        if "/" in name or Path(argument).is_dir():  # the "=" belongs to the folder's own name
+            separator = ""
         path = Path(folder if separator else argument).expanduser().resolve()
         card = read_card(path)
         name = name if separator else card.name
@@ -153,7 +159,9 @@ def _redis_part(settings: Settings, data_dir: Path) -> tuple[Part | None, str]:
     def waiting_for() -> str | None:
         return _unless_redis_fails(queue.ping, "loading its file")
 
-    return Part("redis", command, waiting_for, stop_phase=2), server.url
+    health = HealthCheck(lambda pid: waiting_for() is None, settings.watchdog_s)
+    redis = Part("redis", command, waiting_for, stop_phase=2, health=health, mend=server.mend)
+    return redis, server.url
 
 
 def _other_parts(settings: Settings, queue: JobQueue, plans: Sequence[WorkerPlan]) -> list[Part]:
@@ -161,13 +169,24 @@ def _other_parts(settings: Settings, queue: JobQueue, plans: Sequence[WorkerPlan
 
     def api_waits_for() -> str | None:
         try:
-            return None if httpx.get(health_url, timeout=1.0).is_success else "an answer"
+            answer = httpx.get(health_url, timeout=2.0, trust_env=False)  # our own: never through a proxy
+            return None if answer.is_success else "an answer"
         except httpx.HTTPError:
             return "importing"
 
+    def watched(is_healthy: Callable[[int], bool], patience: float = 1.0) -> HealthCheck:
+        return HealthCheck(_unless_redis_is_away(is_healthy), patience * settings.watchdog_s)
+
+    def reaper_lives(pid: int) -> bool:
+        return queue.is_alive(process_name(REAPER, pid))
+
+    def worker_lives(pid: int) -> bool:
+        return any(pid_of(worker.name) == pid for worker in queue.workers())
+
+    api = watched(lambda pid: api_waits_for() is None)
     parts = [
-        Part("api", own_command("serve"), api_waits_for, stop_phase=1),
-        Part("reaper", own_command("reaper"), lambda: None, stop_phase=1),
+        Part("api", own_command("serve"), api_waits_for, stop_phase=1, health=api),
+        Part("reaper", own_command("reaper"), lambda: None, stop_phase=1, health=watched(reaper_lives)),
     ]
     for index, plan in enumerate(plans):
         rank = sum(other.checkpoint == plan.checkpoint for other in plans[: index + 1])
@@ -179,6 +198,7 @@ def _other_parts(settings: Settings, queue: JobQueue, plans: Sequence[WorkerPlan
                 _worker_waits_for(queue, plan, rank),
                 stop_after_s=settings.stop_grace_s + 5,
                 stop_phase=0,
+                health=watched(worker_lives, LOADING_IS_DEAR),
             )
         )
     return parts
@@ -198,6 +218,18 @@ def _worker_waits_for(queue: JobQueue, plan: WorkerPlan, rank: int) -> Callable[
     return waiting_for
 
 
+def _unless_redis_is_away(is_healthy: Callable[[int], bool]) -> Callable[[int], bool]:
+    """A part that cannot tell Redis how it is may well be healthy; Redis has a watchdog of its own."""
+
+    def checked(pid: int) -> bool:
+        try:
+            return is_healthy(pid)
+        except (RedisError, OSError):
+            return True
+
+    return checked
+
+
 def _unless_redis_fails(check: Callable[[], None], reason: str) -> str | None:
     try:
         check()
@@ -209,6 +241,8 @@ def _unless_redis_fails(check: Callable[[], None], reason: str) -> str | None:
 def _wait_until_ready(supervisor: Supervisor, display: StartDisplay, stop: threading.Event) -> None:
     while not stop.is_set():
         for restart in supervisor.poll():
+            if restart.mended is not None:
+                display.say(restart.mended)
             if restart.in_a_row >= HOPELESS_AFTER_DEATHS:
                 log, words = supervisor.log_path(restart.part), supervisor.log_tail(restart.part)
                 raise StackError(
@@ -232,6 +266,8 @@ def _watch(supervisor: Supervisor, stop: threading.Event, console: Console) -> N
                 f"Log: {supervisor.log_path(restart.part)}",
                 highlight=False,
             )
+            if restart.mended is not None:
+                console.print(restart.mended, style="yellow", highlight=False)
 
 
 def base_url(settings: Settings) -> str:
@@ -285,6 +321,9 @@ class StartDisplay:
             if not self._console.is_terminal:
                 self._console.print(f"… {part}: {reason}", highlight=False)
         self._refresh()
+
+    def say(self, words: str) -> None:
+        self._console.print(words, style="yellow", highlight=False)
 
     def ready(self, part: str, note: str = "") -> None:
         if part in self._ready:

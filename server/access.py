@@ -4,7 +4,6 @@ not exist.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -14,6 +13,7 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
 from contract.job import Priority
+from contract.network import is_loopback
 from contract.settings import Settings
 from contract.state import Job
 from server.errors import ApiError
@@ -134,21 +134,6 @@ def downloadable_job(
 ReadableJob = Annotated[Job, Depends(read_job)]
 WritableJob = Annotated[Job, Depends(writable_job)]
 DownloadableJob = Annotated[Job, Depends(downloadable_job)]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a bind address or a Host header (with or without port) means this very machine."""
-    name = host.strip().lower()
-    if name.startswith("["):
-        name = name[1:].partition("]")[0]
-    elif name.count(":") == 1:
-        name = name.partition(":")[0]
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def why_not_to_start(settings: Settings, keys_exist: bool) -> str | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.access import is_loopback
+from contract.network import is_loopback
 from server.errors import ApiError
 from server.keys import any_keys
 from server.services import Services

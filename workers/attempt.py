@@ -75,12 +75,19 @@ class Runner:
         for waiting in snapshot.waiting:
             if self.stopping.is_set():
                 return
+            if not self.has_lease():
+                log.warning("the lease is over: the supervisor does not renew it, so nothing is claimed")
+                return
             if not may_start(waiting, snapshot.running):
                 continue
             job = self._claim(waiting.id, checkpoint)
             if job is not None:
                 _Attempt(self, job).run()
                 return
+
+    def has_lease(self) -> bool:
+        """Whether others count this worker as alive. If not, the reaper would take any job away again."""
+        return self.queue.has_lease(self.worker)
 
     def _claim(self, job_id: str, checkpoint: str) -> Job | None:
         job = None

@@ -50,6 +50,7 @@ LONGEST_CAUSE = 1000
 
 _PR_SET_PDEATHSIG = 1
 _RECONNECT_S = 0.5
+_LEASE_POLL_S = 0.5
 
 
 class NoTimeLimit(BaseDeathPenalty):
@@ -88,6 +89,11 @@ class GpuWorker(SimpleWorker):
             log_job_description=False,
         )
 
+    def _set_ip_address(self, connection: Redis) -> None:
+        # RQ asks Redis for its list of clients, which redis-py cannot read if the socket's path has a space
+        # or "=" in it. Nobody needs the address.
+        self.ip_address = "unknown"
+
     def bootstrap(self, *args: object, **kwargs: object) -> None:
         """Register. Unlike RQ's, listens to no command channel and leaves logging alone."""
         self.register_birth()
@@ -96,6 +102,14 @@ class GpuWorker(SimpleWorker):
     def register_birth(self) -> None:
         self.connection.delete(self.key)  # our own registration from before Redis went away
         super().register_birth()  # type: ignore[no-untyped-call]
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[RqJob, Queue] | None:
+        """Takes no ticket while our lease is dead: the supervisor, which renews it, is stopped or cut off."""
+        while not self._stop_requested and not self._runner.has_lease():
+            self._runner.stopping.wait(_LEASE_POLL_S)
+        return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
 
     @property
     def should_run_maintenance_tasks(self) -> bool:

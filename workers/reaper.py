@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -27,11 +28,11 @@ from contract.job import JobState, Stage
 from contract.settings import Settings
 from contract.state import Job
 from jobs.artifacts import FolderStore
+from jobs.identity import REAPER, is_surely_dead, lives_here, process_name
 from jobs.journal import JobNotFound, Journal, job_prefix
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
 from jobs.tickets import Ticket
-from workers.identity import is_surely_dead
 from workers.lost_attempts import end_attempt
 from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, REPAIRS
 
@@ -63,6 +64,7 @@ class Reaper:
     _last_round: float = 0.0
     _next_scan: float = 0.0
     _next_expiry: float = 0.0
+    _next_sign: float = 0.0
 
     @property
     def journal(self) -> Journal:
@@ -73,8 +75,17 @@ class Reaper:
         """How long an attempt must go unheard of: a live supervisor beats twice in this time."""
         return 2 * self.settings.heartbeat_s
 
+    def say_alive(self) -> None:
+        """Tell whoever watches over this process that it is not stuck; called often, does it now and then."""
+        now = time.monotonic()
+        if now >= self._next_sign:
+            self._next_sign = now + self.settings.heartbeat_s
+            with suppress(RedisError):
+                self.queue.say_alive(process_name(REAPER), 2 * self.settings.lease_ttl_s)
+
     def round(self) -> None:
         """Raises OSError if storage fails; a Redis that is away is waited for."""
+        self.say_alive()
         self._find_new_jobs()
         self._read_live_jobs()
         self._end_dead_attempts()
@@ -112,6 +123,7 @@ class Reaper:
 
     def _read(self, job_id: str, known: Job | None) -> Job | None:
         """Note the job as it is now; None if it is gone, or cannot be understood and so is left alone."""
+        self.say_alive()
         try:
             self.live[job_id] = self.journal.read(job_id, known=known)
         except JobNotFound:
@@ -214,14 +226,16 @@ class Reaper:
         return {(job.id, job.attempt): job for job in self.live.values() if job.state is JobState.PROCESSING}
 
     def _end(self, key: tuple[str, int], job: Job) -> None:
+        # A process that we can see was stopped or starved, which is no fault of the job.
+        stopped = job.worker is not None and lives_here(job.worker)
         entry = end_attempt(
             self.journal,
             self.queue,
             job.id,
             job.attempt,
             reason="worker_lost",
-            message=f"the worker {job.worker} vanished",
-            burns_attempt=True,
+            message=f"the worker {job.worker} {'lives but is silent' if stopped else 'vanished'}",
+            burns_attempt=not stopped,
             max_attempts=self.settings.max_attempts,
             stage=self._stages.get(key, Stage.LOADING),
         )
@@ -233,6 +247,7 @@ class Reaper:
         self._next_expiry = time.monotonic() + min(EXPIRY_INTERVAL_S, 10 * self.settings.reaper_interval_s)
         now = time.time()
         for name in self.store.list_folders("done"):
+            self.say_alive()
             expiry, _, job_id = name.partition("-")
             if int(expiry) > now:
                 break  # names sort by expiry

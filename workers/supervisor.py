@@ -31,11 +31,11 @@ from contract.settings import Settings
 from contract.worker import RunningJob
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
+from jobs.identity import process_name
 from jobs.journal import Journal
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
 from workers.heartbeat import Heartbeat
-from workers.identity import worker_name
 from workers.lost_attempts import end_attempt
 from workers.messages import (
     MESSAGE,
@@ -105,7 +105,7 @@ class Supervisor:
         self.redis_url = redis_url
         self.folder = folder.resolve()
         self.device = device
-        self.name = worker_name(name or socket.gethostname())
+        self.name = process_name(name or socket.gethostname())
         self.card = CheckpointCard.model_validate_json((self.folder / CARD_FILE).read_bytes())
         if checkpoint is not None:  # served under another name than its card's
             self.card = self.card.model_copy(update={"name": checkpoint})

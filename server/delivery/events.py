@@ -21,7 +21,6 @@ from server.errors import ApiError
 from server.services import Services
 from server.views import job_view
 
-EVENT_STREAM: Final = "text/event-stream"
 POLL_S: Final = 0.25
 PROGRESS_EVERY: Final = 4
 KEEP_ALIVE_EVERY: Final = 60
@@ -56,9 +55,7 @@ def event_stream(job: Job, after: int, services: Services, request: Request) -> 
             services.streams -= 1
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    if request.method == "HEAD":
-        return Response(headers=headers, media_type=EVENT_STREAM)
-    return StreamingResponse(counted(), media_type=EVENT_STREAM, headers=headers)
+    return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
 
 
 async def job_events(job: Job, after: int, services: Services, request: Request) -> AsyncIterator[bytes]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from fastapi import Request, Response
+from fastapi import APIRouter
+from starlette.responses import FileResponse, Response
 
-from server.delivery.conditional import conditional_file
 from server.errors import ApiError
-from server.routing import Router
 
 STATIC: Final = Path(__file__).parent.parent / "static"
 MEDIA_TYPES: Final = {
@@ -21,28 +20,27 @@ MEDIA_TYPES: Final = {
     "docs.css": "text/css",
     "icon.svg": "image/svg+xml",
 }
-router = Router(include_in_schema=False)
+router = APIRouter(include_in_schema=False)
 
 
-def _file(name: str, request: Request) -> Response:
-    path = STATIC / name
-    return conditional_file(path, request, path.stat(), MEDIA_TYPES[name], {"Cache-Control": "no-cache"})
+def _file(name: str) -> Response:
+    return FileResponse(STATIC / name, media_type=MEDIA_TYPES[name], headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/")
-def page(request: Request) -> Response:
+async def page() -> Response:
     """Make a video in the browser."""
-    return _file("index.html", request)
+    return _file("index.html")
 
 
 @router.get("/docs")
-def reference(request: Request) -> Response:
+async def reference() -> Response:
     """The OpenAPI document, readable without any other site."""
-    return _file("docs.html", request)
+    return _file("docs.html")
 
 
 @router.get("/static/{name}")
-def static(name: str, request: Request) -> Response:
+async def static(name: str) -> Response:
     if name not in MEDIA_TYPES:
         raise ApiError("not_found", "There is no such file.")
-    return _file(name, request)
+    return _file(name)

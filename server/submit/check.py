@@ -18,8 +18,7 @@ from contract.warnings import JobWarning
 from jobs.cards import read_cards
 from server.access import Principal
 from server.decoding.sandbox import DecodedFile, DecodeTask
-from server.errors import ApiError, api_error_of, printable
-from server.fetch import FetchRefused, check_url
+from server.errors import ApiError, printable
 from server.services import Services
 from server.submit.receive import KIND_OF_FIELD, Draft
 
@@ -99,10 +98,7 @@ def check_fields(
             "out_of_range", "This key may not ask for that priority.", field="priority", limit=highest
         )
     if fields.webhook_url is not None:
-        try:
-            check_url(fields.webhook_url)
-        except FetchRefused as error:
-            raise api_error_of(error, "webhook_url") from error
+        services.check_webhook_url(fields.webhook_url)
 
 
 def _check_declared_type(field: str, declared: str, found: str) -> None:

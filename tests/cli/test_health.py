@@ -9,9 +9,9 @@ from cli.health import why_api_is_unhealthy, why_worker_is_unhealthy
 from contract.settings import Settings
 from contract.worker import WorkerInfo
 from deploy.stack import free_port
+from jobs.identity import process_name
 from jobs.queue import JobQueue
 from jobs.redis_server import running_redis
-from workers.identity import worker_name
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def queue(tmp_path: Path) -> Iterator[tuple[Settings, str, JobQueue]]:
 def test_a_worker_of_this_host_with_a_loaded_model_is_healthy(queue: tuple[Settings, str, JobQueue]) -> None:
     settings, url, jobs = queue
     assert why_worker_is_unhealthy(settings, url) == "No worker of this host is alive."
-    jobs.beat(WorkerInfo(name=worker_name("ours"), checkpoint="tiny", device="cpu"))
+    jobs.beat(WorkerInfo(name=process_name("ours"), checkpoint="tiny", device="cpu"))
     assert why_worker_is_unhealthy(settings, url) == "The worker is loading its model."
-    jobs.beat(WorkerInfo(name=worker_name("ours"), checkpoint="tiny", device="cpu", ready=True))
+    jobs.beat(WorkerInfo(name=process_name("ours"), checkpoint="tiny", device="cpu", ready=True))
     assert why_worker_is_unhealthy(settings, url) is None
 
 

@@ -48,8 +48,10 @@ class RunningStack:
         found = {}
         for pid in listing:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            name = "redis" if "redis-server" in words[0] else words[words.index("cli.app") + 1]
-            found[name] = int(pid)
+            if "redis-server" in words[0]:
+                found["redis"] = int(pid)
+            elif "cli.app" in words:  # else it has just been forked
+                found[words[words.index("cli.app") + 1]] = int(pid)
         return found
 
 

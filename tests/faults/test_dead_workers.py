@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -188,3 +189,30 @@ def test_a_model_that_cannot_be_loaded_is_reported_with_its_cause_and_tried_unti
     away.rename(fake)
     stack.wait(job_id)
     eventually(lambda: problem() is None, 5.0, "the end of the problem")
+
+
+def test_the_child_of_a_frozen_supervisor_claims_nothing_and_no_job_loses_an_attempt(
+    make_stack: StackFactory,
+) -> None:
+    stack = make_stack(seconds_per_step=0.1, max_attempts=2)
+    stack.start_reaper()
+    worker = stack.start_worker()
+    running = stack.submit(num_clips=10)
+    stack.wait_clips(running, 1)
+    os.kill(worker.pid, signal.SIGSTOP)
+    waiting = [stack.submit(owner=f"owner-{n}") for n in range(5)]
+    eventually(lambda: stack.job(running).state is JobState.QUEUED, what="the reaper taking the job back")
+    frozen_until = time.monotonic() + 8 * stack.settings.lease_ttl_s
+    while time.monotonic() < frozen_until:
+        assert stack.attempts(running) == 1
+        assert [stack.attempts(job_id) for job_id in waiting] == [0] * 5
+        time.sleep(0.1)
+    os.kill(worker.pid, signal.SIGCONT)
+    for job_id in waiting:
+        job = stack.wait(job_id)
+        assert (job.attempt, job.burned_attempts) == (1, 0)
+    job = stack.wait(running)
+    assert (job.attempt, job.burned_attempts) == (2, 0)
+    assert job.clips[0].attempt == 1
+    reasons = [entry.reason for entry in stack.entries(running) if isinstance(entry, Interrupted)]
+    assert reasons == ["worker_lost"]

@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 
 from contract.entries import Started
 from contract.job import Priority, utcnow
-from server.access import is_loopback, why_not_to_start
+from contract.network import is_loopback
+from server.access import why_not_to_start
 from server.app import StartRefusedError, create_app
 from server.keys import KeyLimits, NewKey, Scope, authenticate, create_key, list_keys, revoke_key
 from tests.server.conftest import BASE_URL, Api, ApiFactory, make_settings

@@ -10,9 +10,9 @@ from redis.exceptions import RedisError
 from contract.entries import Canceled, Interrupted, Started
 from contract.job import JobState, utcnow
 from contract.worker import WorkerInfo
+from jobs.identity import process_name
 from tests.faults.stack import Stack, eventually
 from workers.engines.fake import FakeSettings
-from workers.identity import worker_name
 from workers.reaper import Reaper
 
 
@@ -75,7 +75,7 @@ def test_a_killed_worker_is_off_the_list_long_before_its_lease_is_over(tmp_path:
     stack = Stack.create(tmp_path, FakeSettings(media=False), lease_ttl_s=600)
     try:
         with subprocess.Popen(["sleep", "600"]) as process:
-            alive = WorkerInfo(name=worker_name("alive"), checkpoint="fake", device="cpu")
+            alive = WorkerInfo(name=process_name("alive"), checkpoint="fake", device="cpu")
             start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
             space = alive.name.partition(".")[2].partition("-")[0]
             killed = alive.model_copy(update={"name": f"killed.{space}-{process.pid}-{start}"})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from contract.job import JobState, Stage
+from contract.worker import WorkerInfo
 from tests.faults.stack import Stack
 from workers.attempt import Runner
 from workers.engines.engine import Engine, FinishedVideo, OnProgress, OutOfMemory, RenderRequest
@@ -19,7 +20,8 @@ from workers.messages import Ended, Message, Progressed, Working
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack.create(tmp_path, FakeSettings(media=False))
+    stack = Stack.create(tmp_path, FakeSettings(media=False), lease_ttl_s=600)
+    stack.queue.beat(WorkerInfo(name="w", checkpoint="fake", device="cpu", ready=True))
     yield stack
     stack.close()
 

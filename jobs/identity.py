@@ -1,4 +1,4 @@
-"""Names of workers from which any process on the same machine can tell whether the worker still lives.
+"""Names of processes from which any other on the same machine can tell whether the process still lives.
 
 A lease tells that, too, but only after a while, and only if Redis was there. The name holds a mark of the
 kernel and the PID namespace, the process id, and when the process started, so a recycled process id is not
@@ -12,23 +12,26 @@ import os
 import re
 from pathlib import Path
 
+REAPER = "reaper"
+"""Label of a reaper's process name."""
+
 _NAME = re.compile(r".*\.(?P<space>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)", re.DOTALL)
 
 
-def worker_name(label: str) -> str:
-    """A name for this process as a worker, unlike that of any other process ever."""
-    pid = os.getpid()
+def process_name(label: str, pid: int | None = None) -> str:
+    """A name for this process, or the one with that id, unlike that of any other process ever."""
+    pid = pid or os.getpid()
     return f"{label}.{_pid_space()}-{pid}-{_start_time(pid)}"
 
 
 def pid_of(name: str) -> int | None:
-    """The process id in a worker's name, meaningful on its own machine only."""
+    """The process id in a name, meaningful on its own machine only."""
     match = _NAME.fullmatch(name)
     return int(match["pid"]) if match else None
 
 
 def is_surely_dead(name: str) -> bool:
-    """True if the worker ran where we can see all processes, and it is not among them. False if unknown."""
+    """True if it ran where we can see all processes, and is not among them. False if unknown."""
     match = _NAME.fullmatch(name)
     if match is None or match["space"] != _pid_space():
         return False
@@ -36,7 +39,7 @@ def is_surely_dead(name: str) -> bool:
 
 
 def lives_here(name: str) -> bool:
-    """True if the worker is among the processes we can see."""
+    """True if it is among the processes we can see."""
     match = _NAME.fullmatch(name)
     return (
         match is not None

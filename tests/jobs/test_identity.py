@@ -4,16 +4,16 @@ import os
 import subprocess
 import sys
 
-from workers.identity import is_surely_dead, pid_of, worker_name
+from jobs.identity import is_surely_dead, pid_of, process_name
 
 
 def name_of_a_dead_process() -> str:
-    code = "from workers.identity import worker_name; import sys; sys.stdout.write(worker_name('w'))"
+    code = "from jobs.identity import process_name; import sys; sys.stdout.write(process_name('w'))"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_living_worker_is_not_dead() -> None:
-    name = worker_name("gpu-0")
+    name = process_name("gpu-0")
     assert name.startswith("gpu-0.")
     assert pid_of(name) == os.getpid()
     assert not is_surely_dead(name)
@@ -24,7 +24,7 @@ def test_a_worker_that_ended_on_this_machine_is_dead() -> None:
 
 
 def test_a_recycled_process_id_is_not_taken_for_the_worker() -> None:
-    label, _, _ = worker_name("w").rpartition("-")
+    label, _, _ = process_name("w").rpartition("-")
     assert is_surely_dead(f"{label}-1")
 
 
@@ -38,7 +38,7 @@ def test_nothing_is_known_of_a_worker_elsewhere() -> None:
 
 
 def test_a_zombie_is_dead() -> None:
-    code = "from workers.identity import worker_name; print(worker_name('w'), flush=True)"
+    code = "from jobs.identity import process_name; print(process_name('w'), flush=True)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     name = process.stdout.readline().strip()
