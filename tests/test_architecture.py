@@ -100,3 +100,34 @@ def test_no_source_file_grows_beyond_what_one_reads_at_a_sitting() -> None:
             limit = 700 if source == ROOT / "model" / "transformer.py" else 500
             lines = len(source.read_text(encoding="utf-8").splitlines())
             assert lines <= limit, f"{source.relative_to(ROOT)} has {lines} lines"
+
+
+LONGEST_FUNCTION = 70
+MOST_PARAMETERS = 10
+SMALL_FUNCTIONS = ["contract", "jobs", "server", "workers", "deploy", "chaos", "cli", "tools"]
+"""Packages that keep the limits. `model` and `training` are to follow."""
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def may_be_large(function: Function) -> bool:
+    """A network reads best from top to bottom, and a command has a parameter for each of its options."""
+    decorators = {ast.unparse(decorator).partition("(")[0] for decorator in function.decorator_list}
+    return function.name == "forward" or any(name.endswith(".command") for name in decorators)
+
+
+def parameters_of(function: Function) -> int:
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    return len(named) + (given.vararg is not None) + (given.kwarg is not None)
+
+
+@pytest.mark.parametrize("package", SMALL_FUNCTIONS)
+def test_no_function_is_longer_or_takes_more_than_one_keeps_in_mind(package: str) -> None:
+    for source in sources(package):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, Function) and not may_be_large(node):
+                where = f"{source.relative_to(ROOT)}:{node.lineno} {node.name}"
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert lines <= LONGEST_FUNCTION, f"{where} has {lines} lines"
+                parameters = parameters_of(node)
+                assert parameters <= MOST_PARAMETERS, f"{where} has {parameters} parameters"
