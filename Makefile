@@ -1,6 +1,7 @@
 # make demo    a video from bundled sample inputs, on any machine
 # make test    linter, type checker, all tests
-PYTHON ?= python3.11
+# Any of 3.11 to 3.14; the first that is found if none is named.
+PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
@@ -27,8 +28,8 @@ tests: $(INSTALLED)
 	$(BIN)/pytest
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name yours: make PYTHON=..."; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { python=$$(sh tools/find_python.sh $(PYTHON)) && "$$python" -m venv $(VENV); }
+	@echo "Installing into $(VENV) with $$($(BIN)/python --version): some minutes the first time"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,train,dev]'
 	touch $@
