@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from contract.request import FieldError
 from jobs.journal import JobNotFound, Outdated
+from server.fetch import FetchedNothing, FetchError, FetchRefused, FetchTooLarge
 
 log = logging.getLogger(__name__)
 
@@ -184,14 +185,25 @@ def printable(text: str, limit: int = 200) -> str:
     return safe if len(text) <= limit else safe[:limit] + "…"
 
 
-def api_error_of(error: Exception) -> ApiError:
-    """The answer to what a route or the code below it raised."""
+def api_error_of(error: Exception, field: str | None = None) -> ApiError:
+    """The answer to what a route or the code below it raised.
+
+    `field` is what the error is about, where that is known to the caller only.
+    """
     match error:
         case ApiError():
             return error
         case FieldError():
             field = printable(error.field, 100) if error.field else None
-            return ApiError(error.code, printable(error.message), field=field, limit=error.limit)
+            return ApiError(error.code, printable(error.message), field, error.limit)
+        case FetchRefused():
+            return ApiError("fetch_refused", error.detail, field)
+        case FetchTooLarge():
+            return ApiError("file_too_large", error.detail, field, error.limit)
+        case FetchedNothing():
+            return ApiError("empty_file", error.detail, field)
+        case FetchError():
+            return ApiError("fetch_failed", error.detail, field, error.limit)
         case JobNotFound():
             return ApiError("job_not_found", "There is no such job.")
         case Outdated():

@@ -1,10 +1,9 @@
-"""The guarded fetcher: gets an input from an https: URL without becoming a way into our own network.
+"""The guarded client: opens a URL that a stranger named without becoming a way into our own network.
 
-The name is resolved once; if any of its addresses is not a public one the fetch is refused; the connection
-goes to one of
-the addresses that were checked (so a second answer of the name server changes nothing), with the certificate
-checked
-against the name. No redirects, no proxies, a byte cap, one deadline. Anything unexpected is a refusal.
+A host name is resolved once. If any of its addresses is not a public one, the URL is refused. Otherwise the
+connection goes to exactly one of the addresses that were checked, so that a second answer of the name server
+changes nothing. TLS checks the certificate against the name. There are no redirects and no proxies. The head
+of an answer, its body and the time for all of it are bounded.
 """
 
 from __future__ import annotations
@@ -14,22 +13,57 @@ import hashlib
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 from urllib.parse import SplitResult, urlsplit
 
-import h11
-
-from server.errors import ApiError
-from server.submit.multipart import ReceivedFile
+import anyio
+import httpcore
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 Policy = Callable[[str], bool]
 LONGEST_URL: Final = 2048
-CHUNK_BYTES: Final = 2**16
 USER_AGENT: Final = "cointeract-server"
+_BROKEN: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
+"""Not OSError, which would say that our own disk is full."""
+_GLOBAL_IPV6: Final = ipaddress.ip_network("2000::/3")
+"""All that is assigned for global unicast. Site-local (fec0::/10), NAT64 and IPv4 in IPv6 lie outside."""
+_DOCUMENTATION_IPV6: Final = ipaddress.ip_network("3fff::/20")  # Python 3.11 takes it for global
+
+
+class FetchError(Exception):
+    """A URL could not be opened. `limit` is the bound that was passed, if it was one."""
+
+    def __init__(self, detail: str, limit: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail, self.limit = detail, limit
+
+
+class FetchRefused(FetchError):
+    """We do not open such a URL, or its host has an address that is not public."""
+
+
+class FetchFailed(FetchError):
+    """The other side did not give the file in time, or at all."""
+
+
+class FetchTooLarge(FetchError):
+    """The file is longer than `limit` bytes."""
+
+
+class FetchedNothing(FetchError):
+    """The file is empty."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was fetched, apart from its bytes. `media_type` is what the other side says, or ""."""
+
+    size: int
+    sha256: str
+    media_type: str
 
 
 def is_public(address: str) -> bool:
@@ -39,12 +73,10 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip.scope_id is not None:
+        if ip.scope_id is not None or ip not in _GLOBAL_IPV6 or ip in _DOCUMENTATION_IPV6:
             return False
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in ipaddress.ip_network("64:ff9b::/96"):
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if any(wrapped is not None and not is_public(str(wrapped)) for wrapped in inner):
+        wrapped = [ip.sixtofour, *(ip.teredo or ())]
+        if any(inner is not None and not is_public(str(inner)) for inner in wrapped):
             return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
@@ -55,9 +87,9 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return [str(answer[4][0]) for answer in answers]
 
 
-def check_url(url: str, field: str) -> SplitResult:
-    """Parse a URL that we are to open. Raises ApiError unless it is a plain https: URL."""
-    refused = ApiError("fetch_refused", "Only plain https: URLs with a host name are fetched.", field=field)
+def check_url(url: str) -> SplitResult:
+    """Parse a URL that we are to open. Raises FetchRefused unless it is a plain https: URL."""
+    refused = FetchRefused("Only plain https: URLs with a host name are fetched.")
     if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         raise refused
     try:
@@ -70,126 +102,104 @@ def check_url(url: str, field: str) -> SplitResult:
     return parts
 
 
+@dataclass
+class _CheckedAddresses(httpcore.AsyncNetworkBackend):
+    """Connects to a checked address of the host, and remembers the connections to close them for certain."""
+
+    resolver: Resolver
+    policy: Policy
+    opened: list[httpcore.AsyncNetworkStream] = field(default_factory=list)
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            addresses = await self.resolver(host, port)
+        except (OSError, UnicodeError) as error:
+            raise FetchFailed("The host of this URL is not known.") from error
+        if not addresses or not all(self.policy(address) for address in addresses):
+            raise FetchRefused("The host of this URL has an address that is not public.")
+        stream = await httpcore.AnyIOBackend().connect_tcp(
+            addresses[0], port, timeout, local_address, socket_options
+        )
+        self.opened.append(stream)
+        return stream
+
+    async def close(self) -> None:
+        """httpcore forgets a connection whose TLS handshake is cut off by the deadline."""
+        with anyio.CancelScope(shield=True):
+            for stream in self.opened:
+                await stream.aclose()
+
+
 @dataclass(frozen=True)
 class Fetcher:
-    """Gets files over https. `resolver`, `policy` and `tls` are what a test replaces; the defaults are the
-    real ones.
+    """Opens https: URLs. `resolver`, `policy` and `tls` are what a test replaces; the defaults are the real
+    ones.
     """
 
     timeout_s: float
     resolver: Resolver = resolve
     policy: Policy = is_public
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
 
-    async def addresses(self, host: str, port: int, field: str) -> Sequence[str]:
-        """The addresses of a host, all of them checked. Raises ApiError."""
-        try:
-            addresses = await self.resolver(host, port)
-        except (OSError, UnicodeError) as error:
-            raise ApiError("fetch_failed", "The host of this URL is not known.", field=field) from error
-        if not addresses or not all(self.policy(address) for address in addresses):
-            raise ApiError(
-                "fetch_refused", "The host of this URL has an address that is not public.", field=field
-            )
-        return addresses
+    async def fetch(self, url: str, file: BinaryIO, limit: int) -> Fetched:
+        """Get `url` into `file`, at most `limit` bytes. Raises FetchError."""
+        async with self._answer("GET", url, {"Accept": "*/*"}) as answer:
+            if answer.status != 200:
+                detail = f"The URL answered with status {answer.status} (redirects are not followed)."
+                raise FetchFailed(detail)
+            too_large = FetchTooLarge(f"More than {limit} bytes.", limit)
+            headers = {name.lower(): value.decode("latin-1") for name, value in answer.headers}
+            announced = headers.get(b"content-length", "")
+            if announced.isdecimal() and int(announced) > limit:
+                raise too_large
+            digest, size = hashlib.sha256(), 0
+            async for chunk in answer.aiter_stream():
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                file.write(chunk)
+                digest.update(chunk)
+        if size == 0:
+            raise FetchedNothing("The file is empty.")
+        file.flush()
+        media_type = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+        return Fetched(size, digest.hexdigest(), media_type)
 
-    async def fetch(self, url: str, file: BinaryIO, limit: int, field: str) -> ReceivedFile:
-        """Get `url` into `file`, at most `limit` bytes. Raises ApiError naming the field."""
-        async with self._connected(url, field) as (parts, reader, writer):
-            return await _get(parts, reader, writer, file, limit, field)
-
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, field: str) -> int:
-        """Post to `url` and return the status of the answer, which is not read. Raises ApiError."""
-        async with self._connected(url, field) as (parts, reader, writer):
-            connection = h11.Connection(h11.CLIENT)
-            all_headers = [*_headers(parts), *headers.items(), ("Content-Length", str(len(body)))]
-            request = h11.Request(method="POST", target=_target(parts), headers=all_headers)
-            for event in (request, h11.Data(data=body), h11.EndOfMessage()):
-                writer.write(connection.send(event) or b"")
-            await writer.drain()
-            while (answer := connection.next_event()) is h11.NEED_DATA or isinstance(
-                answer, h11.InformationalResponse
-            ):
-                connection.receive_data(await reader.read(CHUNK_BYTES))
-            if not isinstance(answer, h11.Response):
-                raise ApiError("fetch_failed", "The connection closed without an answer.", field=field)
-            return answer.status_code
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        """Post to `url` and return the status of the answer, whose body is not read. Raises FetchError."""
+        async with self._answer("POST", url, headers, body) as answer:
+            return answer.status
 
     @asynccontextmanager
-    async def _connected(
-        self, url: str, field: str
-    ) -> AsyncIterator[tuple[SplitResult, asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A TLS connection to a checked address, within the deadline. Whatever goes wrong is an ApiError."""
-        parts = check_url(url, field)
-        host, port = str(parts.hostname), parts.port or 443
+    async def _answer(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> AsyncIterator[httpcore.Response]:
+        """The head of an answer, its body still to be read, all within the deadline. Raises FetchError."""
+        parts = check_url(url)
+        # From the parts that were checked: a second parser might find another host in the same text.
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        opened = httpcore.URL(
+            scheme="https", host=str(parts.hostname), port=parts.port or 443, target=target.encode()
+        )
+        all_headers = {"Host": parts.netloc, "User-Agent": USER_AGENT, "Connection": "close", **headers}
+        backend = _CheckedAddresses(self.resolver, self.policy)
         try:
-            async with asyncio.timeout(self.timeout_s):
-                addresses = await self.addresses(host, port, field)
-                reader, writer = await asyncio.open_connection(
-                    addresses[0], port, ssl=self.tls or ssl.create_default_context(), server_hostname=host
-                )
-                try:
-                    yield parts, reader, writer
-                finally:
-                    writer.close()
-        except TimeoutError as error:
-            raise ApiError(
-                "fetch_failed", "Fetching this URL took too long.", field=field, limit=self.timeout_s
-            ) from error
-        except (OSError, h11.RemoteProtocolError, UnicodeError) as error:
-            raise ApiError("fetch_failed", "This URL could not be fetched.", field=field) from error
-
-
-def _target(parts: SplitResult) -> str:
-    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-
-
-def _headers(parts: SplitResult) -> list[tuple[str, str]]:
-    return [("Host", parts.netloc), ("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Connection", "close")]
-
-
-async def _get(
-    parts: SplitResult,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    file: BinaryIO,
-    limit: int,
-    field: str,
-) -> ReceivedFile:
-    connection = h11.Connection(h11.CLIENT)
-    request = connection.send(h11.Request(method="GET", target=_target(parts), headers=_headers(parts)))
-    writer.write((request or b"") + (connection.send(h11.EndOfMessage()) or b""))
-    await writer.drain()
-    too_large = ApiError("file_too_large", f"More than {limit} bytes.", field=field, limit=limit)
-    digest, size, declared_type = hashlib.sha256(), 0, ""
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(CHUNK_BYTES))
-        elif isinstance(event, h11.Response):
-            if event.status_code != 200:
-                detail = f"The URL answered with status {event.status_code} (redirects are not followed)."
-                raise ApiError("fetch_failed", detail, field=field)
-            answered = dict(event.headers)
-            declared_type = (
-                answered.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-            )
-            if (
-                answered.get(b"content-length", b"0").isdigit()
-                and int(answered.get(b"content-length", 0)) > limit
+            async with (
+                asyncio.timeout(self.timeout_s),
+                httpcore.AsyncConnectionPool(self.tls, network_backend=backend) as pool,
+                pool.stream(method, opened, headers=list(all_headers.items()), content=body) as answer,
             ):
-                raise too_large
-        elif isinstance(event, h11.Data):
-            size += len(event.data)
-            if size > limit:
-                raise too_large
-            file.write(event.data)
-            digest.update(event.data)
-        elif isinstance(event, h11.EndOfMessage):
-            break
-        elif isinstance(event, h11.ConnectionClosed):
-            raise ApiError("fetch_failed", "The connection closed before the file was complete.", field=field)
-    if size == 0:
-        raise ApiError("empty_file", "The file is empty.", field=field)
-    file.flush()
-    return ReceivedFile(file, size, digest.hexdigest(), declared_type)
+                yield answer
+        except TimeoutError as error:
+            raise FetchFailed("Fetching this URL took too long.", self.timeout_s) from error
+        except (*_BROKEN, UnicodeError) as error:
+            raise FetchFailed("This URL could not be fetched.") from error
+        finally:
+            await backend.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from contract.settings import Settings
@@ -12,7 +11,7 @@ from jobs.journal import Journal
 from server.decoding.sandbox import Sandbox
 from server.delivery.signing import UrlSigner
 from server.delivery.webhooks import WebhookSender
-from server.fetch import Fetcher, check_url
+from server.fetch import Fetcher
 from server.hints import Hints
 from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
@@ -38,4 +37,3 @@ class Services:
     """JSON bodies hold whole files in memory, so only this many are looked at together."""
     uploads: int = 0
     streams: int = 0
-    check_webhook_url: Callable[[str], object] = field(default=lambda url: check_url(url, "webhook_url"))

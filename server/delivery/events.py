@@ -21,6 +21,7 @@ from server.errors import ApiError
 from server.services import Services
 from server.views import job_view
 
+EVENT_STREAM: Final = "text/event-stream"
 POLL_S: Final = 0.25
 PROGRESS_EVERY: Final = 4
 KEEP_ALIVE_EVERY: Final = 60
@@ -55,7 +56,9 @@ def event_stream(job: Job, after: int, services: Services, request: Request) -> 
             services.streams -= 1
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(counted(), media_type="text/event-stream", headers=headers)
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=EVENT_STREAM)
+    return StreamingResponse(counted(), media_type=EVENT_STREAM, headers=headers)
 
 
 async def job_events(job: Job, after: int, services: Services, request: Request) -> AsyncIterator[bytes]:

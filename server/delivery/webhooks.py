@@ -26,8 +26,8 @@ from contract.job import utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, Journal
-from server.errors import ApiError, printable
-from server.fetch import Fetcher
+from server.errors import printable
+from server.fetch import Fetcher, FetchError
 from server.hints import Hints
 from server.index import JobIndex
 from server.views import job_view
@@ -194,9 +194,9 @@ class WebhookSender:
         headers = signed_headers(self.secret, f"msg_{job_id}_{job.sequence}", int(time.time()), body)
         headers["Content-Type"] = "application/json"
         try:
-            status = await self.fetcher.post(url, headers, body, "webhook_url")
-        except ApiError as error:
-            log.warning("webhook of %s: %s", job_id, error.detail)
+            status = await self.fetcher.post(url, headers, body)
+        except FetchError as error:
+            log.warning("webhook of %s: %s", job_id, error)
             return False
         if status == GONE:
             return None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse
 
 from jobs.cards import read_cards
 from server.access import Admin, Reader, ServicesOf
 from server.openapi import PROBLEM
+from server.routing import Router
 from server.schemas import Health, ModelList, Readiness
 from server.submit.check import choose_card
 from server.views import model_view
 
-router = APIRouter(responses=PROBLEM)
+router = Router(responses=PROBLEM)
 
 
 @router.get("/healthz", tags=["health"], response_model=Health, summary="Is the process alive?")

@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from starlette.responses import JSONResponse, StreamingResponse
 
@@ -20,6 +20,7 @@ from server.delivery.files import clip_file, file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
 from server.openapi import GENERATE_BODY, PROBLEM, VIDEO_FILE
+from server.routing import Router
 from server.schemas import (
     CheckpointView,
     Deleted,
@@ -34,7 +35,7 @@ from server.submit.submit import dry_run, submit
 from server.views import clip_path, estimates, job_path, job_view, params_view
 
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?([0-9]{1,5})\"?\s*")
-router = APIRouter(prefix="/v1", tags=["jobs"], responses=PROBLEM)
+router = Router(prefix="/v1", tags=["jobs"], responses=PROBLEM)
 
 
 def _wait_seconds(prefer: str | None, services: Services) -> float:
@@ -142,14 +143,12 @@ def delete_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> 
     return Deleted(id=job.id)
 
 
-@router.head("/jobs/{job_id}/video", include_in_schema=False, response_class=Response)
 @router.get("/jobs/{job_id}/video", summary="Get the video", response_class=Response, responses=VIDEO_FILE)
 def get_video(job: DownloadableJob, services: ServicesOf, request: Request) -> Response:
     """The finished MP4. Serves ranges, and conditional requests by ETag."""
     return file_response(services.store, finished_file(job, job.video, "video"), request)
 
 
-@router.head("/jobs/{job_id}/clips/{clip}", include_in_schema=False, response_class=Response)
 @router.get(
     "/jobs/{job_id}/clips/{clip}", summary="Get one clip", response_class=Response, responses=VIDEO_FILE
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from fastapi import Request, Response
 
+from server.delivery.conditional import conditional_file
 from server.errors import ApiError
+from server.routing import Router
 
 STATIC: Final = Path(__file__).parent.parent / "static"
 MEDIA_TYPES: Final = {
@@ -20,27 +21,28 @@ MEDIA_TYPES: Final = {
     "docs.css": "text/css",
     "icon.svg": "image/svg+xml",
 }
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 
-def _file(name: str) -> Response:
-    return FileResponse(STATIC / name, media_type=MEDIA_TYPES[name], headers={"Cache-Control": "no-cache"})
+def _file(name: str, request: Request) -> Response:
+    path = STATIC / name
+    return conditional_file(path, request, path.stat(), MEDIA_TYPES[name], {"Cache-Control": "no-cache"})
 
 
 @router.get("/")
-async def page() -> Response:
+def page(request: Request) -> Response:
     """Make a video in the browser."""
-    return _file("index.html")
+    return _file("index.html", request)
 
 
 @router.get("/docs")
-async def reference() -> Response:
+def reference(request: Request) -> Response:
     """The OpenAPI document, readable without any other site."""
-    return _file("docs.html")
+    return _file("docs.html", request)
 
 
 @router.get("/static/{name}")
-async def static(name: str) -> Response:
+def static(name: str, request: Request) -> Response:
     if name not in MEDIA_TYPES:
         raise ApiError("not_found", "There is no such file.")
-    return _file(name)
+    return _file(name, request)

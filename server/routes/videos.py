@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from starlette.responses import JSONResponse
 
 from contract.state import Job
@@ -16,12 +16,13 @@ from server.errors import ApiError
 from server.idempotency import checked_key
 from server.openai import Video, VideoDeleted, VideoList, video_of
 from server.openapi import VIDEO_BODY
+from server.routing import Router
 from server.services import Services
 from server.submit.openai import FIELD_OF_REFERENCE, receive_video
 from server.submit.submit import submit
 
 POLL_AFTER_MS: Final = "1000"
-router = APIRouter(prefix="/v1/videos", tags=["OpenAI-compatible"])
+router = Router(prefix="/v1/videos", tags=["OpenAI-compatible"])
 
 
 @router.post("", response_model=Video, openapi_extra=VIDEO_BODY, summary="Create a video")

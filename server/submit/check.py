@@ -18,7 +18,8 @@ from contract.warnings import JobWarning
 from jobs.cards import read_cards
 from server.access import Principal
 from server.decoding.sandbox import DecodedFile, DecodeTask
-from server.errors import ApiError, printable
+from server.errors import ApiError, api_error_of, printable
+from server.fetch import FetchRefused, check_url
 from server.services import Services
 from server.submit.receive import KIND_OF_FIELD, Draft
 
@@ -98,7 +99,10 @@ def check_fields(
             "out_of_range", "This key may not ask for that priority.", field="priority", limit=highest
         )
     if fields.webhook_url is not None:
-        services.check_webhook_url(fields.webhook_url)
+        try:
+            check_url(fields.webhook_url)
+        except FetchRefused as error:
+            raise api_error_of(error, "webhook_url") from error
 
 
 def _check_declared_type(field: str, declared: str, found: str) -> None:

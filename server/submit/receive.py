@@ -25,7 +25,8 @@ from contract.form import REPEATABLE, values_of_form
 from contract.request import FILE_FIELDS, REQUIRED_FILES, FieldError, GenerateFields, fields_of
 from contract.settings import Settings
 from server.decoding.formats import Kind
-from server.errors import ApiError, printable
+from server.errors import ApiError, api_error_of, printable
+from server.fetch import Fetcher, FetchError
 from server.idempotency import fingerprint
 from server.services import Services
 from server.submit.multipart import FormRules, ReceivedFile, ReceivedForm, read_form
@@ -197,10 +198,19 @@ async def from_urls(
         if url[:5].lower() == "data:":
             files[field] = decode_data_url(url, scratch, limits[field], field)
         elif url[:6].lower() == "https:":
-            files[field] = await services.fetcher.fetch(url, scratch.new_file(), limits[field], field)
+            files[field] = await _fetched(url, scratch, services.fetcher, limits[field], field)
         else:
             raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
     return files
+
+
+async def _fetched(url: str, scratch: Scratch, fetcher: Fetcher, limit: int, field: str) -> ReceivedFile:
+    content = scratch.new_file()
+    try:
+        fetched = await fetcher.fetch(url, content, limit)
+    except FetchError as error:
+        raise api_error_of(error, field) from error
+    return ReceivedFile(content, fetched.size, fetched.sha256, fetched.media_type)
 
 
 def decode_data_url(url: str, scratch: Scratch, limit: int, field_name: str) -> ReceivedFile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from datetime import datetime
@@ -233,81 +232,11 @@ def test_prefer_wait_gives_up_after_its_time(api: Api) -> None:
 # Files
 
 
-@pytest.fixture
-def done(api: Api) -> str:
-    job = submit(api)
-    succeed(api, job["id"])
-    return f"/v1/jobs/{job['id']}/video"
-
-
-def test_the_video_comes_whole_with_its_hash_as_etag(api: Api, done: str) -> None:
-    answer = api.client.get(done)
-    assert (answer.status_code, answer.content) == (200, VIDEO)
-    assert answer.headers["etag"] == f'"{hashlib.sha256(VIDEO).hexdigest()}"'
-    assert answer.headers["content-type"] == "video/mp4"
-    assert answer.headers["accept-ranges"] == "bytes"
-    head = api.client.head(done)
-    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(VIDEO)))
-
-
-SIZE = len(VIDEO)
-
-
-@pytest.mark.parametrize(
-    ("header", "first", "last"),
-    [
-        ("bytes=0-99", 0, 99),
-        ("bytes=100-", 100, SIZE - 1),
-        ("bytes=-10", SIZE - 10, SIZE - 1),
-        (f"bytes=-{SIZE * 2}", 0, SIZE - 1),
-        (f"bytes=5-{SIZE * 2}", 5, SIZE - 1),
-        (f"bytes={SIZE - 1}-", SIZE - 1, SIZE - 1),
-    ],
-)
-def test_one_range_is_served_as_206(api: Api, done: str, header: str, first: int, last: int) -> None:
-    answer = api.client.get(done, headers={"Range": header})
-    assert (answer.status_code, answer.content) == (206, VIDEO[first : last + 1])
-    assert answer.headers["content-range"] == f"bytes {first}-{last}/{SIZE}"
-    assert answer.headers["content-length"] == str(last - first + 1)
-
-
-@pytest.mark.parametrize("header", [f"bytes={SIZE}-", "bytes=-0", "bytes=0-1,3-4", "bytes=" + "0-," * 500])
-def test_ranges_outside_and_many_ranges_are_416(api: Api, done: str, header: str) -> None:
-    answer = api.client.get(done, headers={"Range": header})
-    assert (answer.status_code, answer.json()["code"]) == (416, "range_not_satisfiable")
-    assert answer.headers["content-range"] == f"bytes */{SIZE}"
-
-
-@pytest.mark.parametrize("header", ["bytes=a-b", "bytes=9-3", "lines=0-1", "bytes=", "bytes=-"])
-def test_a_range_that_is_none_is_ignored(api: Api, done: str, header: str) -> None:
-    answer = api.client.get(done, headers={"Range": header})
-    assert (answer.status_code, answer.content) == (200, VIDEO)
-
-
-def test_conditional_requests_follow_the_etag(api: Api, done: str) -> None:
-    etag = api.client.get(done).headers["etag"]
-    for matching in (etag, f'"x", {etag}', "*", f"W/{etag}"):
-        assert api.client.get(done, headers={"If-None-Match": matching}).status_code == 304
-    assert api.client.get(done, headers={"If-None-Match": '"x"'}).status_code == 200
-    part = {"Range": "bytes=0-1"}
-    assert api.client.get(done, headers={**part, "If-Range": etag}).status_code == 206
-    assert api.client.get(done, headers={**part, "If-Range": '"x"'}).status_code == 200
-    assert api.client.get(done, headers={"If-Match": '"x"'}).status_code == 412
-    assert api.client.get(done, headers={"If-Match": etag}).status_code == 200
-
-
 def test_an_unfinished_video_is_409_and_may_be_asked_for_again(api: Api) -> None:
     job = submit(api)
     answer = api.client.get(f"/v1/jobs/{job['id']}/video")
     assert (answer.status_code, answer.json()["code"]) == (409, "job_not_finished")
     assert (answer.headers["x-should-retry"], answer.headers["retry-after"]) == ("true", "2")
-
-
-def test_a_file_that_is_not_whole_is_never_served(api: Api, done: str) -> None:
-    job_id = done.split("/")[3]
-    path = api.store.local_path(f"jobs/{job_id}/video-1.mp4")
-    path.write_bytes(VIDEO[:-1])
-    assert api.client.get(done).status_code == 409
 
 
 # Events

@@ -112,8 +112,8 @@ def run(
             sender = sender_of(api, authority, policy)
             post = sender.fetcher.post
 
-            async def to_receiver(url: str, headers: Any, body: bytes, name: str) -> int:
-                return await post(f"https://{HOST}:{receiver.port}/hook", headers, body, name)
+            async def to_receiver(url: str, headers: Any, body: bytes) -> int:
+                return await post(f"https://{HOST}:{receiver.port}/hook", headers, body)
 
             object.__setattr__(sender.fetcher, "post", to_receiver)
             await story(sender, receiver)
