@@ -40,12 +40,21 @@ class Settings(BaseSettings):
     upload_timeout_s: float = Field(
         120.0, gt=0, description="Seconds within which an upload must be complete."
     )
-    max_image_bytes: int = Field(20 * 2**20, gt=0, description="Bytes of one image file.")
-    max_image_pixels: int = Field(25_000_000, gt=0, description="Pixels (width × height) of one image.")
+    max_image_bytes: int = Field(30 * 2**20, gt=0, description="Bytes of one image file.")
+    max_image_pixels: int = Field(
+        64_000_000,
+        gt=0,
+        description="Pixels (width × height) of one image as it is sent. What has over 25 million is shrunk "
+        "while it is decoded.",
+    )
     min_image_side: int = Field(32, gt=0, description="Smallest width and height of an image, in pixels.")
     max_audio_bytes: int = Field(50 * 2**20, gt=0, description="Bytes of the audio file.")
     max_audio_seconds: float = Field(300.0, gt=0, description="Seconds of decoded speech.")
     min_audio_seconds: float = Field(0.2, gt=0, description="Shortest speech accepted, in seconds.")
+    strict_media_types: bool = Field(
+        False,
+        description="Refuse a file of another type than it is said to be, even if that is an accepted one.",
+    )
     max_video_bytes: int = Field(50 * 2**20, gt=0, description="Bytes of a pose video.")
     max_prompt_chars: int = Field(4000, gt=0, description="Characters of one prompt.")
     max_prompts: int = Field(100, gt=0, description="Prompts in one request (one per clip).")

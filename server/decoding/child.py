@@ -1,9 +1,9 @@
 """The sandbox: a small process that forks confined children to decode files.
-`python -m server.decoding.child plain|containers N`.
+`python -m server.decoding.child plain|full N`.
 
 Each child decodes the files of one request and is gone, so nothing that a file does to it reaches the next
 request. N of them are waiting at any time, forked with every codec already loaded: the small libraries that
-most files need, and for "containers" also FFmpeg. A child holds no secret (empty environment), cannot open
+most files need, or all (server.decoding.decoders). A child holds no secret (empty environment), cannot open
 files, sockets or processes (server.decoding.seccomp), and is bounded in memory, CPU, output and time.
 
 Protocol, on the socket that is our standard input (SOCK_SEQPACKET): one JSON message per request, with file
@@ -21,15 +21,12 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from typing import BinaryIO, Final
+from typing import Final
 
-from server.decoding import files as media_files
-from server.decoding import samples as media_samples
 from server.decoding import seccomp
-from server.decoding.formats import ACCEPTED, HEAD_BYTES, Kind, Limits, RejectedFileError, accepted_format
-
-Decoder = Callable[[BinaryIO, BinaryIO, str, Limits], dict[str, object]]
+from server.decoding.decoders import Libraries, decode, load_decoders
+from server.decoding.formats import Kind, Limits, RejectedFileError, Sample
+from server.decoding.samples import usual_samples
 
 MEMORY_BYTES: Final = 2 * 2**30
 """Address space of a child. 25 MP take about 0.3 GiB while being turned and laid on white; the libraries
@@ -58,24 +55,14 @@ def _limit(seconds: float) -> None:
 class Zygote:
     """The process that is forked for each request."""
 
-    def __init__(self, control: socket.socket, containers: bool) -> None:
+    def __init__(self, control: socket.socket, libraries: Libraries) -> None:
         self._control = control
-        self._decoders: dict[tuple[Kind, str], Decoder] = {
-            **{("image", name): media_files.decode_image for name in ("PNG", "JPEG", "WEBP")},
-            **{("audio", name): media_files.decode_sound for name in ("WAV", "FLAC", "OGG", "MP3")},
-        }
-        samples = media_samples.all_samples()
-        if containers:
-            from server.decoding import containers as media_containers
-
-            self._decoders["audio", "M4A"] = media_containers.decode_sound
-            self._decoders["video", "M4A"] = self._decoders["video", "WEBM"] = media_containers.decode_video
-            samples += media_containers.samples()
+        self._decoders, trials = load_decoders(libraries)
         self._nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(self._nowhere, 0)
         # So that no codec has to open a file once the filter is on.
-        self._warm_up(samples)
-        self._usual = media_samples.usual_samples()
+        self._warm_up(trials)
+        self._usual = usual_samples()
 
     def serve(self, children: int) -> None:
         """Keep so many children waiting until the socket closes."""
@@ -127,7 +114,7 @@ class Zygote:
                 os.fdopen(files[2 * index + 1], "w+b") as target,
             ):
                 try:
-                    answer = self._decode(source, target, kind, limits)
+                    answer = decode(self._decoders, source, target, kind, limits)
                 except RejectedFileError as rejected:
                     answer = {"code": rejected.code, "detail": rejected.detail, "limit": rejected.limit}
                 except OSError as error:
@@ -144,13 +131,7 @@ class Zygote:
             if "code" in answer:
                 return
 
-    def _decode(self, source: BinaryIO, target: BinaryIO, kind: Kind, limits: Limits) -> dict[str, object]:
-        source.seek(0)
-        name = accepted_format(kind, source.read(HEAD_BYTES))
-        source.seek(0)
-        return {"format": ACCEPTED[kind][name], **self._decoders[kind, name](source, target, name, limits)}
-
-    def _warm_up(self, samples: list[tuple[Kind, bytes]]) -> None:
+    def _warm_up(self, samples: list[Sample]) -> None:
         """Decode some files for nothing."""
         limits = Limits(
             max_pixels=10**6, min_side=1, min_seconds=0.0, max_seconds=60.0, max_frame_pixels=10**6
@@ -161,7 +142,7 @@ class Zygote:
                 os.fdopen(os.memfd_create("out"), "w+b") as target,
             ):
                 source.write(data)
-                self._decode(source, target, kind, limits)
+                decode(self._decoders, source, target, kind, limits)
 
 
 def main() -> None:
@@ -169,7 +150,7 @@ def main() -> None:
     control = socket.socket(fileno=os.dup(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
     seccomp.die_with_parent()
-    Zygote(control, sys.argv[1] == "containers").serve(int(sys.argv[2]))
+    Zygote(control, "full" if sys.argv[1] == "full" else "plain").serve(int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -6,30 +6,59 @@ Imports no codec: the server routes files by it, the sandbox decodes by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
+
+from contract.settings import Settings
+from server.decoding import mpeg
 
 Kind = Literal["image", "audio", "video"]
+Sample = tuple[Kind, bytes]
+"""A whole file, and what it is to be taken for."""
 
 ACCEPTED: Final[dict[Kind, dict[str, str]]] = {
-    "image": {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"},
+    "image": {
+        "PNG": "image/png",
+        "JPEG": "image/jpeg",
+        "WEBP": "image/webp",
+        "HEIC": "image/heic",
+        "AVIF": "image/avif",
+    },
     "audio": {
         "WAV": "audio/wav",
         "FLAC": "audio/flac",
         "OGG": "audio/ogg",
         "MP3": "audio/mpeg",
+        "AAC": "audio/aac",
+        "AIFF": "audio/aiff",
         "M4A": "audio/mp4",
+        "WEBM": "audio/webm",
     },
     "video": {"M4A": "video/mp4", "WEBM": "video/webm"},
 }
-"""Media type by kind and format. "M4A" is any MP4."""
+"""Media type by kind and format. "M4A" is any MP4 or QuickTime file, "WEBM" any Matroska."""
 _EXPECTED: Final = {
-    "image": "Expected a PNG, JPEG or WebP image.",
-    "audio": "Expected WAV, MP3, FLAC, OGG or M4A speech.",
+    "image": "Expected a PNG, JPEG, WebP, HEIC or AVIF image.",
+    "audio": "Expected speech in WAV, MP3, FLAC, OGG, M4A, MP4, MOV, WebM, AAC or AIFF.",
     "video": "Expected an MP4 or WebM video.",
 }
-CONTAINERS: Final = frozenset({"M4A", "WEBM"})
-"""What only FFmpeg reads (server.decoding.containers); the rest has small libraries of its own."""
-HEAD_BYTES: Final = 16
+_HEAD_BYTES: Final = 512
+_MOST_TAGS: Final = 8
+_STREAM_BYTES: Final = 8192
+"""A recorded stream of MP3 frames begins anywhere; so far it is looked for."""
+_MAGIC: Final = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"fLaC": "FLAC",
+    b"OggS": "OGG",
+    b"\x1a\x45\xdf\xa3": "WEBM",
+}
+_RIFF: Final = (b"RIFF", b"RF64", b"BW64")
+_QUICKTIME: Final = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+"""First boxes of QuickTime files older than `ftyp`."""
+_AVIF_BRANDS: Final = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_PICTURE_BRANDS: Final = frozenset({b"mif1", b"mif2", b"msf1", b"miaf"})
+"""Brands of pictures in an MP4-like file that do not say how they are coded."""
 
 
 class RejectedFileError(Exception):
@@ -54,35 +83,76 @@ class Limits:
     max_seconds: float
     max_frame_pixels: int
 
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(
+            max_pixels=settings.max_image_pixels,
+            min_side=settings.min_image_side,
+            min_seconds=settings.min_audio_seconds,
+            max_seconds=settings.max_audio_seconds,
+            max_frame_pixels=settings.max_video_pixels,
+        )
 
-def sniff(head: bytes) -> str | None:
-    """The format of a file by its first `HEAD_BYTES`: a key of `ACCEPTED`, or None."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        return "WAV"
-    if head.startswith(b"fLaC"):
-        return "FLAC"
-    if head.startswith(b"OggS"):
-        return "OGG"
-    if head[4:8] == b"ftyp":
-        return "M4A"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return "WEBM"
-    if head.startswith(b"ID3") or (
-        len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06
-    ):
+
+def read_at(source: BinaryIO, offset: int, count: int) -> bytes:
+    """`count` bytes from `offset`, fewer at the end of the file."""
+    source.seek(offset)
+    return source.read(count)
+
+
+def size_of_id3(head: bytes) -> int:
+    """Bytes of the ID3v2 tag that begins here; 0 if none does."""
+    if len(head) < 10 or head[:3] != b"ID3" or any(byte & 0x80 for byte in head[6:10]):
+        return 0
+    size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+    return 10 + size + (10 if head[5] & 0x10 else 0)  # a footer repeats the header
+
+
+def _in_mp4(head: bytes) -> str:
+    """A picture or sound and video, by the brands in the first box."""
+    brands = {head[start : start + 4] for start in range(16, min(len(head), int.from_bytes(head[:4])), 4)}
+    major = head[8:12]
+    if major in _PICTURE_BRANDS:
+        return "AVIF" if brands & _AVIF_BRANDS else "HEIC"
+    if major in _AVIF_BRANDS:
+        return "AVIF"
+    return "HEIC" if major in _HEIC_BRANDS else "M4A"
+
+
+def _is_mpeg(head: bytes) -> bool:
+    return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
+
+
+def sniff(source: BinaryIO) -> str | None:
+    """The format of a file by its first bytes: a key of `ACCEPTED`, or None."""
+    head = read_at(source, 0, _HEAD_BYTES)
+    tagged, position = False, 0
+    for _ in range(_MOST_TAGS):
+        if not (size := size_of_id3(head)):
+            break
+        tagged, position = True, position + size
+        head = read_at(source, position, _HEAD_BYTES)
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if _is_mpeg(head) and head[1] & 0xF6 == 0xF0:  # no layer: not MPEG audio but AAC in ADTS frames
+        return "AAC"
+    if tagged or (_is_mpeg(head) and head[1] & 0x06):
         return "MP3"
-    return None
+    if head[:4] in _RIFF and head[8:12] in (b"WEBP", b"WAVE"):
+        return "WEBP" if head[8:12] == b"WEBP" else "WAV"
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "AIFF"
+    if head[4:8] == b"ftyp":
+        return _in_mp4(head)
+    if head[4:8] in _QUICKTIME:
+        return "M4A"
+    return "MP3" if mpeg.has_frames(read_at(source, 0, _STREAM_BYTES)) else None
 
 
-def accepted_format(kind: Kind, head: bytes) -> str:
+def accepted_format(kind: Kind, source: BinaryIO) -> str:
     """The format of a file that is to be of `kind`. Raises RejectedFileError for any other."""
-    found = sniff(head)
+    found = sniff(source)
     if found is None or found not in ACCEPTED[kind]:
         types = ", ".join(ACCEPTED[kind].values())
         raise RejectedFileError("unsupported_media_type", _EXPECTED[kind], types)

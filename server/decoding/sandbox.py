@@ -1,7 +1,7 @@
 """The server's side of the sandbox: starts `server.decoding.child`, hands it files, takes its answers.
 
-There are two such processes: the usual one, and one with FFmpeg, started for the first request that holds an
-MP4 or WebM. Such a request goes there with all its files.
+There are two such processes: the usual one, and one with all codecs, started for the first request that holds
+more than PNG, JPEG, WebP and WAV. Such a request goes there with all its files.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final
 
 from contract.processes import own_process
 from contract.settings import Settings
 from contract.warnings import JobWarning
-from server.decoding.formats import CONTAINERS, HEAD_BYTES, Kind, sniff
+from server.decoding.decoders import Libraries, libraries_for
+from server.decoding.formats import Kind, Limits
 from server.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class DecodedFile:
 class Decoder:
     """One `server.decoding.child` process, started when needed and again should it die."""
 
-    def __init__(self, codecs: Literal["plain", "containers"], children: int) -> None:
-        self._command = own_process("server.decoding.child", codecs, str(children))
+    def __init__(self, libraries: Libraries, children: int) -> None:
+        self._command = own_process("server.decoding.child", libraries, str(children))
         self._starting = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -130,7 +130,7 @@ class Sandbox:
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.decode_processes)
         self.plain = Decoder("plain", settings.decode_processes)
-        self.containers = Decoder("containers", settings.decode_processes)
+        self.full = Decoder("full", settings.decode_processes)
 
     async def start(self) -> None:
         """Start what nearly every request needs. Raises ApiError `busy`."""
@@ -139,13 +139,14 @@ class Sandbox:
     async def stop(self) -> None:
         """End all processes."""
         await self.plain.stop()
-        await self.containers.stop()
+        await self.full.stop()
 
     async def decode(self, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
         """Decode the files of one request in one child. Raises ApiError naming the field of the first
         rejected one.
         """
-        decoder = self.containers if any(_is_container(task.source) for task in tasks) else self.plain
+        needed = {libraries_for(task.source) for task in tasks}
+        decoder = self.full if "full" in needed else self.plain
         async with self._slots:
             for last_try in (False, True):
                 await decoder.start()
@@ -163,13 +164,7 @@ class Sandbox:
             {
                 "kinds": [task.kind for task in tasks],
                 "timeout_s": settings.decode_timeout_s,
-                "limits": {
-                    "max_pixels": settings.max_image_pixels,
-                    "min_side": settings.min_image_side,
-                    "min_seconds": settings.min_audio_seconds,
-                    "max_seconds": settings.max_audio_seconds,
-                    "max_frame_pixels": settings.max_video_pixels,
-                },
+                "limits": asdict(Limits.of(settings)),
             }
         ).encode()
         # A socket, not a pipe: event loops differ in who closes a pipe they were given, and when.
@@ -213,7 +208,3 @@ class Sandbox:
         notes = answer.pop("warnings", ())
         warnings = tuple(JobWarning(code=code, message=text, field=task.field) for code, text in notes)
         return DecodedFile(**answer, warnings=warnings)
-
-
-def _is_container(file: BinaryIO) -> bool:
-    return sniff(os.pread(file.fileno(), HEAD_BYTES, 0)) in CONTAINERS

@@ -30,16 +30,23 @@ STORED_NAME: Final = {
     "pose_video": ("inputs/pose.mp4", "video/mp4"),
 }
 SAME_TYPES: Final = (
-    frozenset({"image/jpeg", "image/jpg", "image/pjpeg"}),
-    frozenset({"image/png", "image/x-png"}),
+    frozenset({"image/jpeg", "image/jpg", "image/pjpeg", "image/mpo"}),
+    frozenset({"image/png", "image/x-png", "image/apng"}),
+    frozenset({"image/heic", "image/heif", "image/heic-sequence", "image/heif-sequence"}),
+    frozenset({"image/avif", "image/avif-sequence"}),
     frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"}),
     frozenset({"audio/mpeg", "audio/mp3", "audio/x-mp3", "audio/x-mpeg", "audio/mpeg3"}),
     frozenset({"audio/flac", "audio/x-flac"}),
     frozenset({"audio/ogg", "application/ogg", "audio/opus", "audio/vorbis", "audio/x-ogg", "video/ogg"}),
+    frozenset({"audio/aac", "audio/aacp", "audio/x-aac", "audio/x-hx-aac-adts"}),
+    frozenset({"audio/aiff", "audio/x-aiff"}),
     frozenset(
-        {"audio/mp4", "audio/m4a", "audio/x-m4a", "audio/aac", "video/mp4", "video/quicktime", "audio/x-aac"}
+        {
+            *("audio/mp4", "audio/m4a", "audio/x-m4a", "audio/aac", "audio/x-aac"),
+            *("video/mp4", "video/quicktime", "audio/3gpp", "video/3gpp", "audio/3gpp2", "video/3gpp2"),
+        }
     ),
-    frozenset({"video/webm", "audio/webm", "video/x-matroska"}),
+    frozenset({"video/webm", "audio/webm", "video/x-matroska", "audio/x-matroska"}),
 )
 
 
@@ -106,7 +113,9 @@ def check_fields(
 
 
 def _check_declared_type(field: str, declared: str, found: str) -> None:
-    """A file that says it is something specific must be that. No type, or a general one, claims nothing."""
+    """Under strict_media_types a file that says it is something specific must be that. No type, or a general
+    one, claims nothing.
+    """
     if declared in ("", "application/octet-stream", "binary/octet-stream", found):
         return
     if not any(declared in same and found in same for same in SAME_TYPES):
@@ -138,6 +147,7 @@ async def _decode(draft: Draft, services: Services, folder: Path) -> dict[str, D
         if field in draft.files
     ]
     decoded = dict(zip((task.field for task in tasks), await services.sandbox.decode(tasks), strict=True))
-    for field, file in decoded.items():
-        _check_declared_type(field, draft.files[field].declared_type, file.format)
+    if services.settings.strict_media_types:
+        for field, file in decoded.items():
+            _check_declared_type(field, draft.files[field].declared_type, file.format)
     return decoded

@@ -146,17 +146,17 @@ def test_a_mono_wav_of_16_bits_keeps_every_sample(api: Api) -> None:
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "M4A"])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_speech_of_every_format_becomes_a_mono_wav_of_the_same_sound(
+def test_speech_of_every_format_becomes_a_wav_of_the_same_sound_and_channels(
     api: Api, kind: str, channels: int
 ) -> None:
     subtype = "PCM_24" if kind == "FLAC" else None
     job = submitted(api, audio=audio_bytes(kind, 1.0, 24_000, channels, subtype))
     info = soundfile.info(stored(api, job, "speech.wav"))
-    assert (info.format, info.channels, info.samplerate) == ("WAV", 1, 24_000)
+    assert (info.format, info.channels, info.samplerate) == ("WAV", channels, 24_000)
     assert info.duration == pytest.approx(1.0, abs=0.1)
-    kept, _ = soundfile.read(stored(api, job, "speech.wav"), dtype="float32")
-    loudness = np.sqrt(np.mean(samples(1.0, 24_000, channels).mean(axis=1) ** 2))
-    assert np.sqrt(np.mean(kept**2)) == pytest.approx(loudness, rel=0.1)
+    kept, _ = soundfile.read(stored(api, job, "speech.wav"), dtype="float32", always_2d=True)
+    loudness = np.sqrt(np.mean(samples(1.0, 24_000, channels) ** 2, axis=0))
+    assert np.sqrt(np.mean(kept**2, axis=0)) == pytest.approx(loudness, rel=0.1)
 
 
 def test_speech_above_48_khz_is_resampled(api: Api) -> None:
@@ -292,28 +292,25 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"person_image": SVG}, 415, "unsupported_media_type", "person_image"),
     ({"person_image": SPEECH}, 415, "unsupported_media_type", "person_image"),
     ({"person_image": image_bytes("GIF")}, 415, "unsupported_media_type", "person_image"),
-    ({"person_image": ("a.jpg", PERSON, "image/jpeg")}, 415, "media_type_mismatch", "person_image"),
     ({"person_image": PERSON[:-20]}, 422, "truncated_file", "person_image"),
     ({"person_image": PERSON[: len(PERSON) // 2]}, 422, "truncated_file", "person_image"),
     ({"person_image": image_bytes("JPEG")[:-200]}, 422, "truncated_file", "person_image"),
     ({"person_image": image_bytes("WEBP")[:-50]}, 422, "truncated_file", "person_image"),
     ({"person_image": PERSON[:8] + b"\0" * 500}, 422, "truncated_file", "person_image"),
-    ({"person_image": png_header(5001, 5000)}, 422, "image_too_large", "person_image"),
+    ({"person_image": png_header(8001, 8000)}, 422, "image_too_large", "person_image"),
     ({"person_image": png_header(2**31 - 1, 2**31 - 1)}, 422, None, "person_image"),  # type: ignore[list-item]
     ({"person_image": png_header(4000, 4000)}, 422, "truncated_file", "person_image"),
     ({"product_image": image_bytes(size=(31, 64))}, 422, "image_too_small", "product_image"),
     ({"audio": PERSON}, 415, "unsupported_media_type", "audio"),
     ({"audio": SDP}, 415, "unsupported_media_type", "audio"),
     ({"audio": HLS}, 415, "unsupported_media_type", "audio"),
-    ({"audio": ("a.mp3", SPEECH, "audio/mpeg")}, 415, "media_type_mismatch", "audio"),
-    ({"audio": SPEECH[:-100]}, 422, "truncated_file", "audio"),
     ({"audio": audio_bytes("FLAC")[:-200]}, 422, "undecodable_file", "audio"),
     ({"audio": audio_bytes("OGG")[:-50]}, 422, "truncated_file", "audio"),
     ({"audio": audio_bytes("M4A")[:-50]}, 422, "truncated_file", "audio"),
     ({"audio": SPEECH[:12] + b"\0" * 500}, 422, None, "audio"),  # type: ignore[list-item]
     ({"audio": audio_bytes(seconds=0.1)}, 422, "audio_too_short", "audio"),
     ({"audio": flac_bomb(301)}, 422, "audio_too_long", "audio"),
-    ({"audio": audio_bytes(channels=3)}, 422, "audio_unsupported_layout", "audio"),
+    ({"audio": audio_bytes(channels=9)}, 422, "audio_unsupported_layout", "audio"),
     ({"audio": audio_bytes(rate=2000)}, 422, "audio_unsupported_layout", "audio"),
     ({"audio": float_wav(NOT_A_NUMBER)}, 422, "audio_invalid_samples", "audio"),
     ({"audio": float_wav(np.full(8000, 1e9, np.float32))}, 422, "audio_invalid_samples", "audio"),

@@ -1,0 +1,71 @@
+"""Which decoder reads which kind of file: the one table, for the sandbox and for files of one's own.
+
+Two sets of libraries, because loading FFmpeg makes a process twice as expensive to fork: the plain one for
+what most requests bring, photos in PNG, JPEG or WebP and speech in WAV; the full one for everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO, Final, Literal
+
+from server.decoding import riff
+from server.decoding.formats import ACCEPTED, Kind, Limits, Sample, accepted_format, sniff
+
+Libraries = Literal["plain", "full"]
+Decoder = Callable[[BinaryIO, BinaryIO, str, Limits], dict[str, object]]
+Decoders = Mapping[tuple[Kind, str], Decoder]
+
+_PLAIN_FORMATS: Final = frozenset({"PNG", "JPEG", "WEBP"})
+
+
+def libraries_for(source: BinaryIO) -> Libraries:
+    """What it takes to decode a file. What nothing decodes is refused by either."""
+    found = sniff(source)
+    if found is None or found in _PLAIN_FORMATS or (found == "WAV" and riff.is_plain(source)):
+        return "plain"
+    return "full"
+
+
+def load_decoders(libraries: Libraries) -> tuple[Decoders, list[Sample]]:
+    """The decoder of each kind and format, with its libraries loaded; and files to try them on."""
+    from server.decoding import photo, samples, wav
+
+    decoders: dict[tuple[Kind, str], Decoder] = {
+        **{("image", name): photo.decode_image for name in _PLAIN_FORMATS},
+        ("audio", "WAV"): wav.decode_wav,
+    }
+    trials = samples.all_samples()
+    if libraries == "full":
+        import pi_heif
+        import PIL.AvifImagePlugin  # noqa: F401
+
+        from server.decoding import pose, sound
+
+        pi_heif.register_heif_opener(thumbnails=False)
+        decoders |= {("image", name): photo.decode_image for name in ACCEPTED["image"]}
+        decoders |= {("audio", name): sound.decode_sound for name in ACCEPTED["audio"]}
+        decoders |= {("video", name): pose.decode_video for name in ACCEPTED["video"]}
+        trials += [sound.sample(), pose.sample(), samples.image("AVIF", "RGB")]
+    return decoders, trials
+
+
+def decode(
+    decoders: Decoders, source: BinaryIO, target: BinaryIO, kind: Kind, limits: Limits
+) -> dict[str, object]:
+    """Decode one file into its canonical form; what is known about it, by the names of
+    `server.decoding.sandbox.DecodedFile`. Raises RejectedFileError.
+    """
+    name = accepted_format(kind, source)
+    source.seek(0)
+    return {"format": ACCEPTED[kind][name], **decoders[kind, name](source, target, name, limits)}
+
+
+def decode_here(source: Path, target: Path, kind: Kind, limits: Limits) -> dict[str, object]:
+    """Decode a file of one's own in this process: the same pixels and samples as a server makes. Raises
+    RejectedFileError, FileNotFoundError.
+    """
+    with source.open("rb") as file, target.open("w+b") as decoded:
+        decoders, _ = load_decoders(libraries_for(file))
+        return decode(decoders, file, decoded, kind, limits)

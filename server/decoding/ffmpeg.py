@@ -1,0 +1,31 @@
+"""How a hostile file is opened with FFmpeg."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import av
+from av.container import InputContainer
+
+_CLOSED: Final = {"protocol_whitelist": "", "enable_drefs": "0", "use_absolute_path": "0"}
+
+
+def open_container(
+    source: Any, demuxer: str, codecs: Collection[str], options: Mapping[str, str] | None = None
+) -> InputContainer:
+    """Open a file-like object with one demuxer, no protocols and a fixed list of codecs: whatever the bytes
+    say, nothing else is tried.
+    """
+    container: InputContainer = av.open(
+        source,
+        mode="r",
+        format=demuxer,
+        container_options={
+            **_CLOSED,
+            **(options or {}),
+            "format_whitelist": demuxer,
+            "codec_whitelist": ",".join(codecs),
+        },
+    )
+    return container
