@@ -9,7 +9,7 @@ from typing import Any, Final, cast, get_args, get_origin
 
 from pydantic_core import from_json
 
-from contract.request import FieldError, GenerateFields
+from contract.request import PARAMS_FIELD, FieldError, GenerateFields
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?")
@@ -57,11 +57,15 @@ REPEATABLE: Final = frozenset(name for name in GenerateFields.model_fields if _t
 
 def values_of_form(texts: Mapping[str, list[str]]) -> dict[str, Any]:
     """Form texts as the values they stand for. A text that is no number stays a text, which the strict model
-    refuses.
+    refuses. A browser sends an empty text for what its user left open: that is not given.
     """
     values: dict[str, Any] = {}
     for name, given in texts.items():
-        read = _READER_OF_TYPE.get(_type_of(name)) if name in GenerateFields.model_fields else None
+        if given == [""] and name not in REPEATABLE:
+            continue
+        read: Callable[[str, str], object] | None = json_of if name == PARAMS_FIELD else None
+        if name in GenerateFields.model_fields:
+            read = _READER_OF_TYPE.get(_type_of(name))
         if name in REPEATABLE:
             values[name] = given
         else:
@@ -78,4 +82,6 @@ def form_of(fields: GenerateFields) -> dict[str, str | list[str]]:
 def _text_of(value: object) -> str | list[str]:
     if isinstance(value, list):
         return [str(item) for item in value]
+    if value == "":
+        return " "  # an empty text would count as not given
     return value if isinstance(value, str) else json.dumps(value)

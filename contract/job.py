@@ -22,6 +22,12 @@ class JobState(StrEnum):
     def is_terminal(self) -> bool:
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED)
 
+    @property
+    def in_words(self) -> str:
+        """The state as the end of a sentence that begins "The job"."""
+        verb = {JobState.QUEUED: "is", JobState.PROCESSING: "is", JobState.CANCELED: "was"}
+        return f"{verb.get(self, 'has')} {self.value}"
+
 
 class Stage(StrEnum):
     """What is going on inside a job. Users see it beside the progress."""
@@ -33,6 +39,7 @@ class Stage(StrEnum):
     DECODING = "decoding"
     MUXING = "muxing"
     DONE = "done"
+    CANCELED = "canceled"
 
 
 class Priority(StrEnum):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from typing import Final
 
 from contract.choices import Fit, Preset
 from contract.frozen import Frozen
+
+RANDOM_SEED: Final = -1
+"""A request that gives this seed asks for a random one, as one that gives none."""
 
 
 class GenerationParams(Frozen):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from contract.choices import Fit, Preset
 from contract.job import InputFiles, Priority
+from contract.params import GenerationParams
+
+PARAMS_FIELD: Final = "params"
 
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
@@ -62,7 +66,13 @@ def _one_or_many(value: object) -> object:
 
 
 Text = Annotated[str, AfterValidator(_clean)]
-Line = Annotated[str, AfterValidator(_clean_line)]
+
+
+# The length stands before our own check: pydantic then counts characters, not "items".
+ModelName = Annotated[str, Field(max_length=64), AfterValidator(_clean_line)]
+WebhookUrl = Annotated[str, Field(max_length=2048), AfterValidator(_clean_line)]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_clean_line)]
+MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_clean)]
 
 
 class GenerateFields(BaseModel):
@@ -76,57 +86,92 @@ class GenerateFields(BaseModel):
         min_length=1,
         description="One prompt per clip of 3.2 seconds, in order; the last is used again as needed.",
     )
-    model: Line | None = Field(None, max_length=64, description="Checkpoint to render with; see /v1/models.")
+    model: ModelName | None = Field(None, description="Checkpoint to render with; see /v1/models.")
     negative_prompt: Text | None = Field(None, description="What the video should not show.")
     size: str | None = Field(
         None, pattern=r"^[0-9]{2,5}x[0-9]{2,5}$", description='"WIDTHxHEIGHT", multiples of 16.'
     )
     width: int | None = Field(None, ge=16, le=16_384, description="Instead of size, with height.")
     height: int | None = Field(None, ge=16, le=16_384, description="Instead of size, with width.")
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps of each clip.")
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     flow_shift: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
     product_scale: float = Field(
         1.0, ge=0.05, le=4, allow_inf_nan=False, description="Size of the product, 1 = as given."
     )
     seed: int | None = Field(
-        None, ge=0, le=LARGEST_SEED, description="Clip k uses seed + k. Random if not given."
+        None, ge=-1, le=LARGEST_SEED, description="Clip k uses seed + k. Random if not given, or -1."
     )
     num_clips: int | None = Field(
-        None, ge=1, le=10_000, description="At most this many clips; all of the speech if not given."
+        None, ge=1, description="At most this many clips; all of the speech if not given."
     )
     fit: Fit | None = Field(None, strict=False, description="How the person photo is brought to the frame.")
     preset: Preset = Field(
         Preset.EXACT, strict=False, description="parity repeats the official code, defects included."
     )
     audio_face_mask: bool = Field(False, description="Let the speech move the face only.")
-    priority: Priority = Field(Priority.NORMAL, strict=False)
+    priority: Priority | None = Field(
+        None, strict=False, description="Normal if not given, or the highest that the key may ask for."
+    )
     retention_s: int | None = Field(
         None, ge=60, description="Seconds to keep the finished job, at most the server's own setting."
     )
-    webhook_url: Line | None = Field(
-        None, max_length=2048, description="https: URL that is told about the job's events."
+    webhook_url: WebhookUrl | None = Field(
+        None, description="https: URL that is told about the job's events."
     )
-    metadata: dict[
-        Annotated[Line, Field(min_length=1, max_length=64)], Annotated[Text, Field(max_length=512)]
-    ] = Field(default_factory=dict, max_length=16, description="Strings of yours, given back with the job.")
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        default_factory=dict, max_length=16, description="Strings of yours, given back with the job."
+    )
 
 
 def fields_of(values: Mapping[str, Any]) -> GenerateFields:
-    """The checked fields of a request. Raises FieldError for the first that is wrong."""
+    """The checked fields of a request; null is the same as not given.
+
+    `params`, the settings of a finished job as its JSON shows them, stand for all fields that are not given
+    themselves. Raises FieldError for the first that is wrong.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    if PARAMS_FIELD in given:
+        given = {**_fields_of_params(given.pop(PARAMS_FIELD)), **given}
     try:
-        return GenerateFields.model_validate(values)
+        return GenerateFields.model_validate(given)
     except ValidationError as error:
-        raise _of_pydantic(error.errors()[0]) from error
+        raise field_error(dict(error.errors()[0]), GenerateFields.model_fields) from error
 
 
-def _of_pydantic(error: ErrorDetails) -> FieldError:
+def _fields_of_params(params: object) -> dict[str, Any]:
+    """The request that resolves to `params`. What follows from the speech is left out."""
+    if not isinstance(params, dict):
+        raise FieldError("invalid_value", "Expected an object.", PARAMS_FIELD)
+    known = {*GenerationParams.model_fields, "size"}
+    for name in params:
+        if name not in known:
+            raise unknown_field(f"{PARAMS_FIELD}.{name}", {f"{PARAMS_FIELD}.{other}" for other in known})
+    fields = {name: value for name, value in params.items() if name in GenerateFields.model_fields}
+    if "prompts" in params:
+        fields["prompt"] = params["prompts"]
+    if "width" in fields or "height" in fields:
+        fields.pop("size", None)
+    return fields
+
+
+def unknown_field(name: str, known: Collection[str]) -> FieldError:
+    """The error of a field that does not exist; it names the nearest one that does."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return FieldError("unknown_field", f"There is no such field.{hint}", name)
+
+
+def field_error(error: Mapping[str, Any], known: Collection[str]) -> FieldError:
+    """One of pydantic's errors in our words. `known` are the names of all fields."""
     kind, context, message = error["type"], error.get("ctx", {}), error["msg"]
+    field = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if kind == "extra_forbidden" and len(error["loc"]) == 1:
+        return unknown_field(field, known)
     code = _CODE_OF_PYDANTIC.get(kind)
     limit = next((context[name] for name in _LIMITS_OF_PYDANTIC if name in context), None)
     if code is None:
         code = "out_of_range" if kind.endswith(("_than", "_equal")) else "invalid_value"
-    field = ".".join(str(part) for part in error["loc"] if part != "[key]")
-    if kind == "string_pattern_mismatch":
+    if kind == "string_pattern_mismatch" and field in GenerateFields.model_fields:
         message = f"Expected {GenerateFields.model_fields[field].description}"
     return FieldError(code, message, field or None, limit)

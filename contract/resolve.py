@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from contract.card import CheckpointCard
 from contract.choices import Fit, Preset
-from contract.params import GenerationParams, draw_seed
+from contract.params import RANDOM_SEED, GenerationParams, draw_seed
 from contract.request import FieldError, GenerateFields
 from contract.video import SpeechLength, video_length
 
@@ -35,7 +35,7 @@ def resolve(fields: GenerateFields, card: CheckpointCard, speech: SpeechLength) 
         guidance_scale=_first(fields.guidance_scale, defaults.guidance_scale),
         flow_shift=_first(fields.flow_shift, defaults.flow_shift),
         product_scale=fields.product_scale,
-        seed=draw_seed() if fields.seed is None else fields.seed,
+        seed=draw_seed() if fields.seed is None or fields.seed == RANDOM_SEED else fields.seed,
         num_clips=num_clips,
         num_frames=num_frames,
         fit=fields.fit or (Fit.STRETCH if fields.preset is Preset.PARITY else Fit.COVER),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from contract.frozen import Frozen
+from contract.params import GenerationParams
 
 
 class WarningCode(StrEnum):
@@ -13,6 +14,7 @@ class WarningCode(StrEnum):
     SPEECH_SILENT = "speech_silent"
     SPEECH_QUIET = "speech_quiet"
     SPEECH_MAYBE_CUT = "speech_maybe_cut"
+    PROMPTS_UNUSED = "prompts_unused"
 
 
 class JobWarning(Frozen):
@@ -25,3 +27,13 @@ class JobWarning(Frozen):
     code: str
     message: str
     field: str | None = None
+
+
+def warnings_about_prompts(params: GenerationParams) -> list[JobWarning]:
+    """Prompts that drive no clip."""
+    unused = len(params.prompts) - params.num_clips
+    if unused <= 0:
+        return []
+    clips = "1 clip" if params.num_clips == 1 else f"{params.num_clips} clips"
+    message = f"The video has {clips}, so the last {unused} of {len(params.prompts)} prompts are not used."
+    return [JobWarning(code=WarningCode.PROMPTS_UNUSED, message=message, field="prompt")]

@@ -4,6 +4,7 @@ not exist.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -16,12 +17,13 @@ from contract.job import Priority
 from contract.network import is_loopback
 from contract.settings import Settings
 from contract.state import Job
+from jobs.journal import JobNotFound
 from server.errors import ApiError
 from server.keys import KeyLimits, Scope, any_keys, authenticate
 from server.services import Services
 
 ANONYMOUS_OWNER: Final = "local"
-JOB_ID_PATTERN: Final = r"^job_[0-9a-v]{36}$"
+_JOB_ID: Final = re.compile(r"job_[0-9a-v]{36}")
 
 _bearer = HTTPBearer(
     auto_error=False, description="An API key (`cointeract keys create`). Not needed while there is none."
@@ -96,12 +98,19 @@ def requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
 Submitter = Annotated[Principal, Depends(requires(Scope.SUBMIT))]
 Reader = Annotated[Principal, Depends(requires(Scope.READ))]
 Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
-JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="Id of a job.")]
+JobId = Annotated[str, Path(description="Id of a job: `job_` and 36 letters and digits.")]
+
+
+def stored_job(job_id: str, services: Services) -> Job:
+    """The job. Raises JobNotFound; what is no id at all names no job either."""
+    if not _JOB_ID.fullmatch(job_id):
+        raise JobNotFound(job_id)
+    return services.journal.read(job_id)
 
 
 def owned_job(job_id: str, services: Services, principal: Principal) -> Job:
     """The job, if it is the principal's to see. Raises ApiError (404) just as if it did not exist."""
-    job = services.journal.read(job_id)
+    job = stored_job(job_id, services)
     if not principal.may_see(job):
         raise ApiError("job_not_found", "There is no such job.")
     return job
@@ -128,7 +137,7 @@ def downloadable_job(
         return owned_job(job_id, services, with_scope(identified(services, credentials), Scope.READ))
     if not services.signer.verify(request.url.path, expires or "", signature):
         raise ApiError("bad_signature", "This link is not valid, or not any more.")
-    return services.journal.read(job_id)
+    return stored_job(job_id, services)
 
 
 ReadableJob = Annotated[Job, Depends(read_job)]

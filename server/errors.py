@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from contract.request import FieldError
+from contract.request import FieldError, field_error
 from jobs.journal import JobNotFound, Outdated
 from server.fetch import FetchedNothing, FetchError, FetchRefused, FetchTooLarge
 
@@ -214,8 +214,8 @@ def api_error_of(error: Exception, field: str | None = None) -> ApiError:
             return ApiError("client_closed_request", "The client closed the connection.", close=True)
         case RequestValidationError():
             first = error.errors()[0]
-            location = [str(part) for part in first["loc"] if part not in ("path", "query", "header", "body")]
-            return ApiError("invalid_value", printable(str(first["msg"])), field=".".join(location) or None)
+            location = tuple(part for part in first["loc"] if part not in ("path", "query", "header", "body"))
+            return api_error_of(field_error({**first, "loc": location}, ()))
         case HTTPException(status_code=404):
             return ApiError("not_found", "There is no such route.")
         case HTTPException(status_code=405):

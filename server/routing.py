@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import Query
+from fastapi.routing import APIRoute
+
+from contract.request import unknown_field
+
+
+class StrictRoute(APIRoute):
+    """Refuses query parameters that the route does not know: a misspelt filter would give all jobs."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+        parameters = get_flat_params(self.dependant)
+        known = {each.alias for each in parameters if isinstance(each.field_info, Query)}
+
+        async def strict(request: Request) -> Response:
+            for name in request.query_params:
+                if name not in known:
+                    raise unknown_field(name, known)
+            return await handler(request)
+
+        return strict
 
 
 class Router(APIRouter):
@@ -13,6 +35,9 @@ class Router(APIRouter):
 
     A HEAD runs the whole route; the server (uvicorn) then sends no body.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(route_class=StrictRoute, **options)
 
     def add_api_route(
         self, path: str, endpoint: Callable[..., Any], *, methods: Any = None, **options: Any

@@ -36,7 +36,8 @@ def _progress(job: Job, live: LiveProgress | None) -> LiveProgress:
     if job.state is JobState.PROCESSING:
         stage = Stage.LOADING
     elif job.state.is_terminal:
-        stage = job.error.stage if job.error is not None else Stage.DONE
+        ended = Stage.CANCELED if job.state is JobState.CANCELED else Stage.DONE
+        stage = job.error.stage if job.error is not None else ended
     return LiveProgress(
         attempt=job.attempt,
         stage=stage,

@@ -34,7 +34,7 @@ def finished_file(job: Job, stored: StoredFile | None, what: str) -> JobFile:
     if stored is not None and job.completed_at is not None:
         return JobFile(job.id, stored, job.completed_at, job.id + Path(stored.name).suffix)
     if job.state.is_terminal:
-        raise ApiError("no_result", f"The job has {job.state.value}: there is no {what}.")
+        raise ApiError("no_result", f"The job {job.state.in_words}: there is no {what}.")
     raise ApiError("job_not_finished", "The job is not finished.", retry_after_s=2)
 
 

@@ -31,6 +31,7 @@ from server.schemas import (
     ValidationView,
 )
 from server.services import Services
+from server.submit.check import priority_of
 from server.submit.submit import dry_run, submit
 from server.views import clip_path, estimates, job_path, job_view, params_view
 
@@ -86,7 +87,7 @@ async def generate(
 async def validate(request: Request, services: ServicesOf, principal: Submitter) -> ValidationView:
     """Everything a submit checks, and what would come of it, without queueing anything."""
     draft, checked = await dry_run(request, services, principal)
-    newcomer = WaitingJob("new", principal.owner, draft.fields.priority, checked.params.cost())
+    newcomer = WaitingJob("new", principal.owner, priority_of(draft.fields, principal), checked.params.cost())
     position, start, finish = await asyncio.to_thread(
         estimates, services.hints, checked.card.name, newcomer.id, newcomer
     )
@@ -132,7 +133,7 @@ def cancel_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> 
     """
     job = cancel(job, services, principal)
     if job.state is not JobState.CANCELED:
-        raise ApiError("job_already_finished", f"The job has {job.state.value} already.")
+        raise ApiError("job_already_finished", f"Too late: the job {job.state.in_words}.")
     return job_view(job, services.hints)
 
 
@@ -181,6 +182,10 @@ async def get_events(
         if not re.fullmatch(r"[0-9]{1,9}", last_event_id):
             raise ApiError("invalid_value", "Expected the number of an event.", field="Last-Event-ID")
         after = int(last_event_id)
+        if job.state.is_terminal and after >= job.sequence:
+            return Response(
+                status_code=204
+            )  # a browser's EventSource comes back for ever after anything else
     return event_stream(job, after, services, request)
 
 

@@ -14,7 +14,7 @@ from contract.params import GenerationParams
 from contract.request import FILE_FIELDS, GenerateFields
 from contract.resolve import check_files, check_prompts, frame_size, resolve
 from contract.video import SpeechLength
-from contract.warnings import JobWarning
+from contract.warnings import JobWarning, warnings_about_prompts
 from jobs.cards import read_cards
 from server.access import Principal
 from server.decoding.sandbox import DecodedFile, DecodeTask
@@ -99,17 +99,27 @@ def check_fields(
         raise ApiError("out_of_range", "Too many clips.", field="num_clips", limit=settings.max_clips)
     if fields.retention_s is not None and fields.retention_s > settings.retention_s:
         raise ApiError("out_of_range", "Too long to keep.", field="retention_s", limit=settings.retention_s)
-    order = [Priority.LOW, Priority.NORMAL, Priority.HIGH]
-    if order.index(fields.priority) > order.index(principal.highest_priority):
-        highest = principal.highest_priority.value
-        raise ApiError(
-            "out_of_range", "This key may not ask for that priority.", field="priority", limit=highest
-        )
+    priority_of(fields, principal)
     if fields.webhook_url is not None:
         try:
             check_url(fields.webhook_url)
         except FetchRefused as error:
             raise api_error_of(error, "webhook_url") from error
+
+
+def priority_of(fields: GenerateFields, principal: Principal) -> Priority:
+    """The priority of a request: as asked for, or normal, or the highest that the key may have.
+
+    Raises ApiError if the request asks for more.
+    """
+    order = [Priority.LOW, Priority.NORMAL, Priority.HIGH]
+    highest = order.index(principal.highest_priority)
+    if fields.priority is None:
+        return order[min(order.index(Priority.NORMAL), highest)]
+    if order.index(fields.priority) > highest:
+        detail = f"This key may ask for {order[highest].value!r} at most."
+        raise ApiError("out_of_range", detail, field="priority", limit=order[highest].value)
+    return fields.priority
 
 
 def _check_declared_type(field: str, declared: str, found: str) -> None:
@@ -136,7 +146,10 @@ async def check(draft: Draft, services: Services, principal: Principal, folder: 
     if params.num_clips > settings.max_clips:
         detail = f"The speech needs {params.num_clips} clips; give num_clips to render its beginning."
         raise ApiError("audio_too_long", detail, field="audio", limit=settings.max_clips)
-    warnings = tuple(warning for file in decoded.values() for warning in file.warnings)
+    warnings = (
+        *(warning for file in decoded.values() for warning in file.warnings),
+        *warnings_about_prompts(params),
+    )
     return Checked(folder, card, params, warnings)
 
 

@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from contract.request import unknown_field
 from server.errors import ApiError, printable
 
 MAX_TEXT_BYTES: Final = 65_536
@@ -58,6 +59,7 @@ class _Part:
     is_file: bool
     declared_type: str
     limit: int
+    unnamed: bool
     text: bytearray = field(default_factory=bytearray)
     file: BinaryIO | None = None
     size: int = 0
@@ -117,15 +119,15 @@ class _FormReader:
             b"filename" in options or name not in self._rules.text_fields
         )
         if not is_file and base not in self._rules.text_fields:
-            raise ApiError("unknown_field", "There is no such field.", field=name)
-        if is_file and b"filename" not in options:
-            raise ApiError("invalid_value", "Send this field as a file (with a filename).", field=name)
-        if name in self.files or (name in self.texts and name not in self._rules.repeatable):
+            raise unknown_field(name, self._rules.text_fields | self._rules.file_limits.keys())
+        repeatable = name in self._rules.repeatable or (self._rules.brackets and name.endswith("[]"))
+        if name in self.files or (name in self.texts and not repeatable):
             raise ApiError("duplicate_field", "This field may be given once only.", field=name)
         limit = self._rules.long_text_bytes if base in self._rules.long_texts else MAX_TEXT_BYTES
         if is_file:
             limit = self._rules.file_limits[name]
-        self._part = part = _Part(name, is_file, media_type.lower(), limit)
+        unnamed = not options.get(b"filename")
+        self._part = part = _Part(name, is_file, media_type.lower(), limit, unnamed)
         if is_file:
             part.file = self._new_file()
 
@@ -149,6 +151,10 @@ class _FormReader:
             self.texts.setdefault(part.name, []).append(_utf8(bytes(part.text), part.name))
             return
         part.file.flush()
+        if part.size == 0 and part.unnamed:
+            return  # a browser's form with no file chosen
+        if part.unnamed:
+            raise ApiError("invalid_value", "Send this field as a file (with a filename).", field=part.name)
         if part.size == 0:
             raise ApiError("empty_file", "The file is empty.", field=part.name)
         self.files[part.name] = ReceivedFile(part.file, part.size, part.hash.hexdigest(), part.declared_type)

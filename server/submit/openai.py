@@ -7,13 +7,13 @@ a data: or https: URL, or an object with such a URL (as JSON, or spelled out in 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
 
 from contract.form import json_of, values_of_form
-from contract.request import GenerateFields
+from contract.request import GenerateFields, unknown_field
 from contract.video import CLIP_FRAMES, FPS
 from server.errors import ApiError
 from server.openai import CreateVideo
@@ -22,6 +22,7 @@ from server.submit.multipart import FormRules, ReceivedFile
 from server.submit.receive import (
     Draft,
     Scratch,
+    body_type,
     draft_of,
     file_limits,
     from_urls,
@@ -36,7 +37,6 @@ FIELD_OF_REFERENCE: Final = {
 }
 URL_KEYS: Final = ("url", "image_url", "audio_url", "data")
 PLAIN_FIELDS: Final = CreateVideo.model_fields.keys() & GenerateFields.model_fields.keys()
-_KEY: Final = re.compile(r"(\w+)\[(\w+)\]")
 _SECONDS: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?")
 
 
@@ -44,18 +44,37 @@ def _texts(given: Mapping[str, list[str]]) -> dict[str, Any]:
     """Form texts with objects put together from bracket keys and JSON."""
     values: dict[str, Any] = {}
     for name, texts in given.items():
-        if match := _KEY.fullmatch(name):
-            inner = values.setdefault(match[1], {})
-            if not isinstance(inner, dict):
-                raise ApiError("conflicting_fields", "Given as a whole and in parts.", field=match[1])
-            inner[match[2]] = texts[0]
-        elif name in values:
-            raise ApiError("conflicting_fields", "Given as a whole and in parts.", field=name)
-        elif name == "extra_params" or (texts[0].startswith("{") and name in FIELD_OF_REFERENCE):
-            values[name] = json_of(texts[0], name)
+        base, *path = re.split(r"[\[\]]+", name.removesuffix("]"))
+        whole = not path
+        if whole and (base == "extra_params" or (texts[0].startswith("{") and base in FIELD_OF_REFERENCE)):
+            value = json_of(texts[0], base)
         else:
-            values[name] = texts[0]
+            value = texts if name.endswith("[]") else texts[0]
+        _put(values, [base, *(key for key in path if key)], value)
     return values
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: object) -> None:
+    """Set the value at a path of keys. Raises ApiError if something else is there."""
+    *outer, last = path
+    for key in outer:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ApiError("conflicting_fields", "Given as a whole and in parts.", field=path[0])
+    if last in values:
+        raise ApiError("conflicting_fields", "Given as a whole and in parts.", field=path[0])
+    values[last] = value
+
+
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Form texts as the numbers and truths that they stand for; what came as JSON stays as it is."""
+    texts = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    return {
+        **values,
+        **values_of_form(
+            {name: given for name, given in texts.items() if all(isinstance(text, str) for text in given)}
+        ),
+    }
 
 
 def _url(reference: object, field: str) -> object:
@@ -77,9 +96,9 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
     seconds = values.pop("seconds", None)
     for name in values:
         if name not in PLAIN_FIELDS:
-            raise ApiError("unknown_field", "There is no such field.", field=name)
+            raise unknown_field(name, {*PLAIN_FIELDS, *FIELD_OF_REFERENCE, "seconds", "extra_params"})
     if not typed:
-        values = values_of_form({name: [text] for name, text in values.items() if isinstance(text, str)})
+        values, extra = _typed(values), _typed(extra)
     settings = {**values, **extra}  # the longer list of prompts is in the extra ones
     if seconds is not None:
         if not _SECONDS.fullmatch(str(seconds)) or float(seconds) <= 0:
@@ -91,7 +110,7 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
 async def receive_video(request: Request, services: Services, scratch: Scratch) -> Draft:
     """Take in a create, as multipart or JSON. Raises ApiError, ClientDisconnect."""
     files: dict[str, ReceivedFile] = {}
-    typed = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+    typed = body_type(request) == "application/json"
     if typed:
         async with services.json_slots:
             values = await receive_json(request, services.settings)

@@ -15,14 +15,21 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 from urllib.parse import unquote_to_bytes
 
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from contract.form import REPEATABLE, values_of_form
-from contract.request import FILE_FIELDS, REQUIRED_FILES, FieldError, GenerateFields, fields_of
+from contract.request import (
+    FILE_FIELDS,
+    PARAMS_FIELD,
+    REQUIRED_FILES,
+    FieldError,
+    GenerateFields,
+    fields_of,
+)
 from contract.settings import Settings
 from server.decoding.formats import Kind
 from server.errors import ApiError, api_error_of, printable
@@ -97,26 +104,31 @@ def file_limits(services: Services) -> dict[str, int]:
     return {field: limits[kind] for field, kind in KIND_OF_FIELD.items()}
 
 
+def body_type(request: Request) -> Literal["multipart/form-data", "application/json"]:
+    """The kind of body that a submit has. Raises ApiError for any other."""
+    match request.headers.get("content-type", "").partition(";")[0].strip().lower():
+        case "multipart/form-data":
+            return "multipart/form-data"
+        case "application/json":
+            return "application/json"
+    accepted = "multipart/form-data, application/json"
+    detail = "Send multipart/form-data or application/json."
+    raise ApiError("unsupported_content_type", detail, field="Content-Type", limit=accepted)
+
+
 async def receive(request: Request, services: Services, scratch: Scratch) -> Draft:
     """Take the body in, as multipart or JSON. Raises ApiError, ClientDisconnect."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        texts = frozenset(GenerateFields.model_fields)
+    if body_type(request) == "multipart/form-data":
+        texts = frozenset(GenerateFields.model_fields) | {PARAMS_FIELD}
         rules = FormRules(file_limits(services), texts, REPEATABLE)
         form = await receive_form(request, scratch, rules, services.settings)
         values, files = values_of_form(form.texts), dict(form.files)
-    elif media_type == "application/json":
+    else:
         async with services.json_slots:
             values = await receive_json(request, services.settings)
-            urls = {field: values.pop(field) for field in FILE_FIELDS if values.get(field) is not None}
+            given = {field: values.pop(field, None) for field in FILE_FIELDS}
+            urls = {field: url for field, url in given.items() if url is not None}
             files = await from_urls(urls, services, scratch)
-    else:
-        raise ApiError(
-            "unsupported_content_type",
-            "Send multipart/form-data or application/json.",
-            field="Content-Type",
-            limit="multipart/form-data, application/json",
-        )
     return draft_of(values, files)
 
 

@@ -14,7 +14,7 @@ from jobs.journal import JobNotFound
 from server.access import Principal
 from server.errors import ApiError
 from server.services import Services
-from server.submit.check import STORED_NAME, Checked
+from server.submit.check import STORED_NAME, Checked, priority_of
 from server.submit.receive import Draft
 
 
@@ -45,7 +45,7 @@ def _save(
         trained=checked.card.trained,
         params=checked.params,
         inputs=InputFiles.model_validate(files),
-        priority=draft.fields.priority,
+        priority=priority_of(draft.fields, principal),
         metadata=draft.fields.metadata,
         webhook_url=draft.fields.webhook_url,
         retention_s=draft.fields.retention_s or services.settings.retention_s,

@@ -89,7 +89,7 @@ def test_pages_of_jobs_are_walked_through(service: Service) -> None:
         made = [client.submit(**ingredients(service, seed=seed)).id for seed in range(3)]  # type: ignore[arg-type]
         listed = [job.id for job in client.jobs(page_size=1)]
         for job in made:
-            client.cancel(job)
+            client.delete(job)
     assert [job for job in listed if job in made] == made[::-1]
 
 
@@ -110,7 +110,7 @@ def test_a_submit_whose_answer_is_lost_makes_one_job(service: Service, proxy: Br
         known = {job.id for job in direct.jobs()}
         job = client.submit(**ingredients(service, seed=99))  # type: ignore[arg-type]
         assert {found.id for found in direct.jobs()} - known == {job.id}
-        direct.cancel(job)
+        direct.delete(job)
     assert proxy.connections == 3
 
 

@@ -13,7 +13,7 @@ from contract.request import FieldError, GenerateFields, fields_of
 EVERYTHING: dict[str, Any] = {
     "prompt": ["one", "two, with “marks”"],
     "model": "tiny",
-    "negative_prompt": "",
+    "negative_prompt": "blurry",
     "size": "64x96",
     "width": 64,
     "height": 96,
@@ -49,6 +49,14 @@ def test_fields_survive_the_way_through_a_form() -> None:
 
 def test_what_was_not_set_is_not_sent() -> None:
     assert form_of(fields_of({"prompt": "one", "seed": 3})) == {"prompt": ["one"], "seed": "3"}
+
+
+def test_an_empty_negative_prompt_stays_one_though_an_empty_text_is_not_given() -> None:
+    (text,) = sent(fields_of({"prompt": "one", "negative_prompt": ""}))["negative_prompt"]
+    again = fields_of(values_of_form({"prompt": ["one"], "negative_prompt": [text]})).negative_prompt
+    assert again is not None
+    assert again.strip() == ""
+    assert values_of_form({"negative_prompt": [""], "seed": [""]}) == {}
 
 
 def test_only_prompts_repeat() -> None:

@@ -54,7 +54,7 @@ def test_settings_left_out_come_from_the_checkpoint_and_the_speech(api: Api) -> 
 def test_settings_given_are_kept(api: Api) -> None:
     given = {
         "prompt": ["one", "two"],
-        "negative_prompt": "",
+        "negative_prompt": " ",
         "width": 192,
         "height": 112,
         "num_inference_steps": 9,
@@ -74,7 +74,7 @@ def test_settings_given_are_kept(api: Api) -> None:
     assert answer.status_code == 202, answer.text
     job, params = answer.json(), answer.json()["params"]
     assert params["prompts"] == ["one", "two"]
-    assert params["negative_prompt"] == ""
+    assert params["negative_prompt"] == " "
     assert (params["size"], params["num_inference_steps"], params["guidance_scale"]) == ("192x112", 9, 1.5)
     assert (params["flow_shift"], params["product_scale"], params["num_clips"]) == (3.0, 0.5, 1)
     assert (params["num_frames"], params["fit"], params["audio_face_mask"]) == (80, "contain", True)
@@ -255,7 +255,7 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"negative_prompt": "x" * 4001}, 422, "too_long", "negative_prompt"),
     ({"colour": "red"}, 422, "unknown_field", "colour"),
     ({"seed": ["1", "2"]}, 422, "duplicate_field", "seed"),
-    ({"seed": "-1"}, 422, "out_of_range", "seed"),
+    ({"seed": "-2"}, 422, "out_of_range", "seed"),
     ({"seed": str(2**53)}, 422, "out_of_range", "seed"),
     ({"seed": "1.5"}, 422, "invalid_value", "seed"),
     ({"seed": "true"}, 422, "invalid_value", "seed"),
