@@ -354,7 +354,7 @@ class Chaos:
                 await self._fetch_until_served(job_id)
         if not self.options.overload_s:
             # A job that no client was told of would have been made by a submit that was answered twice.
-            report.duplicated += len(set(self.stack.store.list_folders("jobs")) - ids)
+            report.duplicated += len(set(self.stack.store.list_names("jobs")) - ids)
         report.partial, report.flipped = len(seen.partial), len(seen.flipped)
         report.refused = len(seen.refused)
         for refusal in seen.refused[:10]:

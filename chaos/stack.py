@@ -130,7 +130,7 @@ class LiveStack:
         """Whether a worker may hold the job: it has a folder for its attempt, which it removes after freeing
         the device, and, as a killed one leaves that behind, is known to live. Raises RedisError.
         """
-        folders = self.store.list_folders("scratch")
+        folders = self.store.list_names("scratch")
         return (
             any(name.startswith(f"attempt-{job_id}-") for name in folders) and job_id in self.running_jobs()
         )

@@ -56,7 +56,7 @@ class ArtifactStore(Protocol):
         Raises FileExistsError if somebody else was first: of many racing calls exactly one succeeds.
         """
 
-    def list_folders(self, prefix: str) -> list[str]:
+    def list_names(self, prefix: str) -> list[str]:
         """Names directly under `prefix`, sorted."""
 
     def remove_folder(self, prefix: str) -> None:
@@ -184,7 +184,7 @@ class FolderStore:
             raise
         fsync_path(target.parent)
 
-    def list_folders(self, prefix: str) -> list[str]:
+    def list_names(self, prefix: str) -> list[str]:
         try:
             return sorted(os.listdir(self._path(prefix)))
         except FileNotFoundError:
@@ -212,10 +212,3 @@ class FolderStore:
                     newest = max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
                     if time.time() - newest > age_s:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def files(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(key, size) of every file under `prefix`."""
-        for folder, _, names in os.walk(self._path(prefix)):
-            for name in names:
-                path = Path(folder) / name
-                yield str(path.relative_to(self.root)), path.stat().st_size

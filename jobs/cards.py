@@ -20,7 +20,7 @@ def publish_card(store: ArtifactStore, card: CheckpointCard) -> None:
 def read_cards(store: ArtifactStore) -> dict[str, CheckpointCard]:
     """All known checkpoints by name."""
     cards = {}
-    for file in store.list_folders("checkpoints"):
+    for file in store.list_names("checkpoints"):
         data = store.read(f"checkpoints/{file}")
         if data is not None:
             card = CheckpointCard.model_validate_json(data)

@@ -12,7 +12,7 @@ from contract.settings import Settings
 _EXTRA = ("job_id", "attempt", "stage", "worker", "checkpoint")
 
 
-def printable(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` with control characters escaped, so that nobody can forge log lines or drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -21,10 +21,10 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         about = "".join(f" {name}={value}" for name, value in _about(record).items())
-        line = printable(f"{at} {record.levelname:<7} {record.name}: {record.getMessage()}{about}")
+        line = one_line(f"{at} {record.levelname:<7} {record.name}: {record.getMessage()}{about}")
         if record.exc_info:
             frames = self.formatException(record.exc_info).splitlines()
-            line += "".join(f"\n    {printable(frame)}" for frame in frames)
+            line += "".join(f"\n    {one_line(frame)}" for frame in frames)
         return line
 
 

@@ -161,13 +161,6 @@ class JobQueue:
         found = [_parsed(WorkerInfo, answer) for answer in answers]
         return [info for info in found if info is not None]
 
-    def depth(self) -> int:
-        """Waiting jobs of all checkpoints."""
-        with self.redis.pipeline(transaction=False) as pipeline:
-            for checkpoint in self.checkpoints():
-                pipeline.hlen(_waiting_key(checkpoint))
-            return sum(cast(list[int], pipeline.execute()))
-
     def ping(self) -> None:
         self.redis.ping()
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from rq.job import Job as RqJob
 
-RENDER_NEXT = "workers.tickets.render_next"
-"""Function name of the only kind of ticket there is. A name in a table; no such module is ever imported."""
+RENDER_NEXT = "render_next"
+"""Function name of the only kind of ticket there is: a name in a table, not one that is imported."""
 
 
 class UnknownFunction(Exception):

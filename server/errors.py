@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from contract.request import FieldError, field_error
 from jobs.journal import JobNotFound, Outdated
+from jobs.logs import one_line
 from server.fetch import FetchedNothing, FetchError, FetchRefused, FetchTooLarge
 
 log = logging.getLogger(__name__)
@@ -179,9 +180,7 @@ class ApiError(Exception):
 
 def printable(text: str, limit: int = 200) -> str:
     """Text of a client made safe for a log line or an error message: no control characters, bounded."""
-    safe = "".join(
-        character if character.isprintable() else repr(character)[1:-1] for character in text[: limit + 1]
-    )
+    safe = one_line(text[: limit + 1])
     return safe if len(text) <= limit else safe[:limit] + "…"
 
 

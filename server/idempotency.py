@@ -99,7 +99,7 @@ class IdempotencyKeys:
 
     def expire(self) -> None:
         """Forget claims older than `KEPT`."""
-        for name in self.store.list_folders(_FOLDER):
+        for name in self.store.list_names(_FOLDER):
             stem, _, kind = name.partition(".")
             data = self.store.read(f"{_FOLDER}/{name}") if kind == "claim" else None
             if data is not None and Claim.model_validate_json(data).at < utcnow() - KEPT:

@@ -93,7 +93,7 @@ class JobIndex:
         """Catch up with the store."""
         with self._refreshing:
             known = dict(self._jobs)  # before listing: a job that is put meanwhile must not pass for gone
-            stored = self._store.list_folders("jobs")
+            stored = self._store.list_names("jobs")
             fresh: dict[str, JobSummary] = {}
             for job_id in stored:
                 summary = known.get(job_id)
@@ -172,7 +172,7 @@ class JobIndex:
         total = sum(
             job.gpu_seconds for job in self._jobs.values() if job.owner == owner and job.last_at > since
         )
-        for name in self._store.list_folders("usage"):
+        for name in self._store.list_names("usage"):
             data = self._store.read(f"usage/{name}")
             if data is None:
                 continue

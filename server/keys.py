@@ -103,7 +103,7 @@ def create_key(
 
 def list_keys(store: ArtifactStore) -> list[ApiKey]:
     """All keys, revoked ones included, oldest first."""
-    records = (store.read(f"{_FOLDER}/{name}") for name in store.list_folders(_FOLDER))
+    records = (store.read(f"{_FOLDER}/{name}") for name in store.list_names(_FOLDER))
     return sorted(
         (ApiKey.model_validate_json(data) for data in records if data), key=lambda key: key.created_at
     )
@@ -123,7 +123,7 @@ def revoke_key(store: ArtifactStore, key_id: str) -> bool:
 
 def any_keys(store: ArtifactStore) -> bool:
     """Whether the server asks for keys: once one was created it always does, even if all are revoked."""
-    return bool(store.list_folders(_FOLDER))
+    return bool(store.list_names(_FOLDER))
 
 
 def authenticate(store: ArtifactStore, token: str) -> ApiKey | None:

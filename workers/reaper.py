@@ -103,8 +103,8 @@ class Reaper:
         started = time.monotonic()
         if started < self._next_scan:
             return
-        done = {name.partition("-")[2] for name in self.store.list_folders("done")}
-        for job_id in self.store.list_folders("jobs"):
+        done = {name.partition("-")[2] for name in self.store.list_names("done")}
+        for job_id in self.store.list_names("jobs"):
             if job_id not in self.live and job_id not in done and job_id not in self._unreadable:
                 self._read(job_id, None)
         now = time.monotonic()
@@ -246,7 +246,7 @@ class Reaper:
             return
         self._next_expiry = time.monotonic() + min(EXPIRY_INTERVAL_S, 10 * self.settings.reaper_interval_s)
         now = time.time()
-        for name in self.store.list_folders("done"):
+        for name in self.store.list_names("done"):
             self.say_alive()
             expiry, _, job_id = name.partition("-")
             if int(expiry) > now:

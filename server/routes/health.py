@@ -57,6 +57,6 @@ def metrics(services: ServicesOf, principal: Admin) -> Response:
 def list_models(services: ServicesOf, principal: Reader) -> ModelList:
     """The checkpoints that workers have, and what each accepts."""
     cards = read_cards(services.store)
-    default = choose_card(services, None)[0].name if cards else None
+    default = choose_card(services, None).name if cards else None
     ordered = sorted(cards.values(), key=lambda card: card.name)
     return ModelList(data=[model_view(card, card.name == default) for card in ordered])

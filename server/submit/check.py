@@ -60,8 +60,8 @@ class Checked:
     warnings: tuple[JobWarning, ...]
 
 
-def choose_card(services: Services, name: str | None) -> tuple[CheckpointCard, bool]:
-    """The checkpoint asked for, or the default one; and whether it is the default. Raises ApiError."""
+def choose_card(services: Services, name: str | None) -> CheckpointCard:
+    """The checkpoint asked for, or the default one if `name` is None. Raises ApiError."""
     cards = read_cards(services.store)
     if not cards:
         raise ApiError(
@@ -70,11 +70,11 @@ def choose_card(services: Services, name: str | None) -> tuple[CheckpointCard, b
     # A store may know a small trained checkpoint from before it knew a large one.
     default = min(cards.values(), key=lambda card: (not card.trained, -card.max_pixels, card.name))
     if name is None:
-        return default, True
+        return default
     if name not in cards:
         known = ", ".join(sorted(cards))
         raise ApiError("unknown_model", "There is no such checkpoint.", field="model", limit=known)
-    return cards[name], cards[name] == default
+    return cards[name]
 
 
 def check_fields(
@@ -136,7 +136,7 @@ def _check_declared_type(field: str, declared: str, found: str) -> None:
 async def check(draft: Draft, services: Services, principal: Principal, folder: Path) -> Checked:
     """Check a request against server and checkpoint, decode its files, resolve its settings."""
     fields, settings = draft.fields, services.settings
-    card, _ = await asyncio.to_thread(choose_card, services, fields.model)
+    card = await asyncio.to_thread(choose_card, services, fields.model)
     check_fields(fields, card, services, principal)
     check_files(draft.files, card)
     decoded = await _decode(draft, services, folder)

@@ -19,7 +19,7 @@ def test_a_queued_job_that_is_canceled_never_starts(make_stack: StackFactory) ->
     stack.wait(stack.submit())
     assert not any(isinstance(entry, Started) for entry in stack.entries(canceled))
     assert stack.job(canceled).state is JobState.CANCELED
-    eventually(lambda: stack.queue.depth() == 0, what="an empty waiting set")
+    eventually(lambda: not stack.queue.waiting_ids(stack.checkpoint), what="an empty waiting set")
 
 
 def test_a_running_job_that_is_canceled_frees_the_worker_within_a_step_and_keeps_its_clips(
@@ -50,5 +50,5 @@ def test_a_removed_job_frees_the_worker_and_leaves_nothing_behind(make_stack: St
     stack.wait_clips(job_id, 1)
     stack.store.remove_folder(f"jobs/{job_id}")
     stack.wait(stack.submit(num_clips=1))
-    assert stack.store.list_folders("jobs/" + job_id) == []
+    assert stack.store.list_names("jobs/" + job_id) == []
     assert [path for path in stack.store.scratch().iterdir() if job_id in path.name] == []

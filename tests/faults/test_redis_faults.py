@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from redis import Redis
 
+from jobs.tickets import RENDER_NEXT
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import eventually
 
@@ -108,6 +109,6 @@ def plant_tickets(redis: Redis, trap: str) -> None:
     plain.enqueue("os.system", f"touch {trap}")
     json = Queue("render.fake", connection=redis, serializer=JSONSerializer)
     json.enqueue("os.system", f"touch {trap}")
-    json.enqueue("workers.tickets.render_next", "fake", on_success=Callback("os.mkdir"))
-    job = json.enqueue("workers.tickets.render_next", "fake", on_failure=Callback("os.mkdir"))
+    json.enqueue(RENDER_NEXT, "fake", on_success=Callback("os.mkdir"))
+    job = json.enqueue(RENDER_NEXT, "fake", on_failure=Callback("os.mkdir"))
     redis.hset(job.key, "data", b"not json")

@@ -58,14 +58,14 @@ def test_announced_jobs_wait_in_the_order_they_will_start(queue: JobQueue) -> No
     waiting = queue.snapshot("c", max_age_s=0)
     assert [entry.id for entry in waiting.waiting] == ["3", "4", "1", "2"]
     assert waiting.position("4") == 2
-    assert queue.depth() == 4
+    assert queue.waiting_ids("c") == {"1", "2", "3", "4"}
     assert queue.tickets("c").count == 4
 
 
 def test_a_withdrawn_job_waits_no_more(queue: JobQueue) -> None:
     queue.announce(job("1"))
     queue.withdraw("1", "c")
-    assert queue.depth() == 0
+    assert queue.waiting_ids("c") == set()
     assert queue.snapshot("c", max_age_s=0).position("1") is None
 
 
@@ -140,7 +140,7 @@ def test_the_epoch_changes_when_redis_forgets(queue: JobQueue) -> None:
 def test_a_redis_that_is_away_is_an_error_within_seconds(tmp_path: Path) -> None:
     queue = JobQueue(Settings(data_dir=tmp_path), f"unix://{tmp_path}/nobody.sock")
     started = time.monotonic()
-    for call in (queue.ping, queue.depth, queue.workers, lambda: queue.announce(job("1"))):
+    for call in (queue.ping, queue.checkpoints, queue.workers, lambda: queue.announce(job("1"))):
         with pytest.raises(RedisError):
             call()
     assert time.monotonic() - started < 10
@@ -177,4 +177,4 @@ def test_the_embedded_redis_is_private_and_keeps_its_data_over_a_restart(tmp_pat
         assert server.folder.stat().st_mode & 0o077 == 0
         assert queue.redis.config_get("port") == {"port": "0"}
     with running_redis(tmp_path / "redis") as server:
-        assert JobQueue(Settings(data_dir=tmp_path), server.url).depth() == 1
+        assert JobQueue(Settings(data_dir=tmp_path), server.url).waiting_ids("c") == {"1"}

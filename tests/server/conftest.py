@@ -57,7 +57,7 @@ class Api:
 
     def leftovers(self) -> list[str]:
         """Everything that lies in the scratch folder, and every job that is stored."""
-        return self.store.list_folders("scratch") + self.store.list_folders("jobs")
+        return self.store.list_names("scratch") + self.store.list_names("jobs")
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,7 @@ def api(shared_api: Api, redis_url: str) -> Api:
     """An application with default settings and nothing stored. Shared: starting one takes a second."""
     Redis.from_url(redis_url).flushall()
     for folder in ("jobs", "keys", "idempotency", "usage", "webhooks", "scratch", "checkpoints"):
-        for name in shared_api.store.list_folders(folder):
+        for name in shared_api.store.list_names(folder):
             path = shared_api.store.root / folder / name
             if path.is_dir():
                 shutil.rmtree(path)

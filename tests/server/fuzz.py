@@ -143,7 +143,7 @@ def main() -> int:
             with serving(create_app(settings)) as live:
                 answers = run(live, arguments.cases, arguments.seed)
                 alive = httpx.get(f"{live.url}/healthz").status_code == 200
-            left = FolderStore(settings.storage_dir).list_folders("scratch")
+            left = FolderStore(settings.storage_dir).list_names("scratch")
         finally:
             redis.stop()
     report = {

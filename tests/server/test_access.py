@@ -33,7 +33,7 @@ def submit(api: Api, key: NewKey, **changes: Any) -> Any:
 def test_a_key_is_stored_as_a_hash_only(api: Api) -> None:
     key = create_key(api.store, "ada")
     secret = key.token.rsplit("_", 1)[1]
-    stored = b"".join((api.store.read(f"keys/{name}") or b"") for name in api.store.list_folders("keys"))
+    stored = b"".join((api.store.read(f"keys/{name}") or b"") for name in api.store.list_names("keys"))
     assert secret.encode() not in stored
     assert authenticate(api.store, key.token) == key.key
     assert [known.name for known in list_keys(api.store)] == ["ada"]

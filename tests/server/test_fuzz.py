@@ -34,7 +34,7 @@ def test_mutated_files_are_answered_with_2xx_or_4xx(live: Live) -> None:
     assert fuzz.bad(answers) == {}
     assert sum(answers.values()) == CASES
     assert len(answers) > 5, "a corpus that is always refused for one reason tests nothing"
-    assert live.services.store.list_folders("scratch") == []
+    assert live.services.store.list_names("scratch") == []
 
 
 def operations(live: Live) -> list[Any]:

@@ -26,7 +26,7 @@ def test_the_same_request_again_gets_the_same_job(api: Api) -> None:
     assert first.json()["id"] == second.json()["id"]
     assert second.headers["idempotency-replayed"] == "true"
     assert "idempotency-replayed" not in first.headers
-    assert len(api.store.list_folders("jobs")) == 1
+    assert len(api.store.list_names("jobs")) == 1
 
 
 def test_another_request_under_the_same_key_is_409_and_not_to_be_retried(api: Api) -> None:
@@ -35,7 +35,7 @@ def test_another_request_under_the_same_key_is_409_and_not_to_be_retried(api: Ap
         answer = submit(api, "k1", **changes)
         assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_key_reused")
         assert answer.headers["x-should-retry"] == "false"
-    assert len(api.store.list_folders("jobs")) == 1
+    assert len(api.store.list_names("jobs")) == 1
 
 
 def test_fifty_identical_submits_at_once_make_one_job(api: Api) -> None:
@@ -47,8 +47,8 @@ def test_fifty_identical_submits_at_once_make_one_job(api: Api) -> None:
         thread.join()
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
-    assert len(api.store.list_folders("jobs")) == 1
-    assert not api.store.list_folders("scratch")
+    assert len(api.store.list_names("jobs")) == 1
+    assert not api.store.list_names("scratch")
 
 
 def test_a_crash_between_claim_and_job_is_healed_by_the_repetition(api: Api) -> None:
@@ -82,21 +82,21 @@ def test_a_job_whose_time_was_up_is_not_made_again_while_its_key_is_remembered(
     def removed() -> bool:
         reaper.round()
         reaper._next_expiry = 0.0
-        return not api.store.list_folders("jobs")
+        return not api.store.list_names("jobs")
 
     wait_for(removed, 10)
     answer = submit(api, "k1")
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotent_job_gone")
     api.services.idempotency.expire()
-    assert len(api.store.list_folders("idempotency")) == 2, "claim and mark"
+    assert len(api.store.list_names("idempotency")) == 2, "claim and mark"
 
 
 def test_a_job_that_outlives_its_key_leaves_no_mark(api: Api) -> None:
     job = submit(api, "k1").json()
-    for name in api.store.list_folders("idempotency"):
+    for name in api.store.list_names("idempotency"):
         api.store.remove(f"idempotency/{name}")  # as after 48 hours
     api.client.delete(job["urls"]["self"])
-    assert api.store.list_folders("idempotency") == []
+    assert api.store.list_names("idempotency") == []
 
 
 def test_a_refused_request_does_not_use_the_key_up(api: Api) -> None:
@@ -131,8 +131,8 @@ def test_claims_are_kept_two_days_and_then_forgotten(api: Api) -> None:
     keys = api.services.idempotency
     keys.expire()
     assert keys.known("local", "k1")
-    (claim,) = [name for name in api.store.list_folders("idempotency") if name.endswith(".claim")]
+    (claim,) = [name for name in api.store.list_names("idempotency") if name.endswith(".claim")]
     old = Claim(job_id="job_x", fingerprint="f", at=utcnow() - KEPT)
     api.store.write(f"idempotency/{claim}", old.model_dump_json().encode())
     keys.expire()
-    assert api.store.list_folders("idempotency") == []
+    assert api.store.list_names("idempotency") == []

@@ -215,7 +215,7 @@ def test_prefer_wait_holds_the_answer_until_the_job_is_over(api: Api) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     for _ in range(1000):
-        if ids := api.store.list_folders("jobs"):
+        if ids := api.store.list_names("jobs"):
             break
         threading.Event().wait(0.02)
     succeed(api, ids[0])

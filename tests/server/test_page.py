@@ -58,7 +58,7 @@ def test_a_person_makes_a_video_and_plays_it(live: Live, tmp_path: Path, width: 
             await page.screenshot(tmp_path / f"form-{width}.png")
             await page.run("document.querySelector('#submit').click()")
             await page.until("document.querySelector('#current h2').textContent === 'Waiting'")
-            (job_id,) = live.services.store.list_folders("jobs")
+            (job_id,) = live.services.store.list_names("jobs")
             succeed(owned, job_id, video_bytes(25))
             await page.until("document.querySelector('#current video').readyState >= 2")
             assert await page.run("document.querySelector('#current .note').textContent") == "It draws toys."

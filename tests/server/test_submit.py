@@ -36,7 +36,7 @@ def test_a_submit_is_stored_durably_and_answered_with_202(api: Api) -> None:
     assert job["seed"] == 7
     assert job["checkpoint"] == {"name": "tiny", "trained": False}
     assert api.services.journal.read(job["id"]).state is JobState.QUEUED
-    assert not api.store.list_folders("scratch")
+    assert not api.store.list_names("scratch")
     assert api.client.get(job["urls"]["self"]).json()["id"] == job["id"]
 
 
@@ -209,7 +209,7 @@ def test_json_with_data_urls_is_as_good_as_a_form(api: Api) -> None:
     answer = api.client.post("/v1/generate", json=body)
     assert answer.status_code == 202, answer.text
     assert answer.json()["params"]["prompts"] == ["a woman"]
-    assert not api.store.list_folders("scratch")
+    assert not api.store.list_names("scratch")
 
 
 def png_header(width: int, height: int) -> bytes:

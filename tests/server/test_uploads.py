@@ -55,7 +55,7 @@ def answer_of(connection: socket.socket) -> bytes:
 
 def nothing_left(live: Live) -> bool:
     store = live.services.store
-    return not store.list_folders("scratch") and not store.list_folders("jobs")
+    return not store.list_names("scratch") and not store.list_names("jobs")
 
 
 def test_a_trickling_upload_is_cut_off_at_the_deadline(live: Live) -> None:
@@ -147,7 +147,7 @@ def test_a_connection_serves_many_requests_with_large_bodies(live: Live) -> None
 def test_a_client_that_goes_away_leaves_nothing(live: Live, how: str) -> None:
     with connect(live) as connection:
         connection.sendall(HEAD % b"Content-Length: 1000000" + FILE_PART + b"\0" * 100_000)
-        wait_for(lambda: bool(live.services.store.list_folders("scratch")), 5)
+        wait_for(lambda: bool(live.services.store.list_names("scratch")), 5)
         if how == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     wait_for(lambda: nothing_left(live), 5)

@@ -61,8 +61,8 @@ def test_the_clients_own_polling_works(live: Live, client: openai.OpenAI) -> Non
     api = Api(live.app, None)  # type: ignore[arg-type]
 
     def work() -> None:
-        wait_for(lambda: bool(live.services.store.list_folders("jobs")), 10)
-        succeed(api, live.services.store.list_folders("jobs")[0])
+        wait_for(lambda: bool(live.services.store.list_names("jobs")), 10)
+        succeed(api, live.services.store.list_names("jobs")[0])
 
     worker = threading.Thread(target=work)
     worker.start()

@@ -250,10 +250,10 @@ def test_a_deleted_job_is_told_no_more_and_leaves_no_cursor(api: Api, authority:
 
     async def story(sender: WebhookSender, _: Receiver) -> None:
         await rounds(sender)
-        assert api.store.list_folders("webhooks") == [f"{job_id}.json"]
+        assert api.store.list_names("webhooks") == [f"{job_id}.json"]
         api.client.delete(f"/v1/jobs/{job_id}")
         await rounds(sender)
-        assert api.store.list_folders("webhooks") == []
+        assert api.store.list_names("webhooks") == []
 
     run(api, authority, story)
 

@@ -127,10 +127,10 @@ def test_finished_jobs_are_removed_when_their_time_is_up_and_not_before(stack: S
 
     def gone() -> bool:
         Reaper(stack.settings, stack.store, stack.queue).round()
-        return stack.store.list_folders("jobs") == [kept]
+        return stack.store.list_names("jobs") == [kept]
 
     eventually(gone, 10, "removal")
-    assert [name.partition("-")[2] for name in stack.store.list_folders("done")] == [kept]
+    assert [name.partition("-")[2] for name in stack.store.list_names("done")] == [kept]
 
 
 def test_a_job_that_a_user_deletes_is_forgotten(stack: Stack, reaper: Reaper) -> None:
@@ -139,7 +139,7 @@ def test_a_job_that_a_user_deletes_is_forgotten(stack: Stack, reaper: Reaper) ->
     stack.store.remove_folder(f"jobs/{job_id}")
     reaper.round()
     assert reaper.live == {}
-    assert stack.queue.depth() == 0
+    assert stack.queue.waiting_ids(stack.checkpoint) == set()
 
 
 def test_a_damaged_journal_is_left_alone_and_harms_no_other_job(
