@@ -15,6 +15,7 @@ class WarningCode(StrEnum):
     SPEECH_QUIET = "speech_quiet"
     SPEECH_MAYBE_CUT = "speech_maybe_cut"
     PROMPTS_UNUSED = "prompts_unused"
+    PROMPT_CUT = "prompt_cut"
 
 
 class JobWarning(Frozen):

@@ -91,6 +91,7 @@ class FolderStore:
             "jobs",
             "done",
             "checkpoints",
+            "tokenizers",
             "keys",
             "idempotency",
             "usage",

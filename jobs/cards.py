@@ -10,11 +10,25 @@ from jobs.artifacts import ArtifactStore
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def publish_card(store: ArtifactStore, card: CheckpointCard) -> None:
-    """Make a checkpoint known to every process that shares the store. Raises ValueError for a bad name."""
+def publish_card(store: ArtifactStore, card: CheckpointCard, tokenizer: bytes | None = None) -> None:
+    """Make a checkpoint, with its `tokenizer.json`, known to every process that shares the store.
+
+    Raises ValueError for a bad name.
+    """
     if not _NAME.fullmatch(card.name):
         raise ValueError(f"checkpoint name {card.name!r}: use 1–64 letters, digits, '.', '_' and '-'")
+    if tokenizer is not None:
+        store.write(_tokenizer_key(card.name), tokenizer)
     store.write(f"checkpoints/{card.name}.json", card.model_dump_json().encode())
+
+
+def read_tokenizer(store: ArtifactStore, name: str) -> bytes | None:
+    """The `tokenizer.json` of a checkpoint, if it was published."""
+    return store.read(_tokenizer_key(name))
+
+
+def _tokenizer_key(name: str) -> str:
+    return f"tokenizers/{name}.json"
 
 
 def read_cards(store: ArtifactStore) -> dict[str, CheckpointCard]:

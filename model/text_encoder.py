@@ -10,8 +10,7 @@ import ftfy
 import torch
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-PROMPT_TOKENS = 512
-"""Every prompt is padded or cut to this many tokens, as in training."""
+from contract.prompts import PROMPT_TOKENS
 
 
 def clean_prompt(prompt: str) -> str:

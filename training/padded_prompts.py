@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 
+from contract.prompts import PROMPT_TOKENS
 from model.network.attention import CoInteractAttention, KeyValue
 from model.network.block import CoInteractBlock
 from model.network.rope import RotaryTable
-from model.text_encoder import PROMPT_TOKENS
 from model.transformer import CoInteractTransformer3DModel
 
 

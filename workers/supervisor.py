@@ -124,7 +124,8 @@ class Supervisor:
 
     def run(self) -> None:
         """Supervise until `stop`; then the child has put its job back or is killed."""
-        publish_card(self.store, self.card)
+        tokenizer = self.folder / "tokenizer" / "tokenizer.json"
+        publish_card(self.store, self.card, tokenizer.read_bytes() if tokenizer.is_file() else None)
         self.heartbeat.start()
         backoff = FIRST_BACKOFF_S
         try:

@@ -21,6 +21,7 @@ from server.decoding.sandbox import DecodedFile, DecodeTask
 from server.errors import ApiError, api_error_of, printable
 from server.fetch import FetchRefused, check_url
 from server.services import Services
+from server.submit.prompt_tokens import warnings_about_length
 from server.submit.receive import KIND_OF_FIELD, Draft
 
 STORED_NAME: Final = {
@@ -149,8 +150,15 @@ async def check(draft: Draft, services: Services, principal: Principal, folder: 
     warnings = (
         *(warning for file in decoded.values() for warning in file.warnings),
         *warnings_about_prompts(params),
+        *await asyncio.to_thread(warnings_about_length, _prompts(fields), card.name, services.store),
     )
     return Checked(folder, card, params, warnings)
+
+
+def _prompts(fields: GenerateFields) -> list[tuple[str, str]]:
+    """All prompts with the fields that they came in."""
+    negative = [("negative_prompt", fields.negative_prompt)] if fields.negative_prompt else []
+    return [*(("prompt", prompt) for prompt in fields.prompt), *negative]
 
 
 async def _decode(draft: Draft, services: Services, folder: Path) -> dict[str, DecodedFile]:

@@ -15,7 +15,7 @@ from tests.test_architecture import ALLOWED, HEAVY, imported_packages, sources
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OURS = {*ALLOWED, "tests", "benchmarks"}
+OURS = {*ALLOWED, "tests", "benchmarks"} | {"cointeract_client"}
 
 EXTRAS = {
     "contract": (), "jobs": (), "server": (), "deploy": (), "chaos": (),

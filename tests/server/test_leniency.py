@@ -6,10 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from contract.job import Priority
+from deploy.up import BUNDLED_CHECKPOINT
+from jobs.cards import publish_card
 from server.keys import create_key
-from tests.server.conftest import Api
+from tests.server.conftest import CARD, Api
 from tests.server.inputs import PERSON, SPEECH, audio_bytes, form
 from tests.server.journals import fail, succeed
 from tests.server.test_submit import as_json
@@ -189,6 +192,22 @@ def test_prompts_beyond_the_last_clip_are_noted(api: Api) -> None:
     found = api.client.post("/v1/validate", files=form(prompt=["one", "two"])).json()
     assert "1 clip" in found["warnings"][0]["message"]
     assert submit(api, prompt=["one"])["warnings"] == []
+
+
+def test_a_prompt_that_the_model_does_not_read_to_its_end_is_noted(api: Api) -> None:
+    tokenizer = (BUNDLED_CHECKPOINT / "tokenizer" / "tokenizer.json").read_bytes()
+    publish_card(api.store, CARD, tokenizer)
+    counted = Tokenizer.from_buffer(tokenizer)
+    fits = "she lifts the can. " * 100
+    while len(counted.encode(fits).ids) > 512:
+        fits = fits[:-5]
+    assert len(fits) > 512  # in bytes, so that it is counted at all
+    too_long = fits + " she lifts the can."
+    job = submit(api, prompt=[fits, too_long], negative_prompt=too_long, audio=audio_bytes(seconds=7))
+    assert [(warning["code"], warning["field"]) for warning in job["warnings"]] == [
+        ("prompt_cut", "prompt"),
+        ("prompt_cut", "negative_prompt"),
+    ]
 
 
 def test_a_canceled_job_was_canceled(api: Api) -> None:

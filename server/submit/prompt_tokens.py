@@ -1,0 +1,47 @@
+"""Whether the model reads a prompt to its end: counted with the checkpoint's own tokenizer, without torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from functools import lru_cache
+
+from tokenizers import Tokenizer
+
+from contract.prompts import PROMPT_TOKENS
+from contract.warnings import JobWarning, WarningCode
+from jobs.artifacts import ArtifactStore
+from jobs.cards import read_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(data: bytes) -> Tokenizer | None:
+    """The tokenizer in a `tokenizer.json`. A large one takes a second and 200 MB: the last ones are kept."""
+    try:
+        return Tokenizer.from_buffer(data)
+    except ValueError:
+        log.exception("a checkpoint's tokenizer.json cannot be read: its prompts are not counted")
+        return None
+
+
+def warnings_about_length(
+    prompts: Iterable[tuple[str, str]], checkpoint: str, store: ArtifactStore
+) -> list[JobWarning]:
+    """A warning for each (field, prompt) of which the checkpoint does not read the end."""
+    # A token is a byte at least, and the end mark is one more: most prompts need no counting.
+    long = [(field, prompt) for field, prompt in prompts if len(prompt.encode()) >= PROMPT_TOKENS]
+    data = read_tokenizer(store, checkpoint) if long else None
+    tokenizer = None if data is None else _tokenizer(data)
+    if tokenizer is None:
+        return []
+    warnings = []
+    for field, prompt in long:
+        count = len(tokenizer.encode(" ".join(prompt.split())).ids)
+        if count > PROMPT_TOKENS:
+            message = (
+                f"The model reads {PROMPT_TOKENS} tokens of a prompt; this one has {count}, the rest is cut."
+            )
+            warnings.append(JobWarning(code=WarningCode.PROMPT_CUT, message=message, field=field))
+    return warnings
