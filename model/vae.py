@@ -12,6 +12,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, unpatchify
 
+from model.parallel.bands import Band
+
 TILE = (30, 52)
 TILE_STRIDE = (15, 26)
 """Official tile and stride, rows × columns in latents. Frames no larger than one tile are coded whole."""
@@ -31,11 +33,13 @@ def decode_latents(
     *,
     keep_from: int = 0,
     tiled: bool = False,
+    band: Band | None = None,
     after_chunk: Callable[[], None] | None = None,
 ) -> torch.Tensor:
     """Normalised latents (1, 16, F, h, w) → pixels in -1..1 of latent frames `keep_from`.. (1, 3, T, H, W).
 
-    T = 4·(F - keep_from), or 4·F - 3 if keep_from is 0 (the first latent is one pixel frame).
+    T = 4·(F - keep_from), or 4·F - 3 if keep_from is 0 (the first latent is one pixel frame). With a `band`
+    only its rows or columns.
 
     The decoder is causal, so earlier latents matter, but only through a limited past in its last, costliest
     layers: those run from just early enough on that every kept pixel is bit-identical to decoding everything.
@@ -47,7 +51,7 @@ def decode_latents(
 
     def decode(part: torch.Tensor) -> torch.Tensor:
         chunks = []
-        for chunk in _decode_chunks(vae, part.to(vae.dtype), keep_from):
+        for chunk in _decode_chunks(vae, part.to(vae.dtype), keep_from, band):
             chunks.append(chunk)
             if after_chunk is not None:
                 after_chunk()
@@ -59,7 +63,7 @@ def decode_latents(
 
 @torch.no_grad()
 def _decode_chunks(
-    vae: AutoencoderKLWan, latents: torch.Tensor, keep_from: int
+    vae: AutoencoderKLWan, latents: torch.Tensor, keep_from: int, band: Band | None
 ) -> Iterator[torch.Tensor | None]:
     """Pixels of each latent frame in turn; None for frames before `keep_from`."""
     decoder = vae.decoder
@@ -83,15 +87,21 @@ def _decode_chunks(
         stem_cache.rewind()
         x = _cached_conv(decoder.conv_in, latents[:, :, f : f + 1], stem_cache)
         x = decoder.mid_block(x, feat_cache=stem_cache.entries, feat_idx=stem_cache.index)
-        for block, cache, first in zip(blocks, block_caches, start, strict=True):
+        for i, (block, cache, first) in enumerate(zip(blocks, block_caches, start, strict=True)):
             if f < first:
                 break
             cache.rewind()
+            if band is not None:
+                x = band.cut(x, band.blocks[i])
             x = block(x, feat_cache=cache.entries, feat_idx=cache.index, first_chunk=f == 0)
         else:
             if f >= head_start:
                 head_cache.rewind()
+                if band is not None:
+                    x = band.cut(x, band.head)
                 x = _cached_conv(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(x)), head_cache)
+                if band is not None:
+                    x = band.cut(x, band.pixels)
         if f < keep_from:
             yield None
         else:  # some VAEs fold pixels into channels

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from model.parallel.bands import COLUMNS, ROWS, band
 from model.parity.pipeline_cases import build_vae
 from model.vae import TILE, _over_tiles, _tile_starts, decode_latents, encode_pixels
 from tests.model.official_parts import recorded, vae_weights
@@ -96,3 +97,26 @@ def test_no_tile_is_made_whose_pixels_all_lie_in_the_one_before():
     assert _tile_starts(30, TILE[0], 15) == [0]
     assert _tile_starts(46, TILE[0], 15) == [0, 15, 30]
     assert _tile_starts(45, TILE[0], 15) == [0, 15]
+
+
+@pytest.mark.parametrize("size", [(20, 4), (5, 21), (3, 3)], ids=str)
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_bands_of_a_frame_are_what_decoding_it_whole_gives(vae, small_vae, size, ranks):
+    latents = torch.randn(1, 16, 3, *size, generator=torch.Generator().manual_seed(0))
+    dim = ROWS if size[0] >= size[1] else COLUMNS
+    for network in (vae, small_vae):
+        whole = decode_latents(network, latents)
+        bands = [
+            decode_latents(network, latents, band=band(network, *size, ranks, rank)) for rank in range(ranks)
+        ]
+        assert max(part.shape[dim] for part in bands) - min(part.shape[dim] for part in bands) in (0, 8)
+        assert (torch.cat(bands, dim=dim) - whole).abs().max() < 2e-5
+
+
+def test_a_band_computes_only_what_its_pixels_need(vae):
+    seen = []
+    hook = vae.decoder.up_blocks[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    decode_latents(vae, torch.zeros(1, 16, 1, 40, 2), band=band(vae, 40, 2, 8, 3))
+    hook.remove()
+    # 5 latent rows are 40 pixel rows; three residual blocks and the last convolution see 7 more.
+    assert {shape[-2] for shape in seen} == {40 + 2 * 7}
