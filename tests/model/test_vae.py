@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from model.parallel import bands
 from model.parallel.bands import COLUMNS, ROWS, band
 from model.parity.pipeline_cases import build_vae
 from model.vae import TILE, _over_tiles, _tile_starts, decode_latents, encode_pixels
@@ -111,6 +112,36 @@ def test_bands_of_a_frame_are_what_decoding_it_whole_gives(vae, small_vae, size,
         ]
         assert max(part.shape[dim] for part in bands) - min(part.shape[dim] for part in bands) in (0, 8)
         assert (torch.cat(bands, dim=dim) - whole).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("reach_missing", [False, True])
+def test_nothing_that_a_band_leaves_out_reaches_its_pixels(reach_missing, monkeypatch):
+    """Convolutions fill the edges of what they are given with zeros. Here with NaN, which nothing hides."""
+    poisoned = build_vae(vae_weights())
+    decoder = poisoned.decoder
+    for convolution in [*decoder.up_blocks.modules(), decoder.conv_out]:
+        if isinstance(convolution, torch.nn.Conv2d | torch.nn.Conv3d) and convolution.kernel_size[-1] == 3:
+            if isinstance(convolution, torch.nn.Conv3d):  # of diffusers: pads by itself
+                convolution._padding = (0, 0, 0, 0, convolution._padding[4], 0)
+            else:
+                convolution.padding = (0, 0)
+            convolution.register_forward_pre_hook(
+                lambda _, given: tuple(
+                    torch.nn.functional.pad(part, (1, 1, 1, 1), value=torch.nan)
+                    if isinstance(part, torch.Tensor)
+                    else part
+                    for part in given
+                )
+            )
+    if reach_missing:
+        first = decoder.up_blocks[0]
+        reach = bands._reach
+        monkeypatch.setattr(bands, "_reach", lambda module: reach(module) - (module is first))
+    latents = torch.randn(1, 16, 2, 60, 40, generator=torch.Generator().manual_seed(0))
+    pixels = decode_latents(poisoned, latents, band=band(poisoned, 60, 40, 3, 1))
+    assert pixels.shape[-2] == 20 * 8
+    untouched = ~pixels[..., 13 * 8 : -13 * 8].isnan()  # columns that no edge of the frame reaches
+    assert untouched.all() != reach_missing
 
 
 def test_a_band_computes_only_what_its_pixels_need(vae):
