@@ -1,3 +1,1 @@
-"""The contract between server and workers: requests, jobs, storage, journal and queue. Imports no other
-package of ours.
-"""
+"""What server and workers share: the store of files, the journals of jobs, and the queue."""

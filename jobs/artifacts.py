@@ -1,8 +1,8 @@
-"""Where jobs live: a store of files with the two guarantees everything else is built on.
+"""The store of files in which jobs live. It gives two guarantees, and everything else is built on them.
 
-1. A file is seen whole or not at all, and once seen it survives a power cut (write, fsync, rename or link,
-   fsync folder).
-2. `create` makes a file exactly once, whoever races for it.
+1. A reader sees a file whole or not at all, and a file that was seen survives a power cut (write, fsync,
+   rename or link, fsync the folder).
+2. `create` makes a file exactly once, however many processes try at the same time.
 """
 
 from __future__ import annotations
@@ -20,53 +20,56 @@ from typing import Protocol
 
 
 class ArtifactStore(Protocol):
-    """Keys are relative POSIX paths chosen by us ("jobs/job_…/journal/000000.json")."""
+    """A store of files. Keys are relative POSIX paths that we choose ("jobs/job_…/journal/000000.json")."""
 
     def create(self, key: str, data: bytes, *, durable: bool = True) -> bool:
-        """Durably create `key` with `data`; False if it exists already or its job folder is gone.
+        """Create `key` with `data`, durably. False if it exists already, or its folder is gone.
 
-        With `durable` false that is left to an `adopt_folder`.
+        With `durable` false a power cut may lose the file until an `adopt_folder` names it in `after`.
         """
 
     def write(self, key: str, data: bytes) -> None:
-        """Durably create or replace `key`. For what is not part of a job, such as checkpoint cards."""
+        """Create or replace `key`, durably. For files that belong to no job, such as checkpoint cards."""
 
     def read(self, key: str) -> bytes | None:
         """The whole content, or None if there is no such key."""
 
     def exists(self, key: str) -> bool:
-        """Whether there is such a key: cheaper than reading it."""
+        """Whether there is such a key. Cheaper than reading it."""
 
     def remove(self, key: str) -> None:
         """Remove one file. No error if there is none."""
 
     def put_file(self, source: Path, key: str) -> bool:
-        """Durably move the local file `source` to `key`, replacing it; False if its job folder is gone."""
+        """Move the local file `source` to `key`, durably, and replace what is there. False if the folder of
+        `key` is gone.
+        """
 
     def local_path(self, key: str) -> Path:
-        """A local file with the content of `key` (downloaded if the store is remote). Raises
-        FileNotFoundError.
+        """A local file with the content of `key`; a remote store downloads it.
+
+        Raises FileNotFoundError.
         """
 
     def adopt_folder(self, source: Path, prefix: str, *, after: Sequence[str] = ()) -> None:
-        """Durably move a local folder, all its files fsynced, to the new prefix, as one visible step.
+        """Move a local folder to `prefix`, durably and in one step: nobody sees half of it.
 
-        Keys in `after` were created without durability; they are durable before the folder is.
+        The keys in `after` were created with `durable` false. They become durable before the folder appears.
 
-        Raises FileExistsError if somebody else was first: of many racing calls exactly one succeeds.
+        Raises FileExistsError if `prefix` exists: of many racing calls exactly one succeeds.
         """
 
     def list_names(self, prefix: str) -> list[str]:
         """Names directly under `prefix`, sorted."""
 
     def remove_folder(self, prefix: str) -> None:
-        """Remove everything under `prefix`, vanishing as one step. No error if there is nothing."""
+        """Remove everything under `prefix` in one step. No error if there is nothing."""
 
     def scratch(self) -> Path:
-        """A local folder for half-written files; whatever is left in it may be removed at any restart."""
+        """A local folder for unfinished files. What stays in it may be removed at any restart."""
 
     def free_bytes(self) -> int:
-        """Space left for new files."""
+        """Bytes left for new files."""
 
 
 def fsync_path(path: Path) -> None:
@@ -82,7 +85,7 @@ SYNCS_AT_ONCE = 16
 
 
 class FolderStore:
-    """An `ArtifactStore` in a local folder (or a network file system with working hard links and rename)."""
+    """An `ArtifactStore` in a local folder, or on a network file system with hard links and atomic rename."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -109,8 +112,8 @@ class FolderStore:
 
     @contextmanager
     def _written(self, data: bytes, durable: bool = True) -> Iterator[Path]:
-        """A temporary file with durable content, gone afterwards whatever happens (a full disk must not fill
-        further).
+        """A temporary file that holds `data`. It is removed at the end even after an error: a full disk must
+        not fill further.
         """
         temporary = self.scratch() / f"write-{secrets.token_hex(8)}"
         try:
@@ -127,7 +130,7 @@ class FolderStore:
         target = self._path(key)
         with self._written(data, durable) as temporary:
             try:
-                # link, unlike rename, refuses to replace: the kernel decides every race.
+                # Unlike rename, link refuses to replace a file: the kernel decides every race.
                 os.link(temporary, target)
                 if durable:
                     fsync_path(target.parent)
@@ -173,13 +176,13 @@ class FolderStore:
         target = self._path(prefix)
         paths = [Path(folder) / name for folder, _, names in os.walk(source) for name in (*names, "")]
         paths += [path for key in after for path in (self._path(key), self._path(key).parent)]
-        # All at once: a file system gathers waiting syncs into one commit (7 ms instead of 27).
+        # Together: a file system gathers waiting syncs into one commit (7 ms instead of 27).
         list(self._syncing.map(fsync_path, paths))
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             source.rename(target)
         except OSError as error:
-            # rename replaces an empty folder but never a full one: the kernel decides the race here, too.
+            # rename replaces an empty folder but never a full one: the kernel decides this race, too.
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise FileExistsError(prefix) from error
             raise
@@ -197,7 +200,7 @@ class FolderStore:
             self._path(prefix).rename(grave)
         except FileNotFoundError:
             return
-        shutil.rmtree(grave, ignore_errors=True)  # what resists is left to remove_leftovers
+        shutil.rmtree(grave, ignore_errors=True)  # remove_leftovers tries again with what resists
 
     def scratch(self) -> Path:
         return self.root / "scratch"
@@ -206,7 +209,7 @@ class FolderStore:
         return shutil.disk_usage(self.root).free
 
     def remove_leftovers(self, age_s: float) -> None:
-        """Delete what dead processes left in scratch (untouched for `age_s`) and in the trash."""
+        """Delete what dead processes left in scratch and trash, if nobody touched it for `age_s` seconds."""
         for folder in ("scratch", "trash"):
             for path in (self.root / folder).iterdir():
                 with suppress(FileNotFoundError):  # somebody else was faster

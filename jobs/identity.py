@@ -1,8 +1,8 @@
 """Names of processes from which any other on the same machine can tell whether the process still lives.
 
 A lease tells that, too, but only after a while, and only if Redis was there. The name holds a mark of the
-kernel and the PID namespace, the process id, and when the process started, so a recycled process id is not
-taken for the worker, nor a process in another container or on another machine.
+kernel and the PID namespace, the process id, and the start time of the process. So neither a recycled id nor
+a process in another container or on another machine is taken for the one that the name means.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _NAME = re.compile(r".*\.(?P<space>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)", re
 
 
 def process_name(label: str, pid: int | None = None) -> str:
-    """A name for this process, or the one with that id, unlike that of any other process ever."""
+    """A name for this process, or for the one with the id `pid`. No other process ever has the same."""
     pid = pid or os.getpid()
     return f"{label}.{_pid_space()}-{pid}-{_start_time(pid)}"
 
 
 def pid_of(name: str) -> int | None:
-    """The process id in a name, meaningful on its own machine only."""
+    """The process id in a name. It means something on the machine of the process only."""
     match = _NAME.fullmatch(name)
     return int(match["pid"]) if match else None
 
 
 def is_surely_dead(name: str) -> bool:
-    """True if it ran where we can see all processes, and is not among them. False if unknown."""
+    """True if the process ran where we see all processes, and is not among them. False if we cannot know."""
     match = _NAME.fullmatch(name)
     if match is None or match["space"] != _pid_space():
         return False
@@ -39,7 +39,7 @@ def is_surely_dead(name: str) -> bool:
 
 
 def lives_here(name: str) -> bool:
-    """True if it is among the processes we can see."""
+    """True if the process is among those that we see."""
     match = _NAME.fullmatch(name)
     return (
         match is not None
@@ -49,14 +49,14 @@ def lives_here(name: str) -> bool:
 
 
 def _pid_space() -> str:
-    """Equal for two processes exactly if process ids mean the same to both."""
+    """A mark that two processes share exactly if a process id means the same to both."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     namespace = Path("/proc/self/ns/pid").readlink()
     return hashlib.sha256(f"{boot}{namespace}".encode()).hexdigest()[:8]
 
 
 def _start_time(pid: int) -> int | None:
-    """Clock ticks since boot when the process started; None if there is none, or only a zombie."""
+    """When the process started, in clock ticks since boot. None if there is none, or only a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,11 +1,10 @@
-"""The journal of a job: numbered entries, each created exclusively. The only truth about what happened to a
-job.
+"""The journal of a job: numbered entries, the only truth about what happened to it.
 
-Why: claims, publishes, cancels and re-queues race between processes that may be stopped, killed, or cut off
-from Redis. An attempt appends entry n + 1 only on the strength of having read entry n; if anybody else
-appended first, the create fails, the loser reads what happened and decides anew. So a job cannot be claimed
-twice from one state, a stale attempt cannot publish over a newer one, and a canceled job cannot succeed, with
-nothing but an atomic create to rely on.
+Claims, results, cancels and requeues race between processes that may be stopped, killed, or cut off from
+Redis. The journal decides these races with nothing but an atomic create. Whoever has read entry n may try to
+create entry n + 1. If somebody else was faster, the create fails, and the loser reads on and decides anew. So
+a job cannot be claimed twice from one state, an old attempt cannot publish over a newer one, and a canceled
+job cannot succeed.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from jobs.artifacts import ArtifactStore
 
 
 class JobNotFound(Exception):
-    """No job with this id is stored (it never was, or it was removed)."""
+    """No job with this id is stored: it never was, or it was removed."""
 
 
 class Outdated(Exception):
@@ -41,9 +40,7 @@ class Outdated(Exception):
 
 
 class IllegalEntry(Exception):
-    """The entry cannot follow the state it was meant for, such as a cancel after the end. Nothing was
-    written.
-    """
+    """The entry cannot follow the state of the job, such as a cancel after the end. Nothing was written."""
 
 
 def job_prefix(job_id: str) -> str:
@@ -61,7 +58,7 @@ def _entry_key(job_id: str, sequence: int) -> str:
 
 
 def gone_key(claim: str) -> str:
-    """Where the mark lies that says: the job of this idempotency claim was removed."""
+    """Where the mark lies which says that the job of this idempotency claim was removed."""
     return f"{claim.removesuffix('.claim')}.gone"
 
 
@@ -113,7 +110,10 @@ def _changes(job: Job, entry: JournalEntry) -> dict[str, object]:
 
 
 def apply(job: Job, entry: JournalEntry) -> Job:
-    """The state after one more entry. Pure: the whole meaning of a journal is here. Raises IllegalEntry."""
+    """The job after one more entry. This pure function is the whole meaning of a journal.
+
+    Raises IllegalEntry.
+    """
     sequence = job.sequence + 1
     if not _may_follow(job, entry):
         raise IllegalEntry(
@@ -123,31 +123,31 @@ def apply(job: Job, entry: JournalEntry) -> Job:
 
 
 def submitted_job(job_id: str, submitted: Submitted) -> Job:
-    """The state after entry 0."""
+    """The job after entry 0."""
     return Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
 
 
 @dataclass(frozen=True)
 class Journal:
-    """Reads and appends journals in a store. Holds no state of its own."""
+    """Reads and writes the journals in a store. It holds no state of its own."""
 
     store: ArtifactStore
 
     def entries(self, job_id: str, first: int = 0) -> Iterator[JournalEntry]:
-        """The entries from number `first` on, in order. None for a job that is not stored."""
+        """The entries from number `first` on, in order. There are none if the job is not stored."""
         sequence = first
         while (data := self.store.read(_entry_key(job_id, sequence))) is not None:
             yield JOURNAL_ENTRY.validate_json(data)
             sequence += 1
 
     def follow(self, job: Job) -> Iterator[tuple[JournalEntry, Job]]:
-        """Each entry behind `job`, with the state that it leads to."""
+        """Each entry that is newer than `job`, with the job as it is after the entry."""
         for entry in self.entries(job.id, job.sequence + 1):
             job = apply(job, entry)
             yield entry, job
 
     def as_of(self, job_id: str, sequence: int) -> Job:
-        """The job as it was with entry `sequence`. Raises JobNotFound if there is no such job or entry."""
+        """The job as it was after entry `sequence`. Raises JobNotFound if there is no such job or entry."""
         job = self._at_submit(job_id)
         for _, later in islice(self.follow(job), sequence):
             job = later
@@ -156,7 +156,7 @@ class Journal:
         return job
 
     def read(self, job_id: str, known: Job | None = None) -> Job:
-        """The job as of now. With `known`, an earlier read, only newer entries are read.
+        """The job as of now. If `known` is the result of an earlier read, only newer entries are read.
 
         Raises JobNotFound.
         """
@@ -179,16 +179,16 @@ class Journal:
         return submitted_job(job_id, submitted)
 
     def moved_on(self, job_id: str, sequence: int) -> bool:
-        """Whether there is an entry behind number `sequence`: cheaper than reading it."""
+        """Whether there is an entry after number `sequence`. Cheaper than reading it."""
         return self.store.exists(_entry_key(job_id, sequence + 1))
 
     def append(self, job: Job, entry: JournalEntry) -> Job:
-        """Durably append `entry` on the strength of `job`; returns the new state.
+        """Write `entry` as the one that follows `job`, durably. Returns the job after it.
 
-        Raises Outdated if the journal moved on since `job` was read, JobNotFound if the job was removed,
+        Raises Outdated if somebody appended since `job` was read, JobNotFound if the job was removed,
         IllegalEntry if `entry` makes no sense after `job`, OSError if the store cannot write.
         """
-        # Before writing: an entry that cannot be applied must never reach the disk.
+        # Before the write: an entry that cannot be applied must never reach the disk.
         updated = apply(job, entry)
         data = entry.model_dump_json().encode()
         if self.store.create(_entry_key(job.id, updated.sequence), data):
@@ -198,11 +198,11 @@ class Journal:
         raise Outdated(job.id)
 
     def submit(self, job_id: str, folder: Path, submitted: Submitted) -> Job:
-        """Make `folder` (a local folder holding the input files under their stored names) the job `job_id`.
+        """Make the local folder `folder`, which holds the input files under their stored names, a job.
 
-        The job is durable when this returns, and nobody sees it before; the idempotency claim that
-        `submitted` names is durable with it. The caller then announces the job to the queue. If it dies
-        before that, the reaper announces it.
+        The job is durable when this returns, and so is the idempotency claim that `submitted` names. Nobody
+        sees the job before. The caller then announces it to the queue; if the caller dies before that, the
+        reaper announces it.
 
         Raises FileExistsError if there is such a job already, OSError if the store cannot write.
         """
@@ -216,8 +216,9 @@ class Journal:
     def remove(self, job: Job) -> None:
         """Remove a job with all its files.
 
-        A claim whose job is missing means that a submit crashed half-way, and its repetition stores the job.
-        A mark beside the claim says that this job, in contrast, was stored and then removed.
+        An idempotency claim without a job means that a submit crashed half-way: its repetition then stores
+        the job. A mark beside the claim says that this job was stored and then removed, so that a repetition
+        is refused.
         """
         claim = job.submitted.idempotency_claim
         if claim is not None and self.store.exists(claim):
@@ -234,9 +235,7 @@ def verdict(
     stage: Stage = Stage.LOADING,
     burns_attempt: bool = True,
 ) -> Interrupted | Failed:
-    """How an attempt that ended badly is recorded: the job is queued again, or fails if that was its last
-    attempt.
-    """
+    """The entry for an attempt that ended badly: the job is queued again, or fails after its last attempt."""
     if not burns_attempt or job.burned_attempts + 1 < max_attempts:
         return Interrupted(
             at=utcnow(), attempt=job.attempt, reason=reason, burns_attempt=burns_attempt, message=message

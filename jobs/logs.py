@@ -1,4 +1,4 @@
-"""Log lines as text or JSON, one line each whatever the message contains, with the job they are about."""
+"""Log lines as text or JSON. A message fills one line, whatever it contains, and names its job."""
 
 from __future__ import annotations
 

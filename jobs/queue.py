@@ -1,9 +1,9 @@
 """The queue: hints in Redis about which jobs wait and who works on them. Losing all of it loses no job.
 
-RQ carries *tickets*. A ticket says "render the next job of this checkpoint"; the worker that gets one picks
-the job by `jobs.scheduling` and claims it in the journal. Fairness is therefore decided when a worker is
-free, not when a job is submitted, and a ticket delivered twice, or for a job that is gone, does no harm. The
-reaper sees to it that there are at least as many tickets as waiting jobs.
+RQ carries *tickets*. A ticket says "render the next job of this checkpoint". The worker that gets one picks a
+job by `jobs.scheduling` and claims it in the journal. So the next job is chosen when a worker is free, not
+when a job is submitted, and a ticket that arrives twice, or whose job is gone, does no harm. The reaper makes
+sure that there are at least as many tickets as waiting jobs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Hint = TypeVar("Hint", bound=BaseModel)
 
 SERVED_WINDOW_S = 600.0
-"""How long work an owner has had served counts against it."""
+"""How long served work counts against its owner."""
 
 _SNAPSHOT_AGE_S = 0.3
 _PREFIX = "cointeract:"
@@ -46,10 +46,10 @@ _CHECKPOINTS = _PREFIX + "checkpoints"
 
 
 def connect(redis_url: str, *, timeout_s: float = 2.0) -> Redis:
-    """A client that fails fast: Redis is a hint, and nobody should wait long for a hint.
+    """A client that fails fast: Redis holds hints, and nobody should wait long for a hint.
 
-    A broken connection is made anew once, because a Redis that was restarted is there again; a Redis that
-    does not answer is not asked twice.
+    The client opens a broken connection again once, since Redis may have been restarted. It does not ask
+    twice if Redis does not answer.
     """
     return Redis.from_url(
         redis_url,
@@ -60,7 +60,7 @@ def connect(redis_url: str, *, timeout_s: float = 2.0) -> Redis:
 
 
 def queue_name(checkpoint: str) -> str:
-    """Name of the RQ queue that carries a checkpoint's tickets."""
+    """The name of the RQ queue with the tickets of a checkpoint."""
     return f"render.{checkpoint}"
 
 
@@ -89,7 +89,7 @@ def _speed_key(checkpoint: str) -> str:
 
 
 def _parsed(model: type[Hint], data: bytes | None) -> Hint | None:
-    """What Redis holds, if it is there and makes sense: it may come from another version of this program."""
+    """What Redis holds, or None if it makes no sense: another version of this program may have written it."""
     if data is None:
         return None
     try:
@@ -99,7 +99,7 @@ def _parsed(model: type[Hint], data: bytes | None) -> Hint | None:
 
 
 class JobQueue:
-    """All methods may raise redis.exceptions.RedisError; safe to share between threads."""
+    """The queue. Every method may raise redis.exceptions.RedisError. Threads may share one."""
 
     def __init__(self, settings: Settings, redis_url: str) -> None:
         self.settings = settings
@@ -112,21 +112,21 @@ class JobQueue:
     # What the server calls
 
     def announce(self, job: Job) -> None:
-        """Make a queued job known: an entry in the waiting set and one ticket."""
+        """Add a queued job to the waiting set, and issue one ticket."""
         with self.redis.pipeline(transaction=False) as pipeline:
             self._add_waiting([job], pipeline)
             self._add_tickets(job.submitted.checkpoint, 1, pipeline)
             pipeline.execute()
 
     def withdraw(self, job_id: str, checkpoint: str) -> None:
-        """The job no longer waits. Its ticket stays, and will be of no effect."""
+        """Take a job out of the waiting set. Its ticket stays and will have no effect."""
         self.redis.hdel(_waiting_key(checkpoint), job_id)
 
     def snapshot(self, checkpoint: str, *, max_age_s: float = _SNAPSHOT_AGE_S) -> QueueSnapshot:
-        """Waiting jobs in the order they will start, and the live workers; at most `max_age_s` old."""
+        """The waiting jobs in the order they will start, and the live workers, at most `max_age_s` old."""
         asked = time.monotonic()
         taken, snapshot = self._snapshots.get(checkpoint, (-math.inf, None))
-        # While another thread takes a new one, one that is a little older will do.
+        # While another thread takes a new one, a snapshot that is a little older will do.
         patience = 4 if self._snapshot_lock.locked() else 1
         if snapshot is not None and asked - taken <= patience * max_age_s:
             return snapshot
@@ -134,7 +134,7 @@ class JobQueue:
             taken, snapshot = self._snapshots.get(checkpoint, (-math.inf, None))
             if snapshot is not None and time.monotonic() - taken <= max_age_s:
                 return snapshot
-            # Those who waited for the lock while Redis did not answer must not wait for it again, one by one.
+            # Threads that waited for the lock while Redis did not answer must not each wait for Redis, too.
             failed, failure = self._failed
             if failure is not None and asked < failed:
                 raise failure
@@ -167,7 +167,7 @@ class JobQueue:
     # What workers and the reaper call
 
     def checkpoints(self) -> list[str]:
-        """Checkpoints that had a job announced."""
+        """The checkpoints for which a job was ever announced."""
         return sorted(name.decode() for name in cast(set[bytes], self.redis.smembers(_CHECKPOINTS)))
 
     def tickets(self, checkpoint: str) -> Queue:
@@ -182,13 +182,13 @@ class JobQueue:
         return {name.decode() for name in cast(list[bytes], self.redis.hkeys(_waiting_key(checkpoint)))}
 
     def add_waiting(self, jobs: list[Job]) -> None:
-        """Enter queued jobs into the waiting set without issuing tickets."""
+        """Add queued jobs to the waiting set without issuing tickets."""
         with self.redis.pipeline(transaction=False) as pipeline:
             self._add_waiting(jobs, pipeline)
             pipeline.execute()
 
     def top_up_tickets(self, checkpoint: str) -> int:
-        """Issue tickets until there is one for each waiting job; returns how many were missing."""
+        """Issue tickets until there is one for each waiting job. Returns how many were missing."""
         with self.redis.pipeline(transaction=False) as pipeline:
             pipeline.hlen(_waiting_key(checkpoint))
             pipeline.llen(self.tickets(checkpoint).key)
@@ -200,7 +200,7 @@ class JobQueue:
         return missing
 
     def beat(self, info: WorkerInfo) -> None:
-        """Renew a worker's lease on itself and on the attempt it names."""
+        """Renew the lease of a worker, and with it that of the attempt it names."""
         ttl_ms = int(self.settings.lease_ttl_s * 1000)
         with self.redis.pipeline(transaction=False) as pipeline:
             pipeline.sadd(_WORKERS, info.name)
@@ -213,25 +213,25 @@ class JobQueue:
             pipeline.execute()
 
     def has_lease(self, worker: str) -> bool:
-        """Whether the worker's heart has beaten within its lease: only then may it claim a job."""
+        """Whether the lease of the worker still runs. Only then may it claim a job."""
         return bool(self.redis.exists(_worker_key(worker)))
 
     def say_alive(self, process: str, seconds: float) -> None:
-        """For processes that are no workers: be `is_alive` for so long."""
+        """Note that a process which is no worker lives, for so many seconds."""
         self.redis.set(_alive_key(process), "", px=int(1000 * seconds))
 
     def is_alive(self, process: str) -> bool:
         return bool(self.redis.exists(_alive_key(process)))
 
     def retire(self, name: str) -> None:
-        """A worker says goodbye."""
+        """Forget a worker that stops."""
         with self.redis.pipeline(transaction=False) as pipeline:
             pipeline.srem(_WORKERS, name)
             pipeline.delete(_worker_key(name))
             pipeline.execute()
 
     def bill(self, job: Job, fraction: float) -> None:
-        """Count served work against its owner's fair share for a while."""
+        """Count a part of a job against its owner's fair share for a while."""
         request = job.submitted
         amount = request.cost * PRICE[request.priority] * fraction
         record = json.dumps([request.owner, amount, f"{job.id}.{job.attempt}"])
@@ -241,8 +241,8 @@ class JobQueue:
             pipeline.execute()
 
     def epoch(self) -> str:
-        """Changes whenever Redis has forgotten something (a flush, a restart without its file, another
-        server).
+        """A mark that changes when Redis has forgotten something: after a flush, a restart without its file,
+        or a move to another server.
         """
         key = _PREFIX + "epoch"
         self.redis.set(key, secrets.token_hex(8), nx=True)
@@ -257,7 +257,7 @@ class JobQueue:
             pipeline.hset(_waiting_key(job.submitted.checkpoint), job.id, record)
 
     def _add_tickets(self, checkpoint: str, count: int, pipeline: Pipeline) -> None:
-        # timeout -1: how long a render may take is the stall watchdog's business, not RQ's.
+        # Timeout -1: the stall watchdog, not RQ, decides how long a render may take.
         ticket = Queue.prepare_data(RENDER_NEXT, args=(checkpoint,), timeout=-1, result_ttl=0, failure_ttl=60)
         self.tickets(checkpoint).enqueue_many([ticket] * count, pipeline=pipeline)
 
@@ -274,7 +274,7 @@ class JobQueue:
                 owner, priority, *rest = json.loads(record)
                 waiting.append(WaitingJob(job_id.decode(), owner, Priority(priority), *rest))
             except (ValueError, TypeError):
-                self.redis.hdel(_waiting_key(checkpoint), job_id)  # the reaper enters it anew
+                self.redis.hdel(_waiting_key(checkpoint), job_id)  # the reaper adds it again
         served: dict[str, float] = {}
         for record in cast(list[bytes], served_records):
             with suppress(ValueError, TypeError):

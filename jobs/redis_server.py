@@ -102,26 +102,26 @@ class RedisServer:
 
     @property
     def command(self) -> list[str]:
-        """What `start` runs, for those who supervise the process themselves. It logs to standard output.
+        """What `start` runs, for a caller that supervises the process itself. It logs to standard output.
 
         Raises RuntimeError if no server is installed.
         """
         program = server_program()
-        # A folder for each kind and version: a server refuses to start on what a newer or another one wrote.
+        # A folder for each kind and version: a server refuses to start on the files of another one.
         append_only = ("--appendonly", "yes", "--appenddirname", f"{program.kind}-{program.version}")
         return [
             str(program.path),
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
-            # The journal in storage is the truth, so losing a second of hints is cheaper than an fsync each.
+            # The journals in storage are the truth: losing a second of hints is cheaper than many fsyncs.
             *("--dir", str(self.folder), *append_only, "--appendfsync", "everysec", "--save", ""),
             *("--daemonize", "no"),
         ]
 
     def mend(self, status: int, words: str) -> str | None:
-        """After the process ended with `status` and these last words: move files aside that it cannot read.
+        """Move files aside that the process could not read. It ended with `status` and these last words.
 
         A power cut may leave zeros in the append-only file, and another version may not know its format. The
-        file holds hints only, and the reaper makes them anew from the journals. Returns what was done.
+        file holds hints only, which the reaper makes again from the journals. Returns what was done.
         """
         if status in _STOPPED_FROM_OUTSIDE or _HAS_LOADED in words:
             return None
@@ -129,7 +129,7 @@ class RedisServer:
         if not unread:
             return None
         aside = self.folder / "unreadable"
-        shutil.rmtree(aside, ignore_errors=True)  # of an earlier time: one is enough to find out why
+        shutil.rmtree(aside, ignore_errors=True)  # from an earlier time: one is enough to find out why
         aside.mkdir(mode=0o700)
         for path in unread:
             path.rename(aside / path.name)
@@ -158,7 +158,7 @@ class RedisServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in a terminal goes to the whole foreground group; Redis must outlive its users.
+                # Ctrl-C in a terminal reaches the whole foreground group, and Redis must outlive its users.
                 start_new_session=True,
             )
             client = Redis(unix_socket_path=str(self.socket), socket_timeout=1.0)
@@ -177,7 +177,7 @@ class RedisServer:
                 return
 
     def stop(self) -> None:
-        """Stop it in order (its file is complete then) and wait."""
+        """Stop it in order, so that its file is complete, and wait."""
         if self.process is not None:
             self.process.terminate()
             try:

@@ -1,9 +1,9 @@
-"""Which waiting job starts next, and when. Pure functions over values; no clock, no Redis.
+"""Which waiting job starts next, and when. Pure functions over values: no clock, no Redis.
 
-Fair share is weighted fair queueing between owners: each owner has a bill of the work it has running, had
-served recently, and has been granted so far; the next job is the one that leaves its owner with the smallest
-bill. So a burst of one owner delays another owner's single job by at most one job, and no owner or priority
-ever starves. Jobs that were interrupted come before all others.
+Owners share the workers by weighted fair queueing. Each owner has a bill: the work that is running for it,
+that was served to it recently, and that this order has granted it so far. The next job is the one that leaves
+its owner with the smallest bill. So a burst of one owner delays another owner's single job by at most one
+job, and no owner and no priority starves. Interrupted jobs come before all others.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from contract.state import Job
 from contract.worker import RunningJob, WorkerInfo
 
 PRICE = {Priority.HIGH: 0.25, Priority.NORMAL: 1.0, Priority.LOW: 4.0}
-"""What a unit of work costs its owner. Within one owner priority is strict; between owners it is this factor.
-"""
+"""What a unit of work adds to its owner's bill. Between the jobs of one owner, priority is strict instead."""
 
 _RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 
@@ -35,7 +34,7 @@ class WaitingJob:
     cost: float
     max_running: int | None = None
     begun: bool = False
-    """It was interrupted: its turn had come, its owner was billed, and users watch it."""
+    """The job was interrupted: its turn had come, its owner has paid, and users watch it."""
 
     @staticmethod
     def of(job: Job) -> WaitingJob:
@@ -50,7 +49,10 @@ def start_order(
     running: Sequence[RunningJob] = (),
     served: Mapping[str, float] | None = None,
 ) -> list[WaitingJob]:
-    """All of `waiting` in the order they will start. Job ids sort by age. `served`: recent bills by owner."""
+    """All of `waiting` in the order they will start. `served` holds the recent bills by owner.
+
+    Sorting by id sorts by age.
+    """
     bills = defaultdict(float, served or {})
     running_count = Counter(busy.owner for busy in running)
     for busy in running:
@@ -67,7 +69,7 @@ def start_order(
     heap: list[tuple[bool, float, int, str]] = []
 
     def offer(owner: str) -> None:
-        """Put the owner's next job up. Owners at their limit of running jobs come after all others."""
+        """Offer the next job of an owner. Owners at their limit of running jobs come after all others."""
         job = lines[owner][-1]
         at_limit = job.max_running is not None and running_count[owner] >= job.max_running
         heapq.heappush(
@@ -105,7 +107,7 @@ class QueueSnapshot:
     """In the order they will start."""
     workers: Sequence[WorkerInfo]
     seconds_per_cost: float | None
-    """Measured speed of a worker, None before the first measurement."""
+    """The measured speed of a worker; None before the first measurement."""
 
     @property
     def running(self) -> list[RunningJob]:
@@ -116,8 +118,8 @@ class QueueSnapshot:
         return next((place for place, job in enumerate(self.waiting, start=1) if job.id == job_id), None)
 
     def estimate(self, job_id: str) -> tuple[datetime, datetime] | None:
-        """When the job starts (or started) and finishes if nothing else is submitted; None if that is
-        unknown.
+        """When the job starts, or started, and when it finishes if nothing else is submitted. None if that
+        is not known.
         """
         if self.seconds_per_cost is None or not self.workers:
             return None

@@ -1,9 +1,8 @@
-"""The RQ job that travels through Redis, with everything removed by which a writer to Redis could run code
-here.
+"""The RQ job that travels through Redis. Whoever can write to Redis cannot run code here through it.
 
-RQ imports functions and callbacks by the names it finds in Redis, and posts to the web hooks it finds there.
-A `Ticket` looks its function up in a table that the process itself provides, and has neither callbacks nor
-web hooks.
+RQ imports functions and callbacks by the names it finds in Redis, and posts to the webhooks it finds there. A
+`Ticket` looks up its function in a table that the process itself provides, and has neither callbacks nor
+webhooks.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from rq.job import Job as RqJob
 
 RENDER_NEXT = "render_next"
-"""Function name of the only kind of ticket there is: a name in a table, not one that is imported."""
+"""The function name in every ticket: a name in a table, never imported."""
 
 
 class UnknownFunction(Exception):
@@ -47,4 +46,4 @@ class Ticket(RqJob):
         return None
 
     def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
-        """Sends nothing: web hooks found in Redis are nobody's."""
+        """Send nothing: nobody vouches for webhooks found in Redis."""

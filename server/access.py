@@ -1,5 +1,5 @@
-"""Who is asking, and what they may do. Every route of a job goes through `owned_job`: other people's jobs do
-not exist.
+"""Who is asking, and what they may do. Every route of a job goes through `owned_job`, for which other
+people's jobs do not exist.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 
 def identified(services: Services, credentials: HTTPAuthorizationCredentials | None) -> Principal:
-    """The owner of the key sent along; anybody while no key exists. Raises ApiError (401)."""
+    """The owner of the key in the request, or anybody while no key exists. Raises ApiError (401)."""
     if credentials is None:
         if any_keys(services.store):
             raise ApiError("unauthorized", "Send an API key: `Authorization: Bearer ck_…`.")
@@ -70,7 +70,7 @@ def identified(services: Services, credentials: HTTPAuthorizationCredentials | N
     key = authenticate(services.store, credentials.credentials)
     if key is None:
         if not any_keys(services.store):
-            return ANONYMOUS  # clients such as OpenAI's cannot be used without sending some key
+            return ANONYMOUS  # clients such as OpenAI's always send some key
         raise ApiError("unauthorized", "This API key is not valid.")
     return Principal(key.id, frozenset(key.scopes), key.limits, key.highest_priority)
 
@@ -80,7 +80,7 @@ async def principal_of(services: ServicesOf, credentials: Credentials) -> Princi
 
 
 def with_scope(principal: Principal, scope: Scope) -> Principal:
-    """The principal, who must have `scope`. Raises ApiError (403)."""
+    """The principal, if it has `scope`. Raises ApiError (403) otherwise."""
     if scope not in principal.scopes and not principal.is_admin:
         raise ApiError("insufficient_scope", f"This key lacks the scope {scope.value!r}.", limit=scope.value)
     return principal
@@ -109,7 +109,7 @@ def stored_job(job_id: str, services: Services) -> Job:
 
 
 def owned_job(job_id: str, services: Services, principal: Principal) -> Job:
-    """The job, if it is the principal's to see. Raises ApiError (404) just as if it did not exist."""
+    """The job, if the principal may see it. Otherwise raises ApiError (404), as if there were no such job."""
     job = stored_job(job_id, services)
     if not principal.may_see(job):
         raise ApiError("job_not_found", "There is no such job.")
@@ -132,7 +132,7 @@ def downloadable_job(
     expires: Annotated[str | None, Query(description="Of a signed URL.")] = None,
     signature: Annotated[str | None, Query(description="Of a signed URL.")] = None,
 ) -> Job:
-    """The job whose file is asked for: with a key, or by a signed URL."""
+    """The job whose file is asked for, either with a key or by a signed URL."""
     if signature is None:
         return owned_job(job_id, services, with_scope(identified(services, credentials), Scope.READ))
     if not services.signer.verify(request.url.path, expires or "", signature):
@@ -146,7 +146,7 @@ DownloadableJob = Annotated[Job, Depends(downloadable_job)]
 
 
 def why_not_to_start(settings: Settings, keys_exist: bool) -> str | None:
-    """The reason why this configuration would let strangers in, or None."""
+    """Why this configuration would let strangers in, or None if it does not."""
     if keys_exist or settings.allow_anonymous or is_loopback(settings.host):
         return None
     return (

@@ -1,6 +1,4 @@
-"""The application: routes, middleware and the things they work with, put together. Torch is never imported
-here.
-"""
+"""The application: puts together the routes, the middleware and what they work with. Never imports torch."""
 
 from __future__ import annotations
 
@@ -77,7 +75,7 @@ def _services(settings: Settings) -> Services:
 
 
 async def _keep_up(services: Services) -> None:
-    """Refresh the index and send webhooks every second, forget old claims every hour. Errors are logged."""
+    """Refresh the index and send webhooks every second; forget old claims every hour. Errors are logged."""
     expired_at = -EXPIRE_EVERY_S
     while True:
         try:
@@ -143,13 +141,13 @@ def serve(settings: Settings) -> None:
         raise StartRefusedError(reason)
     _allow_many_connections()
     gc.collect()
-    gc.freeze()  # what is loaded now stays: collections need not look at it again and again
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again, after having stopped in good order
+    gc.freeze()  # what is loaded now stays, so no collection need look at it again
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has stopped in good order
         uvicorn.Server(uvicorn_config(app, settings.host, settings.port)).run()
 
 
 def uvicorn_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
-    """How uvicorn is to serve the application."""
+    """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
         host=host,
@@ -166,7 +164,7 @@ def uvicorn_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
 
 
 def _allow_many_connections() -> None:
-    """Each connection is an open file, of which a process may have few by default."""
+    """Raise the limit of open files: each connection is one, and the usual limit is low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_CONNECTIONS * 2
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -26,9 +26,9 @@ def listed(
     after: str | None = None,
     oldest_first: bool = False,
 ) -> tuple[list[Job], bool]:
-    """Up to `limit` of the principal's jobs behind the job `after`, and whether there are more.
+    """Up to `limit` of the principal's jobs that come after the job `after`, and whether there are more.
 
-    An admin sees everybody's.
+    An admin sees everybody's jobs.
     """
     services.index.refresh()
     owner = None if principal.is_admin and principal.owner != ANONYMOUS_OWNER else principal.owner
@@ -43,7 +43,7 @@ def listed(
 
 
 async def finished(job: Job, seconds: float, services: Services) -> Job:
-    """The job once it is over, or as it is after `seconds`."""
+    """The job as soon as it is over, or as it is after `seconds`."""
     until = time.monotonic() + seconds
     while not job.state.is_terminal and time.monotonic() < until and not services.stopping.is_set():
         await asyncio.sleep(WAIT_POLL_S)
@@ -52,7 +52,10 @@ async def finished(job: Job, seconds: float, services: Services) -> Job:
 
 
 def cancel(job: Job, services: Services, principal: Principal) -> Job:
-    """The job in a final state. The journal decides races: whoever writes the next entry first."""
+    """The job in a final state: canceled, unless it was over already. The journal decides who comes first.
+
+    Raises ApiError if others keep coming first.
+    """
     for _ in range(CANCEL_TRIES):
         if job.state.is_terminal:
             break

@@ -1,7 +1,7 @@
-"""Every error the API can answer with: one table from stable code to HTTP status, and RFC 9457 problem
-documents.
+"""Every error that the API answers with: a stable code, its HTTP status, an RFC 9457 problem document.
 
-docs/errors.md lists the same codes and a test keeps the two equal.
+`STATUS_OF_CODE` is the one table of codes. `api_error_of` translates the errors of other modules into them.
+docs/errors.md lists the same codes; a test keeps the two equal.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 
 @dataclass
 class ApiError(Exception):
-    """An answer other than success. `field` and `limit` name what to change."""
+    """An answer that is not a success. `field` and `limit` name what to change."""
 
     code: str
     detail: str
@@ -130,7 +130,7 @@ class ApiError(Exception):
     retry_after_s: int | None = None
     headers: Mapping[str, str] | None = None
     close: bool = False
-    """Close the connection after the answer, because an unread rest of the request is still arriving."""
+    """Close the connection after the answer, because the rest of the request is still arriving unread."""
 
     def __post_init__(self) -> None:
         super().__init__(self.code, self.detail)
@@ -154,7 +154,7 @@ class ApiError(Exception):
         return problem
 
     def openai_body(self) -> dict[str, object]:
-        """The same in the envelope of OpenAI's API."""
+        """The body in the form that OpenAI's API uses."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.detail, "type": kind, "param": self.field, "code": self.code}}
 
@@ -166,8 +166,7 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if self.status == 409:
-            # Clients such as OpenAI's retry a 409 on their own; none of ours heals by waiting, save an
-            # unfinished job.
+            # Clients such as OpenAI's retry a 409 by themselves. Waiting helps only with an unfinished job.
             headers["x-should-retry"] = "true" if self.code == "job_not_finished" else "false"
         if self.close:
             headers["Connection"] = "close"
@@ -179,15 +178,17 @@ class ApiError(Exception):
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """Text of a client made safe for a log line or an error message: no control characters, bounded."""
+    """A client's text made safe for a log line or an error message: at most `limit` characters, none of them
+    a control character.
+    """
     safe = one_line(text[: limit + 1])
     return safe if len(text) <= limit else safe[:limit] + "…"
 
 
 def api_error_of(error: Exception, field: str | None = None) -> ApiError:
-    """The answer to what a route or the code below it raised.
+    """The answer to an error that a route, or the code below it, raised.
 
-    `field` is what the error is about, where that is known to the caller only.
+    `field` names what the error is about, if only the caller knows.
     """
     match error:
         case ApiError():

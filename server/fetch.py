@@ -1,4 +1,4 @@
-"""The guarded client: opens a URL that a stranger named without becoming a way into our own network.
+"""The guarded client: opens a URL that a stranger named, and cannot be led into our own network.
 
 A host name is resolved once. If any of its addresses is not a public one, the URL is refused. Otherwise the
 connection goes to exactly one of the addresses that were checked, so that a second answer of the name server
@@ -104,7 +104,7 @@ def check_url(url: str) -> SplitResult:
 
 @dataclass
 class _CheckedAddresses(httpcore.AsyncNetworkBackend):
-    """Connects to a checked address of the host, and remembers the connections to close them for certain."""
+    """Connects to a checked address of the host, and keeps the connections to close them for certain."""
 
     resolver: Resolver
     policy: Policy
@@ -139,9 +139,7 @@ class _CheckedAddresses(httpcore.AsyncNetworkBackend):
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Opens https: URLs. `resolver`, `policy` and `tls` are what a test replaces; the defaults are the real
-    ones.
-    """
+    """Opens https: URLs. Tests replace `resolver`, `policy` and `tls`; the defaults are the real ones."""
 
     timeout_s: float
     resolver: Resolver = resolve

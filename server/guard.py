@@ -25,7 +25,7 @@ CONTENT_SECURITY_POLICY: Final = (
 
 
 class Guard:
-    """Plain ASGI middleware: one that builds on responses would gather a stream before passing it on."""
+    """Plain ASGI middleware: a layer built on Response objects would gather a stream before passing it on."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app, self._services = app, services
@@ -35,7 +35,7 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1")
         settings = self._services.settings
         local_only = is_loopback(settings.host) and not settings.allow_anonymous
-        # A foreign name that resolves to this machine (DNS rebinding) would let a web page talk to us.
+        # By a foreign name that resolves to this machine (DNS rebinding), a web page could talk to us.
         if local_only and not is_loopback(host) and not any_keys(self._services.store):
             detail = "Without API keys this server answers on loopback names only."
             return ApiError("misdirected_host", detail)

@@ -1,5 +1,5 @@
-"""The queue as the server sees it: hints that may be missing. When Redis is down, answers come without them,
-and fast.
+"""The queue as the server sees it: hints that may be missing. When Redis is down, the server answers without
+them, and fast.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from jobs.scheduling import QueueSnapshot
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 PAUSE_S: Final = 1.0
-"""After a failure Redis is left alone this long, so that an outage does not make every request wait for a
-timeout.
-"""
+"""How long Redis is left alone after a failure. In an outage, not every request should wait for a timeout."""
 
 
 class Hints:
-    """`JobQueue` without exceptions. Safe to share between threads."""
+    """A `JobQueue` that raises nothing. Threads may share it."""
 
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
@@ -42,11 +40,11 @@ class Hints:
             return otherwise
 
     def announce(self, job: Job) -> None:
-        """Tell the workers. If that fails the reaper finds the job in storage."""
+        """Tell the workers. If that fails, the reaper finds the job in storage."""
         self._ask(lambda: self._queue.announce(job), None)
 
     def withdraw(self, job: Job) -> None:
-        """Take a job off the queue. If that fails the worker that picks it finds that it is over."""
+        """Take a job off the queue. If that fails, the worker that picks the job finds that it is over."""
         self._ask(lambda: self._queue.withdraw(job.id, job.submitted.checkpoint), None)
 
     def snapshot(self, checkpoint: str) -> QueueSnapshot | None:
@@ -56,5 +54,5 @@ class Hints:
         return self._ask(lambda: self._queue.progress(job_id), None)
 
     def workers(self) -> list[WorkerInfo] | None:
-        """Live workers; None if nobody knows."""
+        """The live workers; None if that is not known."""
         return self._ask(self._queue.workers, None)

@@ -1,10 +1,9 @@
 """Idempotency-Key: the same key and request lead to the same job, whoever crashes in between.
 
-The claim (key → job id and fingerprint of the request) is created exclusively before the job. So two submits
-with one key
-agree on one job id, and a submit that finds a claim without a job (a crash in between) stores the job under
-that id.
-A job that is deleted or expires leaves a mark beside its claim, so that this is not taken for such a crash.
+A claim maps a key to a job id and a fingerprint of the request. It is created exclusively, before the job,
+so two submits with one key agree on one job id. A claim without a job means that a submit crashed in between:
+the next one with that key stores the job under the id of the claim. When a job is deleted or expires, a mark
+beside its claim says so, and a submit with that key is refused.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Claim(Frozen):
 
 
 def fingerprint(settings: Mapping[str, object], files: Mapping[str, str]) -> str:
-    """Hash of a request: its settings as given, and each file's hash. Boundaries and order do not count."""
+    """A hash of the settings as given and of the files. The order of the fields makes no difference."""
     canonical = json.dumps([settings, files], sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -71,13 +70,13 @@ class IdempotencyKeys:
         return self.store.exists(self.claim_key(owner, key))
 
     def claim(self, owner: str, key: str, request: str, job_id: str) -> str:
-        """The id under which this request's job is stored: `job_id`, or that of the submit that came first.
+        """The id of this request's job: `job_id`, or the id that the first submit with this key claimed.
 
         Raises ApiError if the key was used for another request.
         """
         path = self.claim_key(owner, key)
         wanted = Claim(job_id=job_id, fingerprint=request, at=utcnow())
-        # Not durable yet: the job's folder makes it so (a claim is worth nothing without its job).
+        # Not durable yet: the claim becomes durable with its job, without which it is worth nothing.
         if self.store.create(path, wanted.model_dump_json().encode(), durable=False):
             return job_id
         data = self.store.read(path)
@@ -94,7 +93,7 @@ class IdempotencyKeys:
         return f"{self._path(owner, key)}.claim"
 
     def is_gone(self, owner: str, key: str) -> bool:
-        """Whether the key's job was deleted, or its time was up."""
+        """Whether the job of the key was deleted or has expired."""
         return self.store.exists(gone_key(self.claim_key(owner, key)))
 
     def expire(self) -> None:
@@ -108,7 +107,7 @@ class IdempotencyKeys:
 
     @asynccontextmanager
     async def turn(self, owner: str, key: str) -> AsyncIterator[None]:
-        """One submit per key at a time, so that the losers of a race need not repeat the winner's work."""
+        """Let one submit per key work at a time, so that others need not repeat what the first one does."""
         path = self._path(owner, key)
         lock, users = self._locks.get(path, (asyncio.Lock(), 0))
         self._locks[path] = (lock, users + 1)

@@ -1,7 +1,7 @@
-"""Who has how many jobs: a summary of the store in memory, for lists, limits and the queue cap.
+"""Who has how many jobs: a summary of the store, kept in memory for lists, limits and the cap on the queue.
 
-It is a cache. The journals are the truth, `refresh` catches up with them, and a job's own routes never look
-here.
+It is a cache. The journals are the truth, and `refresh` catches up with them. The routes of a single job do
+not look here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DAY: Final = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class JobSummary:
-    """What limits and lists must know of a job."""
+    """What limits and lists need to know about a job."""
 
     id: str
     owner: str
@@ -37,7 +37,7 @@ class JobSummary:
     gpu_seconds: float
     has_webhook: bool
     last_at: datetime
-    """When it last used the GPU, or was submitted."""
+    """When the job last used the GPU, or else when it was submitted."""
 
     @staticmethod
     def of(job: Job) -> JobSummary:
@@ -67,7 +67,7 @@ class JobSummary:
 
 
 class SpentUsage(Frozen):
-    """GPU time of a job that was deleted: deleting gives no quota back."""
+    """The GPU time of a deleted job, since deleting a job gives no quota back."""
 
     owner: str
     gpu_seconds: float
@@ -75,24 +75,26 @@ class SpentUsage(Frozen):
 
 
 class JobIndex:
-    """Safe to share between threads."""
+    """The index of one server. Threads may share it."""
 
     def __init__(self, store: ArtifactStore, max_queued_jobs: int) -> None:
         self._store, self._journal, self._max_queued_jobs = store, Journal(store), max_queued_jobs
         self._jobs: dict[str, JobSummary] = {}
         self._queued: Counter[str] = Counter()
-        """Waiting jobs by owner: a flood must not make each refusal count all jobs again."""
+        """How many jobs wait, by owner: in a flood, no refusal should count all jobs again."""
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._arriving: dict[str, int] = {}
-        """Submits let in and not yet stored, by owner: they count, or a burst would pass every limit
-        together.
+        """How many submits were let in and are not stored yet, by owner. They count: otherwise a burst would
+        pass every limit together.
         """
 
     def refresh(self) -> None:
         """Catch up with the store."""
         with self._refreshing:
-            known = dict(self._jobs)  # before listing: a job that is put meanwhile must not pass for gone
+            known = dict(
+                self._jobs
+            )  # before listing: a job that is put meanwhile must not be taken for a gone one
             stored = self._store.list_names("jobs")
             fresh: dict[str, JobSummary] = {}
             for job_id in stored:
@@ -119,12 +121,12 @@ class JobIndex:
             self._queued[summary.owner] += summary.state is JobState.QUEUED
 
     def put(self, job: Job) -> None:
-        """Take note of a job that this process stored or changed."""
+        """Note a job that this process has stored or changed."""
         with self._lock:
             self._set(job.id, JobSummary.of(job))
 
     def remove(self, job: Job) -> None:
-        """Take note of a deletion by this process, and keep what it cost."""
+        """Note that this process deletes a job, and keep what the job has cost."""
         with self._lock:
             self._set(job.id, None)
         if job.gpu_seconds > 0:
@@ -141,7 +143,10 @@ class JobIndex:
         limit: int,
         oldest_first: bool = False,
     ) -> list[str]:
-        """Ids of up to `limit` jobs behind `after`, newest first by default. `owner` None: everybody's."""
+        """The ids of up to `limit` jobs that come after `after`, newest first by default.
+
+        `owner` None means everybody's jobs.
+        """
         with self._lock:
             jobs = sorted(
                 (
@@ -156,18 +161,18 @@ class JobIndex:
         return jobs[:limit]
 
     def with_webhooks(self) -> dict[str, int]:
-        """Jobs that named a webhook, and the number of the newest entry of each."""
+        """The jobs that named a webhook, each with the number of its newest entry."""
         with self._lock:
             return {job.id: job.sequence for job in self._jobs.values() if job.has_webhook}
 
     def counts(self) -> dict[JobState, int]:
-        """Number of stored jobs by state."""
+        """How many jobs are stored, by state."""
         with self._lock:
             states = [job.state for job in self._jobs.values()]
         return {state: states.count(state) for state in JobState}
 
     def _spent(self, owner: str) -> float:
-        """GPU seconds of the last day, those of deleted jobs included."""
+        """GPU seconds of the last day, including those of deleted jobs."""
         since = utcnow() - DAY
         total = sum(
             job.gpu_seconds for job in self._jobs.values() if job.owner == owner and job.last_at > since
@@ -185,7 +190,7 @@ class JobIndex:
 
     @contextmanager
     def admission(self, owner: str, limits: KeyLimits) -> Iterator[None]:
-        """Let one submit in and count it until the block ends. Raises ApiError (429) at a limit."""
+        """Let one submit in, and count it until the block ends. Raises ApiError (429) at a limit."""
         with self._lock:
             self._check(owner, limits)
             self._arriving[owner] = self._arriving.get(owner, 0) + 1

@@ -1,8 +1,7 @@
-"""API keys: created, listed and revoked by the CLI, checked by the server. Only a hash of a key is ever
-stored.
+"""API keys: the command line creates, lists and revokes them, the server checks them.
 
-A key is `ck_<id>_<secret>`. The secret has 256 random bits, so a plain SHA-256 of it cannot be searched and
-needs no salt.
+A key is `ck_<id>_<secret>`, of which only a hash is stored. The secret has 256 random bits, so nobody can
+search for it by its SHA-256, and the hash needs no salt.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _ID: Final = re.compile(r"[a-z0-9]{12}")
 
 
 class Scope(StrEnum):
-    """What a key may do. Admin: everything, with everybody's jobs."""
+    """What a key may do. An admin may do everything, with everybody's jobs."""
 
     SUBMIT = "submit"
     READ = "read"
@@ -35,7 +34,7 @@ class Scope(StrEnum):
 
 
 class KeyLimits(Frozen):
-    """Limits of one key. None: no limit."""
+    """The limits of one key. None means no limit."""
 
     max_queued: int | None = None
     max_running: int | None = None
@@ -79,8 +78,9 @@ def create_key(
     limits: KeyLimits | None = None,
     highest_priority: Priority = Priority.NORMAL,
 ) -> NewKey:
-    """Create and store a key. Raises ValueError for an empty list of scopes or a name that is no single short
-    line.
+    """Create and store a key.
+
+    Raises ValueError if there is no scope, or if the name is not one line of 1 to 100 characters.
     """
     if not scopes:
         raise ValueError("a key needs at least one scope")
@@ -110,7 +110,7 @@ def list_keys(store: ArtifactStore) -> list[ApiKey]:
 
 
 def revoke_key(store: ArtifactStore, key_id: str) -> bool:
-    """Make a key invalid from now on; its jobs stay. False if there is none, or it is revoked already."""
+    """Make a key invalid from now on. Its jobs stay. False if there is no such key, or it was revoked."""
     data = store.read(_path(key_id)) if _ID.fullmatch(key_id) else None
     if data is None:
         return False
@@ -122,12 +122,12 @@ def revoke_key(store: ArtifactStore, key_id: str) -> bool:
 
 
 def any_keys(store: ArtifactStore) -> bool:
-    """Whether the server asks for keys: once one was created it always does, even if all are revoked."""
+    """Whether the server asks for keys: from the first key on it does, even if all keys are revoked."""
     return bool(store.list_names(_FOLDER))
 
 
 def authenticate(store: ArtifactStore, token: str) -> ApiKey | None:
-    """The valid key that `token` is, or None."""
+    """The key that `token` stands for, or None if there is no valid one."""
     match = _KEY.fullmatch(token)
     if match is None:
         return None

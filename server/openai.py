@@ -63,7 +63,7 @@ class VideoDeleted(Wire):
 
 
 class CreateVideo(Wire):
-    """What a create takes, for the OpenAPI document."""
+    """The body of a create, for the OpenAPI document."""
 
     prompt: str
     model: str | None = None

@@ -1,4 +1,4 @@
-"""What FastAPI cannot tell by itself about a route: bodies that we stream by hand, files, and errors."""
+"""What FastAPI cannot find out about a route by itself: bodies that we read as a stream, files and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VIDEO_FILE: Final[Responses] = {
 
 
 def _generate_body() -> dict[str, Any]:
-    """The request body of a submit for OpenAPI: it is streamed by hand, so FastAPI cannot tell."""
+    """The request body of a submit."""
     form = GenerateFields.model_json_schema()
     files = {name: {"type": "string", "format": "binary"} for name in FILE_FIELDS}
     form["properties"] = {**form["properties"], **files}
@@ -46,7 +46,7 @@ def _generate_body() -> dict[str, Any]:
 
 
 def _inline(schema: Any, reference: str, definition: dict[str, Any]) -> None:
-    """Replace each reference to a definition by the definition itself."""
+    """Replace every reference to a definition by the definition itself."""
     children = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
     for child in list(children):
         _inline(child, reference, definition)

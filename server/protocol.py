@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with two bounds that it lacks: on the size of a request's head, and on its time."""
+"""uvicorn's HTTP protocol, with bounds on the size of a request's head and on the time it takes to arrive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAD_SECONDS: Final = 20.0
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Endless headers would be collected in memory, and trickling ones hold a connection for ever."""
+    """Closes a connection whose request has endless headers, or headers that arrive too slowly."""
 
     head_seconds: float = HEAD_SECONDS
     _in_head: bool = True
@@ -34,7 +34,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         heads = self._heads
         super().data_received(data)
         if not self._in_head or heads != self._heads or self.transport.is_closing():
-            return  # only data that is nothing but head counts
+            return  # data counts only if all of it belongs to a head
         self._head_bytes += len(data)
         if self._deadline is None:
             self._expect_head()

@@ -1,4 +1,4 @@
-"""What goes over the wire beside `contract.request`: a submit as JSON, the job, and the lists."""
+"""What goes over the wire, apart from `contract.request`: a submit as JSON, jobs, lists and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GenerateJson(GenerateFields):
 
 
 class Wire(BaseModel):
-    """Base of all answers."""
+    """The base of all answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class CheckpointView(Wire):
 
 
 class JobUrls(Wire):
-    """Paths on this server. `video` and `clips` grow as files come into being."""
+    """Paths on this server. `video` and `clips` fill as the files are made."""
 
     self: str
     cancel: str
@@ -54,7 +54,7 @@ class Usage(Wire):
 
 
 class ParamsView(GenerationParams):
-    """All settings as resolved."""
+    """All settings, resolved."""
 
     size: str
 
@@ -93,7 +93,7 @@ class JobView(Wire):
 
 
 class JobList(Wire):
-    """One page, newest first. Ask again with `after` = last_id while has_more."""
+    """One page of jobs. Ask again with `after` = last_id while has_more is true."""
 
     object: Literal["list"] = "list"
     data: list[JobView]
@@ -103,7 +103,7 @@ class JobList(Wire):
 
 
 class ValidationView(Wire):
-    """What a submit of the same request would become."""
+    """What a submit of the same request would lead to."""
 
     valid: Literal[True] = True
     model: str
@@ -144,7 +144,7 @@ class SignRequest(BaseModel):
 
 
 class SignedUrls(Wire):
-    """URLs that need no key until they expire."""
+    """URLs that work without a key until they expire."""
 
     expires_at: datetime
     video: str | None
@@ -162,7 +162,7 @@ class Health(Wire):
 
 
 class Readiness(Wire):
-    """Whether a submit now would be rendered soon, and what is missing if not."""
+    """Whether a job submitted now would be rendered soon, and what is missing if not."""
 
     ready: bool
     redis: bool

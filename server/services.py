@@ -1,4 +1,4 @@
-"""What the routes work with, made once per application."""
+"""What the routes work with. An application makes it once."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Services:
     metrics: Metrics
     webhooks: WebhookSender
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the application stops; open streams end then."""
+    """Set when the application stops. Open streams then end."""
     json_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
-    """JSON bodies hold whole files in memory, so only this many are looked at together."""
+    """JSON bodies hold whole files in memory, so only so many are read at the same time."""
     uploads: int = 0
     streams: int = 0

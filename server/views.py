@@ -1,4 +1,4 @@
-"""From a job's journal and the hints in Redis to what a client sees."""
+"""What a client sees: made from the journal of a job and the hints in Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def params_view(params: GenerationParams) -> ParamsView:
 
 
 def _progress(job: Job, live: LiveProgress | None) -> LiveProgress:
-    """Where the job is: as its worker says, or as far as the journal knows."""
+    """How far the job is: what its worker says, or else what the journal knows."""
     params = job.submitted.params
     if job.state is JobState.PROCESSING and live is not None and live.attempt == job.attempt:
         return live
@@ -54,14 +54,14 @@ def _percent(job: Job, progress: LiveProgress) -> float:
     finished = 100.0 * len(job.clips) / max(1, job.submitted.params.num_clips)
     if job.state.is_terminal:
         return round(min(finished, 99.0), 2)
-    # Never less than what is finished for good, whatever a late hint says.
+    # Never less than the finished clips, whatever a late hint says.
     return round(min(99.0, max(finished, progress.percent() if job.state is JobState.PROCESSING else 0.0)), 2)
 
 
 def estimates(
     hints: Hints, checkpoint: str, job_id: str, newcomer: WaitingJob | None = None
 ) -> tuple[int | None, datetime | None, datetime | None]:
-    """(place in the queue, start, finish) as far as they are known. `newcomer`: as if it were queued last."""
+    """Place in the queue, start and finish, as far as they are known, as if `newcomer` were queued last."""
     snapshot = hints.snapshot(checkpoint)
     if snapshot is None:
         return None, None, None
@@ -121,7 +121,7 @@ def job_view(job: Job, hints: Hints) -> JobView:
 
 
 def model_view(card: CheckpointCard, default: bool) -> ModelView:
-    """A checkpoint as a client sees it. `default`: whether it renders for those who name none."""
+    """A checkpoint as a client sees it. `default` says whether it serves requests that name none."""
     return ModelView(
         id=card.name,
         trained=card.trained,

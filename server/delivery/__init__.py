@@ -1,1 +1,1 @@
-"""What leaves the server: files, signed links, event streams and webhooks."""
+"""What the server sends out: files, signed links, event streams and webhooks."""

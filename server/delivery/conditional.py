@@ -1,7 +1,8 @@
-"""Sending a file as RFC 9110 has it: conditional requests (section 13) and ranges (section 14).
+"""Sending a file as RFC 9110 requires: conditional requests (section 13) and ranges (section 14).
 
-Starlette's FileResponse reads the file and cuts out the range. It leaves the conditions to us, and it answers
-what is no range in its own ways; so a Range header reaches it only if it names one range within the file.
+Starlette's FileResponse reads the file and cuts out the range. It knows no conditions, and it answers a
+malformed Range header with an error where the RFC says to ignore it. So the conditions are checked here, and
+FileResponse sees a Range header only if it names one range within the file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _RANGE: Final = re.compile(r"([0-9]{0,18})[ \t]*-[ \t]*([0-9]{0,18})")
 class _File(FileResponse):
     chunk_size = CHUNK_BYTES
     takes_range = True
-    """False: the whole file is sent, whatever Range says."""
+    """If false, the whole file is sent, whatever the Range header says."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [pair for pair in scope["headers"] if self.takes_range or pair[0] != b"range"]
@@ -40,9 +41,9 @@ class _File(FileResponse):
 def conditional_file(
     path: Path, request: Request, status: os.stat_result, media_type: str, headers: Mapping[str, str]
 ) -> Response:
-    """The answer to a GET or HEAD of the file `path`, whose status is `status`. Raises ApiError.
+    """The answer to a GET or HEAD of the file `path`, whose `stat` is `status`. Raises ApiError.
 
-    `headers` go with the file. If they hold no ETag or Last-Modified, these are made from the status.
+    `headers` go with the file. An ETag or a Last-Modified that they lack is made from the status.
     """
     file = _File(path, headers=headers, media_type=media_type, stat_result=status)
     etag, last_modified = file.headers["etag"], file.headers["last-modified"]
@@ -59,9 +60,9 @@ def conditional_file(
 
 
 def failed_condition(headers: Headers, etag: str, last_modified: str) -> Literal[304, 412] | None:
-    """The status that the conditions of a GET or HEAD lead to; None if they let the file be sent.
+    """The HTTP status that the conditions of a GET or HEAD lead to. None if the file is to be sent.
 
-    A list of tags takes precedence over a date. A date that is none is ignored.
+    Tags take precedence over dates. A malformed date is ignored.
     """
     if "if-match" in headers:
         if not _lists(headers.getlist("if-match"), etag, weak=False):
@@ -77,10 +78,10 @@ def failed_condition(headers: Headers, etag: str, last_modified: str) -> Literal
 
 
 def is_range(header: str, size: int) -> bool:
-    """Whether a Range header names one range within `size` bytes. False: it is to be ignored.
+    """Whether a Range header names one range of a file of `size` bytes. If not, it is to be ignored.
 
-    Raises ApiError (416) for a range outside, and for several: putting them together costs the server more
-    than the client.
+    Raises ApiError (416) for a range outside the file, and for several ranges: putting them together costs
+    the server more than the client.
     """
     outside = ApiError(
         "range_not_satisfiable",
@@ -109,7 +110,7 @@ def is_range(header: str, size: int) -> bool:
 
 
 def _lists(fields: list[str], etag: str, weak: bool) -> bool:
-    """Whether If-Match or If-None-Match names `etag`, a strong one. `weak`: weak tags count, too."""
+    """Whether the tags of If-Match or If-None-Match include `etag`. With `weak`, a weak tag counts, too."""
     text = ",".join(fields)
     return text.strip() == "*" or any(
         tag == etag and (weak or not is_weak) for is_weak, tag in _TAG.findall(text)
@@ -117,7 +118,7 @@ def _lists(fields: list[str], etag: str, weak: bool) -> bool:
 
 
 def _is_newer(last_modified: str, header: str | None) -> bool | None:
-    """Whether a file has changed since the date of a header; None if that is no date."""
+    """Whether a file has changed since the date in a header. None if the header is missing or malformed."""
     try:
         changed, date = (parsedate_to_datetime(text or "") for text in (last_modified, header))
     except (ValueError, TypeError, OverflowError):

@@ -1,7 +1,7 @@
-"""Server-sent events of a job: its journal, entry by entry, with the entry's number as event id, and progress
-in between.
+"""Server-sent events of a job: its journal, entry by entry, and the progress in between.
 
-A client that lost the connection sends Last-Event-ID and misses nothing: the journal is the memory.
+The id of an event is the number of its entry. A client that lost the connection sends that number as
+Last-Event-ID and misses nothing, because the journal keeps all entries.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _event(name: str, data: str, sequence: int | None = None) -> bytes:
 
 
 def event_stream(job: Job, after: int, services: Services, request: Request) -> Response:
-    """The answer that carries `job_events`, one of at most `max_event_streams`. Raises ApiError."""
+    """The answer that carries `job_events`. Raises ApiError if `max_event_streams` are open already."""
     limit = services.settings.max_event_streams
     if services.streams >= limit:
         raise ApiError("too_many_streams", "Too many event streams are open.", limit=limit)
@@ -62,7 +62,7 @@ def event_stream(job: Job, after: int, services: Services, request: Request) -> 
 
 
 async def job_events(job: Job, after: int, services: Services, request: Request) -> AsyncIterator[bytes]:
-    """Events with a number above `after` until the job is over; each carries the job as of then."""
+    """The events with a number above `after`, until the job is over. Each carries the job as it was then."""
     state = submitted_job(job.id, job.submitted)
     if after < 0:
         yield _event(EVENT_OF_ENTRY["submitted"], await _view(state, services), 0)

@@ -26,11 +26,11 @@ class JobFile:
     stored: StoredFile
     made_at: datetime
     filename: str
-    """What a browser calls it when it saves the file."""
+    """The name under which a browser saves the file."""
 
 
 def finished_file(job: Job, stored: StoredFile | None, what: str) -> JobFile:
-    """A file that a job has from its end on. Raises ApiError if the job has none, or none yet."""
+    """A file that comes with the end of a job. Raises ApiError if the job has none, or none yet."""
     if stored is not None and job.completed_at is not None:
         return JobFile(job.id, stored, job.completed_at, job.id + Path(stored.name).suffix)
     if job.state.is_terminal:
@@ -39,7 +39,7 @@ def finished_file(job: Job, stored: StoredFile | None, what: str) -> JobFile:
 
 
 def clip_file(job: Job, clip: int) -> JobFile:
-    """A finished clip of a job, counted from 0. Raises ApiError if the job has no such clip, or not yet."""
+    """The clip number `clip`, counted from 0. Raises ApiError if the job has no such clip, or not yet."""
     entry = next((entry for entry in job.clips if entry.clip == clip), None)
     if entry is not None:
         return JobFile(job.id, entry.video, entry.at, f"{job.id}-{clip}.mp4")

@@ -1,6 +1,4 @@
-"""Short-lived signed URLs: a path, a time, and an HMAC over both. For players and browsers that cannot send a
-key.
-"""
+"""Short-lived signed URLs, for players that cannot send a key: a path, a time and an HMAC of both."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ _SECRET = "url-signing.secret"
 
 
 class UrlSigner:
-    """Signs with a secret that lives in the store, so all servers of one store accept each other's URLs."""
+    """Signs with a secret in the store, so that all servers of one store accept each other's URLs."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
@@ -34,12 +32,12 @@ class UrlSigner:
         return hmac.new(self._key(), f"{expires}:{path}".encode(), hashlib.sha256).hexdigest()
 
     def sign(self, path: str, expires_at: datetime) -> str:
-        """The URL of `path` that is good until `expires_at`."""
+        """The URL that gives `path` until `expires_at`."""
         expires = int(expires_at.timestamp())
         return f"{path}?expires={expires}&signature={self._signature(path, expires)}"
 
     def verify(self, path: str, expires: str, signature: str) -> bool:
-        """Whether the two query parameters allow `path` now."""
+        """Whether these two query parameters give `path` now."""
         if not (expires.isascii() and expires.isdecimal() and len(expires) <= 12 and signature.isascii()):
             return False
         expected = self._signature(path, int(expires))
@@ -47,5 +45,5 @@ class UrlSigner:
 
     @staticmethod
     def in_seconds(seconds: int) -> datetime:
-        """A moment to sign for."""
+        """The moment so many seconds from now."""
         return datetime.fromtimestamp(int(time.time()) + seconds, UTC)

@@ -1,7 +1,8 @@
-"""Webhooks (Standard Webhooks): what happens to a job is told to the URL that its submit named.
+"""Webhooks (Standard Webhooks): the URL that a submit named is told what happens to the job.
 
-The journal is the queue: a cursor per job says which entry is told next, so a restart loses nothing. Told at
-least once; `webhook-id` is the same each time. Failures are tried again, later and later, for a day.
+The journal is the queue of messages. A cursor for each job says which entry is told next, so a restart loses
+nothing. An entry is told at least once, each time with the same `webhook-id`. After a failure it is told
+again, at growing intervals, for a day.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ _PREFIX: Final = "whsec_"
 
 
 class Cursor(Frozen):
-    """How far a job has been told."""
+    """How much of a job has been told."""
 
     sequence: int = 1
-    """Number of the entry to tell next."""
+    """The number of the entry to tell next."""
     tries: int = 0
     first_try_at: datetime | None = None
     next_try_at: datetime | None = None
@@ -61,12 +62,12 @@ class Cursor(Frozen):
 
 
 def pause_after(tries: int) -> timedelta:
-    """5 s, 20 s, 80 s … 3 h."""
+    """The pause after so many failures: 5 s, 20 s, 80 s … 3 h."""
     return min(LONGEST_PAUSE, timedelta(seconds=5 * 4 ** min(tries - 1, 10)))
 
 
 def webhook_secret(store: ArtifactStore, configured: str | None) -> str:
-    """The secret of the settings, or one made once and kept in storage. Raises ValueError if malformed."""
+    """The configured secret, or one that is made once and kept in storage. Raises ValueError if malformed."""
     if configured is not None:
         _key(configured)
         return configured
@@ -88,7 +89,7 @@ def _key(secret: str) -> bytes:
 
 
 def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers of the standard: HMAC-SHA256 over `id.timestamp.body`."""
+    """The three headers of the standard. The signature is HMAC-SHA256 of `id.timestamp.body`."""
     signature = hmac.new(_key(secret), f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return {
         "webhook-id": message_id,
@@ -99,7 +100,7 @@ def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) ->
 
 @dataclass
 class WebhookSender:
-    """Tells all jobs that named a URL. `round` starts what is due; nothing waits for a slow receiver."""
+    """Sends the webhooks of all jobs. `round` starts what is due, and nothing waits for a slow receiver."""
 
     store: ArtifactStore
     index: JobIndex
@@ -108,14 +109,14 @@ class WebhookSender:
     secret: str
     _cursors: dict[str, Cursor] = field(default_factory=dict)
     _states: dict[str, Job] = field(default_factory=dict)
-    """Jobs as they were when last told, so that the next entry is all that must be read."""
+    """The jobs as they were when last told, so that only newer entries must be read."""
     _telling: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._journal = Journal(self.store)
 
     async def round(self) -> None:
-        """Start telling whatever is due."""
+        """Start to tell what is due."""
         jobs = self.index.with_webhooks()
         for job_id in self._cursors.keys() - jobs.keys():
             del self._cursors[job_id]  # the job was removed
@@ -140,7 +141,7 @@ class WebhookSender:
             log.error("webhook of %s could not be sent", job_id, exc_info=error)
 
     async def stop(self) -> None:
-        """Give up what is under way; it is told again after the next start."""
+        """Break off what is under way. It is told again after the next start."""
         tasks = list(self._telling.values())
         for task in tasks:
             task.cancel()
@@ -157,7 +158,7 @@ class WebhookSender:
         self.store.write(f"{_FOLDER}/{job_id}.json", cursor.model_dump_json().encode())
 
     async def _tell(self, job_id: str, cursor: Cursor) -> None:
-        """Tell one job's entries in order until the newest, or until a failure."""
+        """Tell the entries of one job in order, up to the newest or until a failure."""
         try:
             told = await asyncio.to_thread(self._as_told, job_id, cursor)
         except JobNotFound:
@@ -176,7 +177,7 @@ class WebhookSender:
                 return
 
     def _as_told(self, job_id: str, cursor: Cursor) -> Job:
-        """The job as it was with the entry before the cursor's."""
+        """The job as it was before the entry that the cursor names."""
         known = self._states.get(job_id)
         if known is not None and known.sequence == cursor.sequence - 1:
             return known
@@ -188,7 +189,7 @@ class WebhookSender:
         return json.dumps(message).encode()
 
     async def _deliver(self, entry: JournalEntry, job: Job) -> bool | None:
-        """True if the receiver took it, False to try again, None if it wants no more (410)."""
+        """True if the receiver took the message, False to try again, None if it wants no more (410)."""
         job_id, url = job.id, job.submitted.webhook_url or ""
         body = await asyncio.to_thread(self._body, entry, job)
         headers = signed_headers(self.secret, f"msg_{job_id}_{job.sequence}", int(time.time()), body)
@@ -206,7 +207,7 @@ class WebhookSender:
 
     @staticmethod
     def _postponed(cursor: Cursor, delivered: bool | None) -> Cursor:
-        """The cursor after a failure: later, or over."""
+        """The cursor after a failure: for a later try, or over."""
         now, tries = utcnow(), cursor.tries + 1
         first = cursor.first_try_at or now
         over = delivered is None or now - first > GIVE_UP_AFTER

@@ -1,1 +1,1 @@
-"""The routes, one file per kind."""
+"""The routes, one file for each kind. No file imports another."""

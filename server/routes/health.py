@@ -1,4 +1,4 @@
-"""Whether the service lives, whether it can work, and what it can work with."""
+"""Whether the service lives, whether it can work, and with which checkpoints."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ async def healthz() -> Health:
     responses={503: {"model": Readiness, "description": "Something is missing."}},
 )  # fmt: skip
 def readyz(services: ServicesOf) -> Response:
-    """Redis answers, storage has room, a worker lives that has not failed to load its model. 503 says which
-    of them is missing.
+    """200 if Redis answers, storage has room, and a worker lives that did not fail to load its model. 503
+    says which of these is missing.
     """
     workers = services.hints.workers()
     failing = sum(worker.problem is not None for worker in workers or ())
@@ -46,7 +46,7 @@ def readyz(services: ServicesOf) -> Response:
     200: {"description": "Prometheus text format.", "content": {"text/plain": {}}},
 })  # fmt: skip
 def metrics(services: ServicesOf, principal: Admin) -> Response:
-    """Needs an admin's key, if there are keys."""
+    """Needs an admin's key, once there are keys."""
     text = services.metrics.render(
         services.index.counts(), services.store.free_bytes(), services.hints.workers()
     )
@@ -55,7 +55,7 @@ def metrics(services: ServicesOf, principal: Admin) -> Response:
 
 @router.get("/v1/models", tags=["models"], response_model=ModelList, summary="List checkpoints")
 def list_models(services: ServicesOf, principal: Reader) -> ModelList:
-    """The checkpoints that workers have, and what each accepts."""
+    """The checkpoints that workers have, and what each of them accepts."""
     cards = read_cards(services.store)
     default = choose_card(services, None).name if cards else None
     ordered = sorted(cards.values(), key=lambda card: card.name)

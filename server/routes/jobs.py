@@ -1,4 +1,4 @@
-"""The native API: submit a job, watch it, get its video, stop it, forget it."""
+"""The native API: submit a job, watch it, get its video, cancel it, delete it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def generate(
         str | None, Header(description="`wait=N`: hold the answer up to N s for a finished job.")
     ] = None,
 ) -> Response:
-    """Store a job durably and queue it. Once answered with 202 it is not lost, whatever crashes."""
+    """Store a job durably, and queue it. After the answer 202 it is not lost, whatever crashes."""
     key = checked_key(idempotency_key)
     job, created = await submit(request, key, services, principal)
     wait = _wait_seconds(prefer, services)
@@ -85,7 +85,7 @@ async def generate(
     "/validate", response_model=ValidationView, openapi_extra=GENERATE_BODY, summary="Check a submit"
 )
 async def validate(request: Request, services: ServicesOf, principal: Submitter) -> ValidationView:
-    """Everything a submit checks, and what would come of it, without queueing anything."""
+    """Check all that a submit checks, and tell what would come of it. Nothing is queued."""
     draft, checked = await dry_run(request, services, principal)
     newcomer = WaitingJob("new", principal.owner, priority_of(draft.fields, principal), checked.params.cost())
     position, start, finish = await asyncio.to_thread(
@@ -111,7 +111,7 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64, description="Only jobs older than this one.")] = None,
 ) -> JobList:
-    """Own jobs, newest first; an admin sees everybody's."""
+    """Your own jobs, newest first. An admin sees everybody's."""
     jobs, has_more = listed(services, principal, limit, status, after)
     return JobList(
         data=[job_view(job, services.hints) for job in jobs],
@@ -128,8 +128,8 @@ def get_job(job: ReadableJob, services: ServicesOf) -> JobView:
 
 @router.post("/jobs/{job_id}/cancel", response_model=JobView, summary="Cancel a job")
 def cancel_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> JobView:
-    """Stop a job for good. Its finished clips stay. Canceling a canceled job is no error; a finished one is
-    (409).
+    """Stop a job for good. Its finished clips stay. Canceling a canceled job is no error, canceling a
+    finished one is (409).
     """
     job = cancel(job, services, principal)
     if job.state is not JobState.CANCELED:
@@ -146,7 +146,7 @@ def delete_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> 
 
 @router.get("/jobs/{job_id}/video", summary="Get the video", response_class=Response, responses=VIDEO_FILE)
 def get_video(job: DownloadableJob, services: ServicesOf, request: Request) -> Response:
-    """The finished MP4. Serves ranges, and conditional requests by ETag."""
+    """The finished MP4. Takes one range, and all conditional headers."""
     return file_response(services.store, finished_file(job, job.video, "video"), request)
 
 
@@ -174,8 +174,8 @@ async def get_events(
     request: Request,
     last_event_id: Annotated[str | None, Header(description="Number of the last event seen.")] = None,
 ) -> Response:
-    """Events until the job is over. Ids are numbers of the job's journal; with Last-Event-ID nothing is
-    missed.
+    """Events until the job is over. Their ids are numbers of the job's journal, so a client that sends
+    Last-Event-ID misses nothing.
     """
     after = -1
     if last_event_id is not None:
@@ -185,13 +185,13 @@ async def get_events(
         if job.state.is_terminal and after >= job.sequence:
             return Response(
                 status_code=204
-            )  # a browser's EventSource comes back for ever after anything else
+            )  # after any other answer, a browser's EventSource comes back for ever
     return event_stream(job, after, services, request)
 
 
 @router.post("/jobs/{job_id}/signed-urls", response_model=SignedUrls, summary="Make links that need no key")
 def sign_urls(job: ReadableJob, services: ServicesOf, body: SignRequest | None = None) -> SignedUrls:
-    """Short-lived links to the files that the job has so far."""
+    """Make short-lived links to the files that the job has so far."""
     expires = services.signer.in_seconds((body or SignRequest()).expires_in)
     return SignedUrls(
         expires_at=expires,

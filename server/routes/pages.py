@@ -1,4 +1,4 @@
-"""The web page and the API reference: a few static files, none from anywhere else."""
+"""The web page and the API reference: a few static files, which load nothing from other sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checking a received submit against limits and checkpoint, and decoding its files in the sandbox."""
+"""Checks a received submit against limits and checkpoint, and decodes its files in the sandbox."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SAME_TYPES: Final = (
 
 @dataclass(frozen=True)
 class Checked:
-    """A request that can be rendered: everything resolved, decoded files in `folder`."""
+    """A request that can be rendered: all settings are resolved, and `folder` holds the decoded files."""
 
     folder: Path
     card: CheckpointCard
@@ -81,9 +81,7 @@ def choose_card(services: Services, name: str | None) -> CheckpointCard:
 def check_fields(
     fields: GenerateFields, card: CheckpointCard, services: Services, principal: Principal
 ) -> None:
-    """Everything about the settings that depends on the server and the checkpoint. Raises ApiError,
-    FieldError.
-    """
+    """Check what depends on the server or on the checkpoint. Raises ApiError, FieldError."""
     settings = services.settings
     frame_size(fields, card)
     if len(fields.prompt) > settings.max_prompts:
@@ -124,8 +122,8 @@ def priority_of(fields: GenerateFields, principal: Principal) -> Priority:
 
 
 def _check_declared_type(field: str, declared: str, found: str) -> None:
-    """Under strict_media_types a file that says it is something specific must be that. No type, or a general
-    one, claims nothing.
+    """With strict_media_types, a file must be what its declared type says. A missing or general type says
+    nothing.
     """
     if declared in ("", "application/octet-stream", "binary/octet-stream", found):
         return
@@ -135,7 +133,7 @@ def _check_declared_type(field: str, declared: str, found: str) -> None:
 
 
 async def check(draft: Draft, services: Services, principal: Principal, folder: Path) -> Checked:
-    """Check a request against server and checkpoint, decode its files, resolve its settings."""
+    """Check a request, decode its files and resolve its settings. Raises ApiError, FieldError."""
     fields, settings = draft.fields, services.settings
     card = await asyncio.to_thread(choose_card, services, fields.model)
     check_fields(fields, card, services, principal)

@@ -1,6 +1,7 @@
-"""Reading a multipart/form-data body: each part streamed to its file or text, capped while it streams.
+"""Reads a multipart/form-data body. Each part goes to a file or a text as it arrives, up to its own cap.
 
-A file lands in a temporary one without a name, gone with its request. What the client called it is not kept.
+A file is written to a temporary file without a name, which is gone when the request ends. The name that the
+client gave is not kept.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from contract.request import unknown_field
 from server.errors import ApiError, printable
 
 MAX_TEXT_BYTES: Final = 65_536
-"""Bytes of one text field. Longer than any valid one, so that the precise limit is named by validation."""
+"""The bytes of one text field. No valid text is so long, so validation names the precise limit first."""
 MAX_PARTS: Final = 256
 
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """A file as the client sent it. `declared_type` is what the client says it is ("" if it does not say)."""
+    """A file as the client sent it. `declared_type` is its media type as the client says, or ""."""
 
     content: BinaryIO
     size: int
@@ -33,7 +34,7 @@ class ReceivedFile:
 
 @dataclass(frozen=True)
 class ReceivedForm:
-    """The fields of a multipart body in order of arrival."""
+    """The fields of a multipart body, in order of arrival."""
 
     texts: Mapping[str, list[str]]
     files: Mapping[str, ReceivedFile]
@@ -41,16 +42,16 @@ class ReceivedForm:
 
 @dataclass(frozen=True)
 class FormRules:
-    """Which fields there are: largest size in bytes of each file field, and which text fields may repeat."""
+    """Which fields a form may have. `file_limits` gives the most bytes of each file field."""
 
     file_limits: Mapping[str, int]
     text_fields: frozenset[str]
     repeatable: frozenset[str] = frozenset()
     long_texts: frozenset[str] = frozenset()
-    """Text fields that may hold a whole file as a data: URL."""
+    """Text fields that may hold a whole file, as a data: URL."""
     long_text_bytes: int = MAX_TEXT_BYTES
     brackets: bool = False
-    """Whether `name[key]` is a part of the object `name`."""
+    """Whether the field `name[key]` is a part of the object `name`."""
 
 
 @dataclass
@@ -74,7 +75,7 @@ def _utf8(raw: bytes, field_name: str | None) -> str:
 
 
 class _FormReader:
-    """Callbacks of the multipart parser; turns parts into texts and files as they arrive."""
+    """The callbacks of the multipart parser. They turn parts into texts and files as the parts arrive."""
 
     def __init__(self, new_file: Callable[[], BinaryIO], rules: FormRules) -> None:
         self._new_file, self._rules = new_file, rules
@@ -166,7 +167,7 @@ class _FormReader:
 async def read_form(
     content_type: str, chunks: AsyncIterator[bytes], new_file: Callable[[], BinaryIO], rules: FormRules
 ) -> ReceivedForm:
-    """The form in the chunks of a body. Raises ApiError, and whatever `chunks` raises."""
+    """The form that the chunks of a body hold. Raises ApiError, and what `chunks` raises."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise ApiError("malformed_body", "The multipart body names no boundary.")

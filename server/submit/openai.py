@@ -1,4 +1,4 @@
-"""Taking in a create of OpenAI's Videos API: the same `Draft`, from fields of other names.
+"""Receives a create of OpenAI's Videos API: the same `Draft`, from fields with other names.
 
 `input_reference` is the person, `image_reference` the product, `audio_reference` the speech. Each is a file,
 a data: or https: URL, or an object with such a URL (as JSON, or spelled out in bracket keys).
@@ -41,7 +41,7 @@ _SECONDS: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?")
 
 
 def _texts(given: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Form texts with objects put together from bracket keys and JSON."""
+    """The texts of a form, with objects built from bracket keys and from JSON."""
     values: dict[str, Any] = {}
     for name, texts in given.items():
         base, *path = re.split(r"[\[\]]+", name.removesuffix("]"))
@@ -55,7 +55,7 @@ def _texts(given: Mapping[str, list[str]]) -> dict[str, Any]:
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: object) -> None:
-    """Set the value at a path of keys. Raises ApiError if something else is there."""
+    """Set the value at a path of keys. Raises ApiError if another value is in the way."""
     *outer, last = path
     for key in outer:
         values = values.setdefault(key, {})
@@ -67,7 +67,7 @@ def _put(values: dict[str, Any], path: Sequence[str], value: object) -> None:
 
 
 def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Form texts as the numbers and truths that they stand for; what came as JSON stays as it is."""
+    """The texts of a form as the numbers and booleans that they spell. Values from JSON stay as they are."""
     texts = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
     return {
         **values,
@@ -78,7 +78,7 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _url(reference: object, field: str) -> object:
-    """The URL in a reference: itself, or under a known key, or once more nested."""
+    """The URL in a reference: the reference itself, or the value of a known key, at most two levels deep."""
     for _ in range(2):
         if isinstance(reference, dict):
             found = [reference[key] for key in URL_KEYS if reference.get(key) is not None]
@@ -89,7 +89,7 @@ def _url(reference: object, field: str) -> object:
 
 
 def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
-    """Fields of POST /v1/generate out of those of a video."""
+    """The fields of POST /v1/generate, from those of a create."""
     extra = values.pop("extra_params", None) or {}
     if not isinstance(extra, dict):
         raise ApiError("invalid_value", "Expected an object.", field="extra_params")
@@ -99,7 +99,7 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
             raise unknown_field(name, {*PLAIN_FIELDS, *FIELD_OF_REFERENCE, "seconds", "extra_params"})
     if not typed:
         values, extra = _typed(values), _typed(extra)
-    settings = {**values, **extra}  # the longer list of prompts is in the extra ones
+    settings = {**values, **extra}  # `extra_params` may hold a longer list of prompts
     if seconds is not None:
         if not _SECONDS.fullmatch(str(seconds)) or float(seconds) <= 0:
             raise ApiError("invalid_value", 'Expected seconds, such as "8".', field="seconds")
@@ -108,7 +108,7 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
 
 
 async def receive_video(request: Request, services: Services, scratch: Scratch) -> Draft:
-    """Take in a create, as multipart or JSON. Raises ApiError, ClientDisconnect."""
+    """Receive a create, as multipart or JSON. Raises ApiError, FieldError, ClientDisconnect."""
     files: dict[str, ReceivedFile] = {}
     typed = body_type(request) == "application/json"
     if typed:

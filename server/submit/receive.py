@@ -1,4 +1,4 @@
-"""Taking in a submit: its body, streamed to disk under caps and a deadline, becomes a `Draft`."""
+"""Receives a submit: streams its body to disk, under caps and a deadline, and makes a `Draft` of it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ DRAIN_SECONDS: Final = 2.0
 
 @dataclass(frozen=True)
 class Draft:
-    """A request that was received whole: its settings, checked by themselves, and its files, undecoded."""
+    """A request that was received whole: its settings, checked by themselves, and its undecoded files."""
 
     fields: GenerateFields
     files: Mapping[str, ReceivedFile]
@@ -66,14 +66,15 @@ class Draft:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Where one submit is put together: the folder of the job to be, and files without names."""
+    """Where one submit is put together: the folder that may become the job, and files without names."""
 
     folder: Path
     _files: ExitStack
 
     def new_file(self, most_bytes: int | None = None) -> BinaryIO:
-        """An empty file that nobody can open by name and that is gone when the request ends: in memory if it
-        is known to stay small.
+        """An empty file without a name, which is gone when the request ends.
+
+        It lies in memory if it will hold `most_bytes` at most and that is little.
         """
         if most_bytes is not None and most_bytes <= SMALL_FILE_BYTES:
             return self._files.enter_context(os.fdopen(os.memfd_create("upload"), "w+b"))
@@ -82,7 +83,7 @@ class Scratch:
 
 @asynccontextmanager
 async def scratch(services: Services) -> AsyncIterator[Scratch]:
-    """Space for one submit; nothing of it is left afterwards, unless it became a job."""
+    """Space for one submit. Nothing is left of it afterwards, unless it became a job."""
     folder = services.store.scratch() / f"submit-{secrets.token_hex(8)}"
     with ExitStack() as files:
         try:
@@ -105,7 +106,7 @@ def file_limits(services: Services) -> dict[str, int]:
 
 
 def body_type(request: Request) -> Literal["multipart/form-data", "application/json"]:
-    """The kind of body that a submit has. Raises ApiError for any other."""
+    """The media type of a submit's body. Raises ApiError for any other type."""
     match request.headers.get("content-type", "").partition(";")[0].strip().lower():
         case "multipart/form-data":
             return "multipart/form-data"
@@ -117,7 +118,7 @@ def body_type(request: Request) -> Literal["multipart/form-data", "application/j
 
 
 async def receive(request: Request, services: Services, scratch: Scratch) -> Draft:
-    """Take the body in, as multipart or JSON. Raises ApiError, ClientDisconnect."""
+    """Receive a body, as multipart or JSON. Raises ApiError, FieldError, ClientDisconnect."""
     if body_type(request) == "multipart/form-data":
         texts = frozenset(GenerateFields.model_fields) | {PARAMS_FIELD}
         rules = FormRules(file_limits(services), texts, REPEATABLE)
@@ -156,13 +157,13 @@ async def _deadline(seconds: float) -> AsyncIterator[None]:
 
 
 def _declared_bytes(request: Request) -> int | None:
-    """The length of the body, if the client says it."""
+    """The length of the body as the client declares it, if it does."""
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isdecimal() else None
 
 
 async def _capped_body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body in chunks. Raises ApiError as soon as it is, or says it will be, longer than `limit` bytes."""
+    """The body in chunks. Raises ApiError once it is longer than `limit` bytes, or declares to be."""
     too_large = ApiError("request_too_large", f"The request is larger than {limit} bytes.", limit=limit)
     if (_declared_bytes(request) or 0) > limit:
         raise too_large
@@ -249,8 +250,9 @@ def decode_data_url(url: str, scratch: Scratch, limit: int, field_name: str) -> 
 
 
 async def drain(request: Request) -> bool:
-    """Read the rest of a refused request for a moment, so that the client gets to see the answer. True if it
-    ended.
+    """Read the rest of a refused request for a moment, so that the client gets to see the answer.
+
+    Returns whether the request has ended.
     """
     drained = 0
     try:
@@ -260,6 +262,6 @@ async def drain(request: Request) -> bool:
                 if drained > DRAIN_BYTES:
                     return False
     except (TimeoutError, ClientDisconnect, RuntimeError):
-        # RuntimeError: the body had been read to its end already.
+        # starlette raises RuntimeError if the body was read to its end before.
         return request._stream_consumed
     return True

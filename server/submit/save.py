@@ -1,4 +1,4 @@
-"""Storing a checked submit as a job: durably, and once for each Idempotency-Key."""
+"""Stores a checked submit as a job: durably, and once for each Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def _save(
 def _save_once(
     key: str, draft: Draft, checked: Checked, services: Services, principal: Principal
 ) -> tuple[Job, bool]:
-    """Store under the id that the idempotency key stands for, unless that has been done. Also says whether we
-    did it.
+    """Store the job under the id that its idempotency key has claimed, or read the one that is stored there.
+
+    Also returns whether the job is new.
     """
     keys = services.idempotency
     job_id = keys.claim(principal.owner, key, draft.fingerprint(), new_job_id())
@@ -85,15 +86,16 @@ def _save_once(
 async def save(
     draft: Draft, checked: Checked, key: str | None, services: Services, principal: Principal
 ) -> tuple[Job, bool]:
-    """Durably store the job and announce it. Also says whether it is new, or known by its key."""
+    """Store the job durably, and announce it. Also returns whether it is new, or known by its key."""
     if key is None:
         return await asyncio.to_thread(_save, new_job_id(), draft, checked, services, principal), True
     return await asyncio.to_thread(_save_once, key, draft, checked, services, principal)
 
 
 def known_job(key: str, draft: Draft, services: Services, principal: Principal) -> Job | None:
-    """The job that this very request has made before, if it has. Raises ApiError if the key was used
-    otherwise.
+    """The job that this very request has made before, or None.
+
+    Raises ApiError if the key was used for another request.
     """
     if not services.idempotency.known(principal.owner, key):
         return None

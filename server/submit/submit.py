@@ -1,4 +1,4 @@
-"""A submit, step by step: admission, space, receiving, checking, saving; each step refuses what it can."""
+"""A submit, step by step: admission, free space, receiving, checking, saving."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ Receiver = Callable[[Request, Services, Scratch], Awaitable[Draft]]
 
 @asynccontextmanager
 async def _receiving(request: Request, services: Services) -> AsyncIterator[None]:
-    """One submit being received: a place among `max_concurrent_uploads`; what is refused is drained, then
-    closed.
+    """Take one of the `max_concurrent_uploads` places while a submit is received.
+
+    The rest of a refused request is read for a moment; if it does not end, the connection is closed.
     """
     limit = services.settings.max_concurrent_uploads
     try:
@@ -54,9 +55,9 @@ def _check_space(services: Services) -> None:
 async def submit(
     request: Request, key: str | None, services: Services, principal: Principal, receiver: Receiver = receive
 ) -> tuple[Job, bool]:
-    """Take in, check and store a job, or find the one of an earlier try. Also says whether it is new."""
+    """Receive, check and store a job, or find the one of an earlier try. Also returns whether it is new."""
     repeated = key is not None and services.idempotency.known(principal.owner, key)
-    # A repetition of a stored request takes no place, so no limit may refuse it.
+    # A repetition of a stored request needs no place in the queue, so no limit may refuse it.
     admission = nullcontext() if repeated else services.index.admission(principal.owner, principal.limits)
     async with _receiving(request, services):
         with admission:
@@ -75,7 +76,7 @@ async def submit(
 
 
 async def dry_run(request: Request, services: Services, principal: Principal) -> tuple[Draft, Checked]:
-    """Take in and check a submit, and forget it. Raises ApiError, ClientDisconnect."""
+    """Receive and check a submit, and forget it. Raises ApiError, ClientDisconnect."""
     async with _receiving(request, services), scratch(services) as space:
         _check_space(services)
         draft = await receive(request, services, space)
