@@ -17,8 +17,8 @@ import httpx
 from redis.exceptions import RedisError
 
 from contract.settings import Settings
+from deploy.parts import own_command
 from deploy.stack import Part, Supervisor, free_port
-from deploy.up import own_command
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
 from jobs.identity import pid_of

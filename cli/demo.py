@@ -15,9 +15,9 @@ from rich.panel import Panel
 
 from cli.client import ServiceClient
 from cli.generate import generate_over_http, options_of
+from deploy.parts import own_command
 from deploy.samples import write_samples
 from deploy.stack import StackError, free_port
-from deploy.up import own_command
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0

@@ -6,7 +6,7 @@ import httpx
 from redis.exceptions import RedisError
 
 from contract.settings import Settings
-from deploy.up import base_url
+from deploy.parts import base_url
 from jobs.identity import lives_here
 from jobs.queue import JobQueue
 
@@ -32,5 +32,5 @@ def why_worker_is_unhealthy(settings: Settings, redis_url: str) -> str | None:
         return None
     for worker in here:
         if worker.problem is not None:
-            return f"The worker cannot load its model: {worker.problem}"
+            return worker.problem
     return "The worker is loading its model." if here else "No worker of this host is alive."

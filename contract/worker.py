@@ -54,7 +54,7 @@ class WorkerInfo(Frozen):
     ready: bool = False
     """False while the model is being loaded."""
     problem: str | None = None
-    """Why the model could not be loaded the last time; it is tried again and again."""
+    """What keeps it from working, as a sentence; it tries again and again."""
     running: RunningJob | None = None
     seconds_per_cost: float | None = None
     """Measured speed (seconds per unit of `Submitted.cost`), for estimates; None until the first clip is

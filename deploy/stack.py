@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contract.processes import last_words
 from deploy.watchdog import HealthCheck, Watchdog
 
 FIRST_DELAY_S = 0.2
@@ -29,6 +30,7 @@ HEALTHY_AFTER_S = 5.0
 LONG_WAIT_S = 30.0
 """Who waits longer than this is shown where the reason may be written."""
 
+KILLED = "killed by"
 MAX_LOG_BYTES = 50 * 2**20
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -65,6 +67,16 @@ class Restart:
     in_a_row: int
     mended: str | None = None
     """What was done about the cause."""
+    words: str = ""
+    """The end of what it wrote."""
+
+    def __str__(self) -> str:
+        """How it died; with its last words if that was its own doing, or not for the first time."""
+        died = f"{self.part} died ({self.exit_status}"
+        if self.in_a_row > 1:
+            died = f"{self.part} keeps dying ({self.exit_status}; {self.in_a_row} times in a row"
+        tell = self.words and (self.in_a_row > 1 or not self.exit_status.startswith(KILLED))
+        return f"{died})" + (f". Its last words:\n{self.words}" if tell else "")
 
 
 @dataclass
@@ -75,6 +87,7 @@ class _Child:
     started_at: float = 0.0
     start_at: float = 0.0
     deaths: int = 0
+    last_death: Restart | None = None
     log_start: int = 0
     """Where the words of this process begin in the part's log."""
     watchdog: Watchdog | None = None
@@ -116,7 +129,9 @@ class Supervisor:
             child.deaths = 1 if now - child.started_at > HEALTHY_AFTER_S else child.deaths + 1
             delay = 0.0 if child.deaths == 1 else min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**child.deaths)
             why = child.killed_because or describe_exit(code)
-            restarts.append(Restart(child.part.name, why, delay, child.deaths, mended))
+            words = last_words(self._words(child))
+            child.last_death = Restart(child.part.name, why, delay, child.deaths, mended, words)
+            restarts.append(child.last_death)
             child.process = None
             child.start_at = now + delay
             if not delay:
@@ -135,6 +150,20 @@ class Supervisor:
         if child.watchdog is not None:
             child.watchdog.end()
             child.watchdog = None
+
+    def dying(self) -> dict[str, str]:
+        """A sentence for each part that died again soon after its start and has not run for long since."""
+        return {
+            child.part.name: f"{child.last_death} (its log: {self.log_path(child.part.name)})"
+            for child in self._children
+            if child.last_death is not None
+            and child.deaths > 1
+            and (child.process is None or time.monotonic() - child.started_at < HEALTHY_AFTER_S)
+        }
+
+    def pids(self) -> dict[str, int | None]:
+        """The process id of each part, None while it waits for its restart."""
+        return {name: self.pid(name) for name in self.names()}
 
     def pid(self, name: str) -> int | None:
         """The part's process id, None while it waits for its restart. Raises KeyError for an unknown part."""
@@ -236,9 +265,9 @@ def describe_exit(code: int) -> str:
     """`-9` → "killed by SIGKILL", `1` → "exit status 1"."""
     if code < 0:
         try:
-            return f"killed by {signal.Signals(-code).name}"
+            return f"{KILLED} {signal.Signals(-code).name}"
         except ValueError:
-            return f"killed by signal {-code}"
+            return f"{KILLED} signal {-code}"
     return f"exit status {code}"
 
 

@@ -14,6 +14,7 @@ import math
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -43,6 +44,7 @@ _SNAPSHOT_AGE_S = 0.3
 _PREFIX = "cointeract:"
 _WORKERS = _PREFIX + "workers"
 _CHECKPOINTS = _PREFIX + "checkpoints"
+_TROUBLED = _PREFIX + "troubled"
 
 
 def connect(redis_url: str, *, timeout_s: float = 2.0) -> Redis:
@@ -82,6 +84,10 @@ def _progress_key(job_id: str) -> str:
 
 def _alive_key(process: str) -> str:
     return f"{_PREFIX}alive:{process}"
+
+
+def _troubles_key(origin: str) -> str:
+    return f"{_PREFIX}troubles:{origin}"
 
 
 def _speed_key(checkpoint: str) -> str:
@@ -222,6 +228,30 @@ class JobQueue:
 
     def is_alive(self, process: str) -> bool:
         return bool(self.redis.exists(_alive_key(process)))
+
+    def tell_troubles(self, origin: str, troubles: Mapping[str, str], seconds: float) -> None:
+        """What keeps parts from working that cannot tell it themselves, by part: believed for so long."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            if troubles:
+                pipeline.sadd(_TROUBLED, origin)
+                pipeline.set(_troubles_key(origin), json.dumps(dict(troubles)), px=int(1000 * seconds))
+            else:
+                pipeline.srem(_TROUBLED, origin)
+                pipeline.delete(_troubles_key(origin))
+            pipeline.execute()
+
+    def troubles(self) -> list[str]:
+        """A sentence for each part that was told of."""
+        origins = cast(set[bytes], self.redis.smembers(_TROUBLED))
+        found: list[str] = []
+        for origin in sorted(origins):
+            told = cast(bytes | None, self.redis.get(_troubles_key(origin.decode())))
+            if told is None:
+                self.redis.srem(_TROUBLED, origin)
+                continue
+            with suppress(ValueError, AttributeError):  # written by another version of this program
+                found += [str(words) for words in json.loads(told).values()]
+        return found
 
     def retire(self, name: str) -> None:
         """Forget a worker that stops."""

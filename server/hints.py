@@ -56,3 +56,9 @@ class Hints:
     def workers(self) -> list[WorkerInfo] | None:
         """The live workers; None if that is not known."""
         return self._ask(self._queue.workers, None)
+
+    def problems(self) -> list[str]:
+        """A sentence for each worker that cannot work, and each part of a stack that keeps dying."""
+        found = [worker.problem for worker in self.workers() or () if worker.problem is not None]
+        unknown: list[str] = []
+        return found + self._ask(self._queue.troubles, unknown)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from contract.job import JobState
@@ -29,17 +31,30 @@ class Metrics:
             "cointeract_workers", "Live workers; -1 if Redis does not answer.", registry=self.registry
         )
         self.failing_workers = Gauge(
-            "cointeract_failing_workers", "Live workers that cannot load their model.", registry=self.registry
+            "cointeract_failing_workers", "Live workers that cannot work.", registry=self.registry
         )
+        self.problems = Gauge(
+            "cointeract_problem_info", "1 for each thing that keeps a worker or another part from working.",
+            ["problem"], registry=self.registry,
+        )  # fmt: skip
         self.refused = Counter(
             "cointeract_refused_requests", "Refused requests by error code.", ["code"], registry=self.registry
         )
 
-    def render(self, jobs: dict[JobState, int], free_bytes: int, workers: list[WorkerInfo] | None) -> bytes:
+    def render(
+        self,
+        jobs: dict[JobState, int],
+        free_bytes: int,
+        workers: list[WorkerInfo] | None,
+        problems: Sequence[str],
+    ) -> bytes:
         """The exposition text with the gauges as of now."""
         for state, count in jobs.items():
             self.jobs.labels(state.value).set(count)
         self.free_bytes.set(free_bytes)
         self.workers.set(-1 if workers is None else len(workers))
         self.failing_workers.set(sum(worker.problem is not None for worker in workers or ()))
+        self.problems.clear()
+        for problem in problems:
+            self.problems.labels(problem).set(1)
         return generate_latest(self.registry)

@@ -168,7 +168,11 @@ class Readiness(Wire):
     redis: bool
     storage: bool
     workers: int = Field(description="Alive, and not among the failing ones.")
-    failing_workers: int = Field(description="Alive, but unable to load their model: see their logs.")
+    failing_workers: int = Field(description="Alive, but unable to work.")
+    problems: list[str] = Field(
+        description="What keeps workers and other parts from working, in words. Empty for others than admins "
+        "once there are API keys."
+    )
 
 
 class ProblemDocument(BaseModel):

@@ -8,6 +8,7 @@ interpreter lock.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -213,6 +214,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def main() -> int:
+    faulthandler.enable()  # last words of a crash in native code
     config = ChildConfig.model_validate_json(sys.stdin.buffer.readline())
     configure_logging(config.settings)
     die_with_parent(config.parent_pid)

@@ -26,7 +26,7 @@ from typing import IO
 from contract.card import CARD_FILE, CheckpointCard
 from contract.entries import InterruptReason
 from contract.job import Stage
-from contract.processes import own_process
+from contract.processes import last_words, own_process
 from contract.settings import Settings
 from contract.worker import RunningJob
 from jobs.artifacts import FolderStore
@@ -36,6 +36,7 @@ from jobs.journal import Journal
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
 from workers.heartbeat import Heartbeat
+from workers.last_words import LastWords
 from workers.lost_attempts import end_attempt
 from workers.messages import (
     MESSAGE,
@@ -52,6 +53,10 @@ from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, serve_metrics
 
 log = logging.getLogger(__name__)
 
+DEATHS_IN_A_LOOP = 4
+"""So many children in a row that died before they were steady are a loop: one more than one job kills."""
+STEADY_AFTER_S = 10.0
+"""A child that has been ready for so long is steady; so is one that has finished an attempt."""
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 POLL_S = 0.25
@@ -64,12 +69,23 @@ class Child:
     process: subprocess.Popen[bytes]
     reports: int
     """Read end of its pipe, non-blocking."""
-    started_at: float = field(default_factory=time.monotonic)
+    words: LastWords
     last_report_at: float = field(default_factory=time.monotonic)
-    ready: bool = False
+    ready_at: float | None = None
+    has_finished_an_attempt: bool = False
     problem: str | None = None
     running: RunningJob | None = None
     unread: bytes = b""
+
+    @property
+    def ready(self) -> bool:
+        return self.ready_at is not None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether it has shown that it can work."""
+        long_ready = self.ready_at is not None and time.monotonic() - self.ready_at > STEADY_AFTER_S
+        return long_ready or self.has_finished_an_attempt
 
     def receive(self) -> list[Message] | None:
         """New messages; None when the child has closed its end."""
@@ -83,6 +99,7 @@ class Child:
         return [MESSAGE.validate_json(line) for line in lines]
 
     def close(self) -> None:
+        self.words.text()  # and so pass on all of them
         os.close(self.reports)
         stdin = self.process.stdin
         if stdin is not None:
@@ -114,6 +131,8 @@ class Supervisor:
         self.queue = JobQueue(settings, redis_url)
         self.heartbeat = Heartbeat(settings, self.queue, self.name, self.card.name, device)
         self._problem: str | None = None
+        self._deaths = 0
+        """Of children in a row that were never steady."""
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = os.pipe()
 
@@ -127,7 +146,6 @@ class Supervisor:
         tokenizer = self.folder / "tokenizer" / "tokenizer.json"
         publish_card(self.store, self.card, tokenizer.read_bytes() if tokenizer.is_file() else None)
         self.heartbeat.start()
-        backoff = FIRST_BACKOFF_S
         try:
             while not self._stopping.is_set():
                 child = self._start_child()
@@ -138,16 +156,16 @@ class Supervisor:
                     child.close()
                 if self._stopping.is_set():
                     break
-                # A child that got as far as being ready was healthy: only a failing start is retried slowly.
-                backoff = FIRST_BACKOFF_S if child.ready else min(LONGEST_BACKOFF_S, backoff * 2)
-                if not child.ready:
-                    self._stopping.wait(backoff)
+                # Only what fails by itself is retried slowly: what one job did must not delay the next.
+                if not child.ready or self._deaths >= DEATHS_IN_A_LOOP:
+                    self._stopping.wait(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._deaths, 10)))
         finally:
             self.heartbeat.stop()
 
     def _start_child(self) -> Child:
         reports, child_end = os.pipe()
         os.set_blocking(reports, False)
+        words, words_end = os.pipe()
         config = ChildConfig(
             settings=self.settings,
             redis_url=self.redis_url,
@@ -161,11 +179,15 @@ class Supervisor:
         process = subprocess.Popen(
             own_process("workers.child"),
             stdin=subprocess.PIPE,
+            stderr=words_end,
             pass_fds=[child_end],
             # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
         os.close(child_end)
+        os.close(words_end)
+        last_words = LastWords(words)
+        last_words.start()
         # Over the pipe, not the command line: the Redis URL may hold a password.
         stdin: IO[bytes] | None = process.stdin
         assert stdin is not None
@@ -174,7 +196,7 @@ class Supervisor:
             stdin.flush()
         except BrokenPipeError:
             log.error("the child died before it read its configuration")
-        return Child(process, reports)
+        return Child(process, reports, last_words)
 
     def _watch(self, child: Child) -> None:
         """Follow the child until it ends, by itself or because we end it."""
@@ -199,6 +221,7 @@ class Supervisor:
                         log.error("the child did not stop in %g s; killing it", self.settings.stop_grace_s)
                         child.process.kill()
                         break
+                self._judge(child)
                 if self._is_stalled(child):
                     self._end_stalled(child)
                     break
@@ -212,8 +235,9 @@ class Supervisor:
         child.last_report_at = time.monotonic()
         match message:
             case Ready():
-                child.ready = True
-                self._problem = None
+                child.ready_at = time.monotonic()
+                if self._deaths < DEATHS_IN_A_LOOP:
+                    self._problem = None
                 log.info("the model is loaded", extra={"checkpoint": self.card.name})
             case Unloadable():
                 child.problem = message.cause
@@ -227,8 +251,16 @@ class Supervisor:
                 self.heartbeat.seconds_per_cost = message.seconds_per_cost
             case Ended():
                 child.running = None
+                child.has_finished_an_attempt = True
                 ATTEMPTS.labels(message.outcome, message.stage, message.cause).inc()
+        self._judge(child)
         self.heartbeat.update(child.ready, child.running, self._problem)
+
+    def _judge(self, child: Child) -> None:
+        """Forget earlier deaths once a child works."""
+        if child.is_steady and self._deaths:
+            self._deaths, self._problem = 0, None
+            self.heartbeat.update(child.ready, child.running, None)
 
     def _is_stalled(self, child: Child) -> bool:
         busy = child.running is not None or not child.ready
@@ -239,6 +271,8 @@ class Supervisor:
         log.error("no progress for %g s; killing the child", seconds)
         child.process.kill()
         child.process.wait()
+        if not child.ready:
+            child.problem = f"it was not loaded within {seconds:g} s (COINTERACT_STALL_TIMEOUT_S)"
         if child.running is not None:
             self._record(
                 child, child.running, "stalled", f"no progress for {seconds:g} s", burns_attempt=True
@@ -262,9 +296,21 @@ class Supervisor:
         if not self._stopping.is_set():
             CHILD_DEATHS.inc()
             log.warning("the child %s; starting another", _describe(status))
-        if not child.ready and not self._stopping.is_set():
-            self._problem = child.problem or f"the process that loads it {_describe(status)}"
+            self._deaths = 0 if child.is_steady else self._deaths + 1
+            self._problem = self._why_it_died(child)
         self.heartbeat.update(False, None, self._problem)
+
+    def _why_it_died(self, child: Child) -> str | None:
+        """What to tell of a death that is no accident; None for one that is."""
+        if child.problem is not None:
+            return f"The worker cannot load its model: {child.problem}"
+        if child.ready and self._deaths < DEATHS_IN_A_LOOP:
+            return None
+        said = last_words(child.words.text())
+        cause = _describe(child.process.returncode) + (f". Its last words:\n{said}" if said else ", silently")
+        if not child.ready:
+            return f"The worker cannot load its model: the process that loads it {cause}"
+        return f"The worker's process keeps dying, {self._deaths} times in a row by now: it {cause}"
 
     def _record(
         self, child: Child, running: RunningJob, reason: InterruptReason, message: str, *, burns_attempt: bool

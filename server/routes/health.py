@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse
 
 from jobs.cards import read_cards
-from server.access import Admin, Reader, ServicesOf
+from server.access import Admin, Credentials, Reader, ServicesOf, is_asked_by_admin
 from server.openapi import PROBLEM
 from server.routing import Router
 from server.schemas import Health, ModelList, Readiness
@@ -26,9 +26,9 @@ async def healthz() -> Health:
     "/readyz", tags=["health"], response_model=Readiness, summary="Would a job be rendered soon?",
     responses={503: {"model": Readiness, "description": "Something is missing."}},
 )  # fmt: skip
-def readyz(services: ServicesOf) -> Response:
-    """200 if Redis answers, storage has room, and a worker lives that did not fail to load its model. 503
-    says which of these is missing.
+def readyz(services: ServicesOf, credentials: Credentials) -> Response:
+    """200 if Redis answers, storage has room, and a worker lives that can work. 503 says which of these is
+    missing. `problems` name files: they are for admins, or for everybody while there are no keys.
     """
     workers = services.hints.workers()
     failing = sum(worker.problem is not None for worker in workers or ())
@@ -36,7 +36,12 @@ def readyz(services: ServicesOf) -> Response:
     storage = services.store.free_bytes() >= services.settings.min_free_bytes
     ready = able > 0 and storage
     state = Readiness(
-        ready=ready, redis=workers is not None, storage=storage, workers=able, failing_workers=failing
+        ready=ready,
+        redis=workers is not None,
+        storage=storage,
+        workers=able,
+        failing_workers=failing,
+        problems=services.hints.problems() if is_asked_by_admin(services, credentials) else [],
     )
     headers = {} if ready else {"Retry-After": "5"}
     return JSONResponse(state.model_dump(), status_code=200 if ready else 503, headers=headers)
@@ -48,7 +53,10 @@ def readyz(services: ServicesOf) -> Response:
 def metrics(services: ServicesOf, principal: Admin) -> Response:
     """Needs an admin's key, once there are keys."""
     text = services.metrics.render(
-        services.index.counts(), services.store.free_bytes(), services.hints.workers()
+        services.index.counts(),
+        services.store.free_bytes(),
+        services.hints.workers(),
+        services.hints.problems(),
     )
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

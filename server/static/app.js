@@ -330,7 +330,7 @@ async function health() {
     dot.className = `dot ${state.ready ? "good" : "wait"}`;
     text.textContent = state.ready ? `${state.workers} worker${state.workers > 1 ? "s" : ""} ready`
       : !state.redis ? "the queue is down" : !state.storage ? "out of disk space"
-      : state.failing_workers ? "a worker cannot load its model; its log says why" : "waiting for a worker";
+      : state.problems.length ? state.problems[0] : state.failing_workers ? "a worker cannot work; its log says why" : "waiting for a worker";
   } catch {
     dot.className = "dot bad";
     text.textContent = "no connection";

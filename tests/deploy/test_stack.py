@@ -61,6 +61,8 @@ def test_a_killed_part_is_started_again_at_once(supervisor: Supervisor) -> None:
     (restart,) = wait_for_restarts(supervisor, 1)
 
     assert restart == Restart("victim", "killed by SIGKILL", 0.0, 1)
+    assert str(restart) == "victim died (killed by SIGKILL)"
+    assert supervisor.dying() == {}
     second = supervisor.pid("victim")
     assert second not in (None, first)
 
@@ -76,6 +78,9 @@ def test_a_part_that_keeps_dying_is_restarted_more_and_more_slowly(supervisor: S
     assert [restart.in_a_row for restart in restarts] == [1, 2, 3, 4]
     assert {restart.exit_status for restart in restarts} == {"exit status 3"}
     assert "no luck today" in supervisor.log_tail("hopeless")
+    words = "(exit status 3; 4 times in a row). Its last words:\nno luck today"
+    assert str(restarts[-1]) == f"hopeless keeps dying {words}"
+    assert words in supervisor.dying()["hopeless"]
 
 
 def test_a_part_that_waits_for_its_restart_is_not_ready(supervisor: Supervisor) -> None:

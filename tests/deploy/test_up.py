@@ -114,13 +114,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return inputs
 
 
-def cointeract(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def cointeract(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         timeout=90,
         check=False,
     )

@@ -175,7 +175,7 @@ def test_running_out_of_device_memory_is_named_with_advice_and_restarts_the_chil
 def test_a_model_that_cannot_be_loaded_is_reported_with_its_cause_and_tried_until_it_can(
     make_stack: StackFactory,
 ) -> None:
-    stack = make_stack()
+    stack = make_stack(stall_timeout_s=200.0)  # importing torch takes long on a busy machine
     fake, away = stack.checkpoint_folder / FAKE_FILE, stack.folder / "away"
     fake.rename(away)  # now it passes for real weights, which are not there
     stack.start_worker()
@@ -184,10 +184,27 @@ def test_a_model_that_cannot_be_loaded_is_reported_with_its_cause_and_tried_unti
     def problem() -> str | None:
         return next((worker.problem for worker in stack.queue.workers()), None)
 
-    assert "model_index.json" in eventually(problem, 60.0, "the worker's problem")
+    assert "model_index.json" in eventually(problem, 100.0, "the worker's problem")
     assert stack.job(job_id).state is JobState.QUEUED
     away.rename(fake)
     stack.wait(job_id)
+    eventually(lambda: problem() is None, 5.0, "the end of the problem")
+
+
+def test_a_child_that_keeps_dying_is_told_of_until_one_has_done_its_work(make_stack: StackFactory) -> None:
+    stack = make_stack(max_attempts=2)
+    stack.start_worker()
+
+    def problem() -> str | None:
+        return next((worker.problem for worker in stack.queue.workers()), None)
+
+    first = stack.submit("fault:kill")
+    stack.wait(first, JobState.FAILED)
+    assert problem() is None, "what one job does is no loop"
+    stack.submit("fault:kill")
+    told = eventually(problem, what="a word about the loop")
+    assert "keeps dying, 4 times in a row by now: it was killed (SIGKILL" in told
+    stack.wait(stack.submit())
     eventually(lambda: problem() is None, 5.0, "the end of the problem")
 
 

@@ -14,6 +14,8 @@ from starlette.testclient import TestClient
 from contract.entries import Started
 from contract.job import Priority, utcnow
 from contract.network import is_loopback
+from contract.worker import WorkerInfo
+from jobs.queue import JobQueue
 from server.access import why_not_to_start
 from server.app import StartRefusedError, create_app
 from server.keys import KeyLimits, NewKey, Scope, authenticate, create_key, list_keys, revoke_key
@@ -210,6 +212,24 @@ def test_a_disk_nearly_full_refuses_new_jobs_before_taking_them_in(make_api: Api
     assert api.leftovers() == []
     assert api.client.get("/readyz").json()["storage"] is False
     assert api.client.get("/v1/jobs").status_code == 200
+
+
+def test_what_is_wrong_with_a_worker_is_told_to_admins_only_because_it_names_files(api: Api) -> None:
+    secret = "/srv/checkpoints/x is not there"
+    queue = JobQueue(api.services.settings, str(api.services.settings.redis_url))
+    queue.beat(WorkerInfo(name="w", checkpoint="tiny", device="cpu", problem=secret))
+    queue.tell_troubles("up", {"reaper": f"reaper keeps dying: {secret}"}, 10)
+    told = api.client.get("/readyz").json()["problems"]
+    assert told == [secret, f"reaper keeps dying: {secret}"], "without keys everybody is an admin"
+
+    user, admin = create_key(api.store, "user"), create_key(api.store, "admin", [Scope.ADMIN])
+    for headers in ({}, bearer(user), {"Authorization": "Bearer ck_no_key"}):
+        answer = api.client.get("/readyz", headers=headers)
+        assert (answer.status_code, answer.json()["problems"]) == (503, [])
+        assert "srv" not in answer.text
+    assert api.client.get("/readyz", headers=bearer(admin)).json()["problems"] == told
+    queue.tell_troubles("up", {}, 10)
+    assert api.client.get("/readyz", headers=bearer(admin)).json()["problems"] == [secret]
 
 
 @pytest.mark.parametrize(
