@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import unicodedata
+import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
 
 from contract.choices import Fit, Preset
@@ -15,6 +23,12 @@ from contract.job import InputFiles, Priority
 from contract.params import GenerationParams
 
 PARAMS_FIELD: Final = "params"
+
+MOST_CHARS: Final = 65_536
+"""Characters of a text that are looked at at all; a server's own limit is lower."""
+
+MOST_PROMPTS: Final = 10_000
+"""Likewise of prompts."""
 
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
@@ -29,6 +43,7 @@ _CODE_OF_PYDANTIC: Final = {
     "string_too_long": "too_long",
     "too_long": "too_many",
     "dict_too_long": "too_many",
+    "too_many": "too_many",
     "too_short": "missing_field",
 }
 _LIMITS_OF_PYDANTIC: Final = ("le", "lt", "ge", "gt", "max_length", "min_length", "expected", "pattern")
@@ -47,11 +62,14 @@ class FieldError(ValueError):
         return f"{self.field}: {self.message}" if self.field else self.message
 
 
+# Control characters but line ends and tabs, and halves of surrogate pairs. A pattern, because it looks at a
+# megabyte in a millisecond.
+_UNCLEAN: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 def _clean(text: str) -> str:
-    for character in text:
-        category = unicodedata.category(character)
-        if category == "Cs" or (category == "Cc" and character not in "\n\t\r"):
-            raise PydanticCustomError("control_characters", "must not contain control characters")
+    if _UNCLEAN.search(text):
+        raise PydanticCustomError("control_characters", "must not contain control characters")
     return text
 
 
@@ -62,10 +80,12 @@ def _clean_line(text: str) -> str:
 
 
 def _one_or_many(value: object) -> object:
+    if isinstance(value, list) and len(value) > MOST_PROMPTS:  # before its items are looked at
+        raise PydanticCustomError("too_many", "too many prompts", {"max_length": MOST_PROMPTS})
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_clean)]
+Text = Annotated[str, Field(max_length=MOST_CHARS), AfterValidator(_clean)]
 
 
 # The length stands before our own check: pydantic then counts characters, not "items".
@@ -82,7 +102,7 @@ class GenerateFields(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    prompt: Annotated[list[Text], BeforeValidator(_one_or_many)] = Field(
+    prompt: Annotated[list[Text], FailFast(), BeforeValidator(_one_or_many)] = Field(
         min_length=1,
         description="One prompt per clip of 3.2 seconds, in order; the last is used again as needed.",
     )

@@ -63,7 +63,10 @@ class Settings(BaseSettings):
 
     max_video_pixels: int = Field(4_000_000, gt=0, description="Pixels of one frame of a pose video.")
     max_concurrent_uploads: int = Field(
-        64, gt=0, description="Submits being received at once; more are refused with 429."
+        64,
+        gt=0,
+        description="Submits being received at once; more are refused with 429. A tenant (API key, or address "
+        "without keys) may hold as many of them as it leaves free.",
     )
     decode_timeout_s: float = Field(
         60.0, gt=0, description="Seconds the sandbox may take to decode one request's files."
@@ -73,7 +76,9 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(
         60.0, gt=0, description="Longest wait that `Prefer: wait=N` is granted, in seconds."
     )
-    max_event_streams: int = Field(200, gt=0, description="Open event streams; more are refused with 429.")
+    max_event_streams: int = Field(
+        200, gt=0, description="Open event streams; more are refused with 429. Shared as uploads are."
+    )
 
     # Who may ask
     allow_anonymous: bool = Field(

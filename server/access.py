@@ -47,6 +47,13 @@ class Principal:
         return self.is_admin or job.submitted.owner == self.owner
 
 
+def tenant_of(principal: Principal, request: Request) -> str:
+    """Whose share of the capacity a request takes: the key's or, without keys, the client's address."""
+    if principal.owner != ANONYMOUS_OWNER or request.client is None:
+        return principal.owner
+    return f"{ANONYMOUS_OWNER} {request.client.host}"
+
+
 ANONYMOUS: Final = Principal(ANONYMOUS_OWNER, frozenset(Scope), KeyLimits(), Priority.HIGH)
 
 

@@ -222,6 +222,8 @@ def api_error_of(error: Exception, field: str | None = None) -> ApiError:
             return ApiError(
                 "method_not_allowed", "This route does not know that method.", headers=error.headers
             )
+        case HTTPException(__cause__=ApiError() as cause):
+            return cause  # FastAPI wraps what happens while it reads a body
         case HTTPException():
             return ApiError("bad_request", printable(str(error.detail)))
         case _:

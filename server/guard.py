@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Final
 
@@ -22,6 +23,30 @@ CONTENT_SECURITY_POLICY: Final = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     b"media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+def in_time(receive: Receive, seconds: float) -> Receive:
+    """`receive` for a request whose body must be complete within so many seconds.
+
+    Raises ApiError when it is not. What comes after the body, the end of the connection, may take for ever.
+    """
+    until = time.monotonic() + seconds
+    complete = False
+
+    async def bounded() -> Message:
+        nonlocal complete
+        if complete:
+            return await receive()
+        try:
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                message = await receive()
+        except TimeoutError as error:
+            detail = f"The request was not complete after {seconds:g} seconds."
+            raise ApiError("upload_timeout", detail, limit=seconds, close=True) from error
+        complete = not message.get("more_body", False)
+        return message
+
+    return bounded
 
 
 class Guard:
@@ -69,6 +94,7 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope)
+        receive = in_time(receive, self._services.settings.upload_timeout_s)
         if refusal is not None:
             await refusal.response()(scope, receive, send_guarded)
             return

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with bounds on the size of a request's head and on the time it takes to arrive."""
+"""uvicorn's HTTP protocol with the bounds that it lacks: on a head's size and time, and on unread bodies."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _head_bytes: int = 0
     _heads: int = 0
     """Heads completed on this connection."""
+    _body_is_complete: bool = True
     _deadline: TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -47,8 +48,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._heads += 1
+        self._body_is_complete = False
         self._head_is_complete()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._body_is_complete = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Close instead of waiting for the rest of a body that nobody will read: it may never come."""
+        super().on_response_complete()
+        if not self._body_is_complete:
+            self.transport.close()
 
     def _expect_head(self) -> None:
         reason = "The request did not come in time."

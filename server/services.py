@@ -16,6 +16,7 @@ from server.hints import Hints
 from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
 from server.metrics import Metrics
+from server.shares import Places, Turns
 
 
 @dataclass
@@ -33,7 +34,11 @@ class Services:
     webhooks: WebhookSender
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the application stops. Open streams then end."""
-    json_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    parsing: Turns = field(default_factory=lambda: Turns(2))
     """JSON bodies hold whole files in memory, so only so many are read at the same time."""
-    uploads: int = 0
-    streams: int = 0
+    uploads: Places = field(init=False)
+    streams: Places = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uploads = Places(self.settings.max_concurrent_uploads)
+        self.streams = Places(self.settings.max_event_streams)

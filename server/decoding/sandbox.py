@@ -23,6 +23,7 @@ from contract.warnings import JobWarning
 from server.decoding.decoders import Libraries, libraries_for
 from server.decoding.formats import Kind, Limits
 from server.errors import ApiError
+from server.shares import Turns
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Sandbox:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._slots = asyncio.Semaphore(settings.decode_processes)
+        self._turns = Turns(settings.decode_processes)
         self.plain = Decoder("plain", settings.decode_processes)
         self.full = Decoder("full", settings.decode_processes)
 
@@ -141,13 +142,13 @@ class Sandbox:
         await self.plain.stop()
         await self.full.stop()
 
-    async def decode(self, tasks: Sequence[DecodeTask]) -> list[DecodedFile]:
+    async def decode(self, tasks: Sequence[DecodeTask], tenant: str) -> list[DecodedFile]:
         """Decode the files of one request in one child. Raises ApiError naming the field of the first
         rejected one.
         """
         needed = {libraries_for(task.source) for task in tasks}
         decoder = self.full if "full" in needed else self.plain
-        async with self._slots:
+        async with self._turns.turn(tenant):
             for last_try in (False, True):
                 await decoder.start()
                 try:

@@ -19,6 +19,7 @@ from contract.state import Job
 from jobs.journal import JobNotFound, submitted_job
 from server.errors import ApiError
 from server.services import Services
+from server.shares import NoPlace
 from server.views import job_view
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -41,19 +42,19 @@ def _event(name: str, data: str, sequence: int | None = None) -> bytes:
     return f"{identifier}event: {name}\ndata: {data}\n\n".encode()
 
 
-def event_stream(job: Job, after: int, services: Services, request: Request) -> Response:
-    """The answer that carries `job_events`. Raises ApiError if `max_event_streams` are open already."""
-    limit = services.settings.max_event_streams
-    if services.streams >= limit:
-        raise ApiError("too_many_streams", "Too many event streams are open.", limit=limit)
+def event_stream(job: Job, after: int, services: Services, request: Request, tenant: str) -> Response:
+    """The answer that carries `job_events`. Raises ApiError if the tenant has its share of streams open."""
+    try:
+        with services.streams.place(tenant):
+            pass
+    except NoPlace as error:
+        limit = services.settings.max_event_streams
+        raise ApiError("too_many_streams", "Too many event streams are open.", limit=limit) from error
 
     async def counted() -> AsyncIterator[bytes]:
-        services.streams += 1
-        try:
+        with services.streams.place(tenant):
             async for event in job_events(job, after, services, request):
                 yield event
-        finally:
-            services.streams -= 1
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":

@@ -13,7 +13,15 @@ from starlette.responses import JSONResponse, StreamingResponse
 from contract.job import JobState
 from contract.video import FPS
 from jobs.scheduling import WaitingJob
-from server.access import DownloadableJob, ReadableJob, Reader, ServicesOf, Submitter, WritableJob
+from server.access import (
+    DownloadableJob,
+    ReadableJob,
+    Reader,
+    ServicesOf,
+    Submitter,
+    WritableJob,
+    tenant_of,
+)
 from server.control import cancel, delete, finished, listed
 from server.delivery.events import event_stream
 from server.delivery.files import clip_file, file_response, finished_file
@@ -171,6 +179,7 @@ def get_clip(
 async def get_events(
     job: ReadableJob,
     services: ServicesOf,
+    principal: Reader,
     request: Request,
     last_event_id: Annotated[str | None, Header(description="Number of the last event seen.")] = None,
 ) -> Response:
@@ -185,8 +194,8 @@ async def get_events(
         if job.state.is_terminal and after >= job.sequence:
             return Response(
                 status_code=204
-            )  # after any other answer, a browser's EventSource comes back for ever
-    return event_stream(job, after, services, request)
+            )  # a browser's EventSource comes back for ever after anything else
+    return event_stream(job, after, services, request, tenant_of(principal, request))
 
 
 @router.post("/jobs/{job_id}/signed-urls", response_model=SignedUrls, summary="Make links that need no key")

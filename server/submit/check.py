@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ from server.errors import ApiError, api_error_of, printable
 from server.fetch import FetchRefused, check_url
 from server.services import Services
 from server.submit.prompt_tokens import warnings_about_length
-from server.submit.receive import KIND_OF_FIELD, Draft
+from server.submit.receive import KIND_OF_FIELD, Draft, Scratch
 
 STORED_NAME: Final = {
     "person_image": ("inputs/person.png", "image/png"),
@@ -132,13 +131,13 @@ def _check_declared_type(field: str, declared: str, found: str) -> None:
         raise ApiError("media_type_mismatch", detail, field=field, limit=found)
 
 
-async def check(draft: Draft, services: Services, principal: Principal, folder: Path) -> Checked:
+async def check(draft: Draft, services: Services, principal: Principal, space: Scratch) -> Checked:
     """Check a request, decode its files and resolve its settings. Raises ApiError, FieldError."""
     fields, settings = draft.fields, services.settings
     card = await asyncio.to_thread(choose_card, services, fields.model)
     check_fields(fields, card, services, principal)
     check_files(draft.files, card)
-    decoded = await _decode(draft, services, folder)
+    decoded = await _decode(draft, services, space)
     if fields.num_inference_steps is None and card.defaults.num_inference_steps > settings.max_steps:
         fields = fields.model_copy(update={"num_inference_steps": settings.max_steps})
     params = resolve(fields, card, SpeechLength(decoded["audio"].samples, decoded["audio"].rate))
@@ -150,7 +149,7 @@ async def check(draft: Draft, services: Services, principal: Principal, folder: 
         *warnings_about_prompts(params),
         *await asyncio.to_thread(warnings_about_length, _prompts(fields), card.name, services.store),
     )
-    return Checked(folder, card, params, warnings)
+    return Checked(space.folder, card, params, warnings)
 
 
 def _prompts(fields: GenerateFields) -> list[tuple[str, str]]:
@@ -159,13 +158,16 @@ def _prompts(fields: GenerateFields) -> list[tuple[str, str]]:
     return [*(("prompt", prompt) for prompt in fields.prompt), *negative]
 
 
-async def _decode(draft: Draft, services: Services, folder: Path) -> dict[str, DecodedFile]:
-    tasks: Sequence[DecodeTask] = [
-        DecodeTask(field, KIND_OF_FIELD[field], draft.files[field].content, folder / STORED_NAME[field][0])
-        for field in FILE_FIELDS
-        if field in draft.files
+async def _decode(draft: Draft, services: Services, space: Scratch) -> dict[str, DecodedFile]:
+    fields = [field for field in FILE_FIELDS if field in draft.files]
+    tasks = [
+        DecodeTask(
+            field, KIND_OF_FIELD[field], draft.files[field].content, space.folder / STORED_NAME[field][0]
+        )
+        for field in fields
     ]
-    decoded = dict(zip((task.field for task in tasks), await services.sandbox.decode(tasks), strict=True))
+    answers = await services.sandbox.decode(tasks, space.tenant)
+    decoded = dict(zip(fields, answers, strict=True))
     if services.settings.strict_media_types:
         for field, file in decoded.items():
             _check_declared_type(field, draft.files[field].declared_type, file.format)

@@ -6,19 +6,21 @@ a data: or https: URL, or an object with such a URL (as JSON, or spelled out in 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
 
-from contract.form import json_of, values_of_form
+from contract.form import values_of_form
 from contract.request import GenerateFields, unknown_field
 from contract.video import CLIP_FRAMES, FPS
 from server.errors import ApiError
 from server.openai import CreateVideo
 from server.services import Services
-from server.submit.multipart import FormRules, ReceivedFile
+from server.submit.json_body import parse_object
+from server.submit.multipart import FormRules
 from server.submit.receive import (
     Draft,
     Scratch,
@@ -47,7 +49,7 @@ def _texts(given: Mapping[str, list[str]]) -> dict[str, Any]:
         base, *path = re.split(r"[\[\]]+", name.removesuffix("]"))
         whole = not path
         if whole and (base == "extra_params" or (texts[0].startswith("{") and base in FIELD_OF_REFERENCE)):
-            value = json_of(texts[0], base)
+            value: object = parse_object(texts[0].encode(), base)
         else:
             value = texts if name.endswith("[]") else texts[0]
         _put(values, [base, *(key for key in path if key)], value)
@@ -109,11 +111,9 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
 
 async def receive_video(request: Request, services: Services, scratch: Scratch) -> Draft:
     """Receive a create, as multipart or JSON. Raises ApiError, FieldError, ClientDisconnect."""
-    files: dict[str, ReceivedFile] = {}
     typed = body_type(request) == "application/json"
     if typed:
-        async with services.json_slots:
-            values = await receive_json(request, services.settings)
+        values, files = await receive_json(request, services, scratch, _take_urls)
     else:
         limits = file_limits(services)
         rules = FormRules(
@@ -124,17 +124,22 @@ async def receive_video(request: Request, services: Services, scratch: Scratch) 
             brackets=True,
         )
         form = await receive_form(request, scratch, rules, services.settings)
-        values = _texts(form.texts)
-        for reference, file in form.files.items():
+        values = await asyncio.to_thread(_texts, form.texts)
+        for reference in form.files:
             if reference in values:
                 raise ApiError("conflicting_fields", "Given as a file and as text.", field=reference)
-            files[FIELD_OF_REFERENCE[reference]] = file
-    urls = {
-        field: _url(values.pop(reference), reference)
-        for reference, field in FIELD_OF_REFERENCE.items()
-        if values.get(reference) is not None
-    }
-    files |= await from_urls(urls, services, scratch)
+        files = {FIELD_OF_REFERENCE[reference]: file for reference, file in form.files.items()}
+        files |= await from_urls(_take_urls(values), services, scratch)
     return draft_of(
         _settings({name: value for name, value in values.items() if value is not None}, typed), files
     )
+
+
+def _take_urls(values: dict[str, Any]) -> dict[str, object]:
+    """Take the URLs of files out of the values of a create."""
+    found = {}
+    for reference, field in FIELD_OF_REFERENCE.items():
+        given = values.pop(reference, None)
+        if given is not None:
+            found[field] = _url(given, reference)
+    return found

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 from urllib.parse import unquote_to_bytes
 
-from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from contract.form import REPEATABLE, values_of_form
@@ -32,10 +31,11 @@ from contract.request import (
 )
 from contract.settings import Settings
 from server.decoding.formats import Kind
-from server.errors import ApiError, api_error_of, printable
+from server.errors import ApiError, api_error_of
 from server.fetch import Fetcher, FetchError
 from server.idempotency import fingerprint
 from server.services import Services
+from server.submit.json_body import parse_object
 from server.submit.multipart import FormRules, ReceivedFile, ReceivedForm, read_form
 
 KIND_OF_FIELD: Final[Mapping[str, Kind]] = {
@@ -46,6 +46,8 @@ KIND_OF_FIELD: Final[Mapping[str, Kind]] = {
 }
 INPUTS: Final = "inputs"
 SMALL_FILE_BYTES: Final = 2**20
+PERCENT_CODED_BYTES: Final = 2**18
+"""Characters of a data: URL that is not base64: decoding one takes a hundred times as long."""
 DRAIN_BYTES: Final = 16 * 2**20
 DRAIN_SECONDS: Final = 2.0
 
@@ -69,6 +71,8 @@ class Scratch:
     """Where one submit is put together: the folder that may become the job, and files without names."""
 
     folder: Path
+    tenant: str
+    """Whose share of the capacity the submit takes."""
     _files: ExitStack
 
     def new_file(self, most_bytes: int | None = None) -> BinaryIO:
@@ -82,14 +86,14 @@ class Scratch:
 
 
 @asynccontextmanager
-async def scratch(services: Services) -> AsyncIterator[Scratch]:
+async def scratch(services: Services, tenant: str) -> AsyncIterator[Scratch]:
     """Space for one submit. Nothing is left of it afterwards, unless it became a job."""
     folder = services.store.scratch() / f"submit-{secrets.token_hex(8)}"
     with ExitStack() as files:
         try:
             for path in (folder, folder / INPUTS):
                 path.mkdir(mode=0o700)
-            yield Scratch(folder, files)
+            yield Scratch(folder, tenant, files)
         finally:
             if folder.exists():
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -125,12 +129,14 @@ async def receive(request: Request, services: Services, scratch: Scratch) -> Dra
         form = await receive_form(request, scratch, rules, services.settings)
         values, files = values_of_form(form.texts), dict(form.files)
     else:
-        async with services.json_slots:
-            values = await receive_json(request, services.settings)
-            given = {field: values.pop(field, None) for field in FILE_FIELDS}
-            urls = {field: url for field, url in given.items() if url is not None}
-            files = await from_urls(urls, services, scratch)
+        values, files = await receive_json(request, services, scratch, _urls_of)
     return draft_of(values, files)
+
+
+def _urls_of(values: dict[str, Any]) -> dict[str, object]:
+    """Take the URLs of files out of a JSON submit."""
+    given = {field: values.pop(field, None) for field in FILE_FIELDS}
+    return {field: url for field, url in given.items() if url is not None}
 
 
 def draft_of(values: Mapping[str, Any], files: Mapping[str, ReceivedFile]) -> Draft:
@@ -140,20 +146,6 @@ def draft_of(values: Mapping[str, Any], files: Mapping[str, ReceivedFile]) -> Dr
         if field not in files:
             raise FieldError("missing_field", "This file is needed.", field)
     return Draft(fields, files)
-
-
-@asynccontextmanager
-async def _deadline(seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise ApiError(
-            "upload_timeout",
-            f"The request was not complete after {seconds:g} seconds.",
-            limit=seconds,
-            close=True,
-        ) from error
 
 
 def _declared_bytes(request: Request) -> int | None:
@@ -181,40 +173,65 @@ async def receive_form(
     """Receive a multipart/form-data body. Raises ApiError, ClientDisconnect."""
     new_file = partial(scratch.new_file, _declared_bytes(request))
     chunks = _capped_body(request, settings.max_upload_bytes)
-    async with _deadline(settings.upload_timeout_s):
-        return await read_form(request.headers.get("content-type", ""), chunks, new_file, rules)
+    return await read_form(request.headers.get("content-type", ""), chunks, new_file, rules)
 
 
-async def receive_json(request: Request, settings: Settings) -> dict[str, object]:
-    """Receive a JSON object. Raises ApiError, ClientDisconnect."""
-    body = bytearray()
-    async with _deadline(settings.upload_timeout_s):
-        async for chunk in _capped_body(request, settings.max_json_bytes):
-            body += chunk
-    try:
-        value = from_json(bytes(body), allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError("malformed_body", f"The body is not JSON: {printable(str(error))}") from error
-    if not isinstance(value, dict):
-        raise ApiError("malformed_body", "The body must be a JSON object.")
-    return value
+TakeUrls = Callable[[dict[str, Any]], Mapping[str, object]]
+"""Takes the URLs of files, by field, out of the values of a request."""
+
+
+async def receive_json(
+    request: Request, services: Services, scratch: Scratch, take_urls: TakeUrls
+) -> tuple[dict[str, Any], dict[str, ReceivedFile]]:
+    """Receive a JSON object: its values, and the files that it names. Raises ApiError, ClientDisconnect."""
+    body = scratch.new_file(_declared_bytes(request))
+    async for chunk in _capped_body(request, services.settings.max_json_bytes):
+        body.write(chunk)
+
+    def read() -> tuple[dict[str, Any], Mapping[str, object], dict[str, ReceivedFile]]:
+        body.seek(0)
+        values = parse_object(body.read())
+        urls = take_urls(values)
+        return values, *_split(urls, services, scratch)
+
+    async with services.parsing.turn(scratch.tenant):  # held while we work, not while a client is slow
+        values, links, files = await asyncio.to_thread(read)
+    return values, files | await _fetch_all(links, services, scratch)
 
 
 async def from_urls(
     urls: Mapping[str, object], services: Services, scratch: Scratch
 ) -> dict[str, ReceivedFile]:
+    """The files behind data: and https: URLs, by field. Raises ApiError."""
+    links, files = await asyncio.to_thread(_split, urls, services, scratch)
+    return files | await _fetch_all(links, services, scratch)
+
+
+def _split(
+    urls: Mapping[str, object], services: Services, scratch: Scratch
+) -> tuple[dict[str, object], dict[str, ReceivedFile]]:
+    """The https: URLs, and the files of the data: URLs."""
     limits = file_limits(services)
+    links: dict[str, object] = {}
     files = {}
     for field, url in urls.items():
-        if not isinstance(url, str):
-            raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
-        if url[:5].lower() == "data:":
+        if isinstance(url, str) and url[:5].lower() == "data:":
             files[field] = decode_data_url(url, scratch, limits[field], field)
-        elif url[:6].lower() == "https:":
-            files[field] = await _fetched(url, scratch, services.fetcher, limits[field], field)
+        elif isinstance(url, str) and url[:6].lower() == "https:":
+            links[field] = url
         else:
             raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
-    return files
+    return links, files
+
+
+async def _fetch_all(
+    links: Mapping[str, object], services: Services, scratch: Scratch
+) -> dict[str, ReceivedFile]:
+    limits = file_limits(services)
+    return {
+        field: await _fetched(str(url), scratch, services.fetcher, limits[field], field)
+        for field, url in links.items()
+    }
 
 
 async def _fetched(url: str, scratch: Scratch, fetcher: Fetcher, limit: int, field: str) -> ReceivedFile:
@@ -235,6 +252,9 @@ def decode_data_url(url: str, scratch: Scratch, limit: int, field_name: str) -> 
     try:
         if parameters and parameters[-1].strip().lower() == "base64":
             content = base64.b64decode(payload, validate=True)
+        elif len(payload) > PERCENT_CODED_BYTES:
+            detail = "A data: URL of this length must be base64."
+            raise ApiError("file_too_large", detail, field=field_name, limit=PERCENT_CODED_BYTES)
         else:
             content = unquote_to_bytes(payload)
     except (binascii.Error, ValueError) as error:
@@ -261,7 +281,7 @@ async def drain(request: Request) -> bool:
                 drained += len(chunk)
                 if drained > DRAIN_BYTES:
                     return False
-    except (TimeoutError, ClientDisconnect, RuntimeError):
-        # starlette raises RuntimeError if the body was read to its end before.
+    except (TimeoutError, ApiError, ClientDisconnect, RuntimeError):
+        # ApiError: the body is late. starlette raises RuntimeError if it was read to its end before.
         return request._stream_consumed
     return True

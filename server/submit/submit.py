@@ -10,9 +10,10 @@ from starlette.requests import Request
 
 from contract.request import FieldError
 from contract.state import Job
-from server.access import Principal
+from server.access import Principal, tenant_of
 from server.errors import ApiError, api_error_of
 from server.services import Services
+from server.shares import NoPlace
 from server.submit.check import Checked, check
 from server.submit.receive import Draft, Scratch, drain, receive, scratch
 from server.submit.save import known_job, save
@@ -21,20 +22,19 @@ Receiver = Callable[[Request, Services, Scratch], Awaitable[Draft]]
 
 
 @asynccontextmanager
-async def _receiving(request: Request, services: Services) -> AsyncIterator[None]:
+async def _receiving(request: Request, services: Services, tenant: str) -> AsyncIterator[None]:
     """Take one of the `max_concurrent_uploads` places while a submit is received.
 
     The rest of a refused request is read for a moment; if it does not end, the connection is closed.
     """
     limit = services.settings.max_concurrent_uploads
     try:
-        if services.uploads >= limit:
-            raise ApiError("queue_full", "Too many uploads at once.", limit=limit, retry_after_s=1)
-        services.uploads += 1
-        try:
+        with services.uploads.place(tenant):
             yield
-        finally:
-            services.uploads -= 1
+    except NoPlace as error:
+        refusal = ApiError("queue_full", "Too many uploads at once.", limit=limit, retry_after_s=1)
+        refusal.close = not await drain(request)
+        raise refusal from error
     except FieldError as error:
         refusal = api_error_of(error)
         refusal.close = not await drain(request)
@@ -59,11 +59,12 @@ async def submit(
     repeated = key is not None and services.idempotency.known(principal.owner, key)
     # A repetition of a stored request needs no place in the queue, so no limit may refuse it.
     admission = nullcontext() if repeated else services.index.admission(principal.owner, principal.limits)
-    async with _receiving(request, services):
+    tenant = tenant_of(principal, request)
+    async with _receiving(request, services, tenant):
         with admission:
             if not repeated:
                 _check_space(services)
-            async with scratch(services) as space:
+            async with scratch(services, tenant) as space:
                 draft = await receiver(request, services, space)
                 turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
                 async with turn:
@@ -71,13 +72,14 @@ async def submit(
                         known = await asyncio.to_thread(known_job, key, draft, services, principal)
                         if known is not None:
                             return known, False
-                    checked = await check(draft, services, principal, space.folder)
+                    checked = await check(draft, services, principal, space)
                     return await save(draft, checked, key, services, principal)
 
 
 async def dry_run(request: Request, services: Services, principal: Principal) -> tuple[Draft, Checked]:
-    """Receive and check a submit, and forget it. Raises ApiError, ClientDisconnect."""
-    async with _receiving(request, services), scratch(services) as space:
+    """Take in and check a submit, and forget it. Raises ApiError, ClientDisconnect."""
+    tenant = tenant_of(principal, request)
+    async with _receiving(request, services, tenant), scratch(services, tenant) as space:
         _check_space(services)
         draft = await receive(request, services, space)
-        return draft, await check(draft, services, principal, space.folder)
+        return draft, await check(draft, services, principal, space)

@@ -107,14 +107,14 @@ MP4_SPEECH = audio_bytes("M4A")
 @pytest.mark.parametrize("data", [SPEECH, MP4_SPEECH], ids=["plain", "full"])
 def test_a_killed_sandbox_is_replaced_and_nobody_notices(tmp_path: Path, data: bytes) -> None:
     async def work(sandbox: Sandbox) -> None:
-        (before,) = await sandbox.decode([task(tmp_path, data)])
+        (before,) = await sandbox.decode([task(tmp_path, data)], "t")
         assert before.rate == 16_000
         process = sandbox.plain if data is SPEECH else sandbox.full
         pid = process.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: process.pid is None, 5)
-        assert await sandbox.decode([task(tmp_path, data)]) == [before]
+        assert await sandbox.decode([task(tmp_path, data)], "t") == [before]
         assert process.pid not in (None, pid)
 
     in_sandbox(work)
@@ -127,10 +127,10 @@ def libraries(pid: int | None) -> str:
 def test_ffmpeg_is_loaded_by_the_first_container_and_only_beside_the_usual_process(tmp_path: Path) -> None:
     async def work(sandbox: Sandbox) -> None:
         photo = task(tmp_path, PERSON, "person_image", "image")
-        await sandbox.decode([photo, task(tmp_path, SPEECH)])
+        await sandbox.decode([photo, task(tmp_path, SPEECH)], "t")
         assert sandbox.full.pid is None
         image, speech, video = await sandbox.decode(
-            [photo, task(tmp_path, MP4_SPEECH), task(tmp_path, video_bytes(4), "pose_video", "video")]
+            [photo, task(tmp_path, MP4_SPEECH), task(tmp_path, video_bytes(4), "pose_video", "video")], "t"
         )
         assert (image.format, speech.format, video.format) == ("image/png", "audio/mp4", "video/mp4")
         assert "libavcodec" in libraries(sandbox.full.pid)
@@ -151,7 +151,8 @@ def test_the_first_bad_file_is_named_whether_or_not_another_one_is_a_container(t
                         task(tmp_path, PERSON[:-20], "person_image", "image"),
                         task(tmp_path, speech),
                         task(tmp_path, b"no video", "pose_video", "video"),
-                    ]
+                    ],
+                    "t",
                 )
             assert (caught.value.code, caught.value.field) == ("truncated_file", "person_image")
 
@@ -168,7 +169,9 @@ def test_a_file_of_the_wrong_kind_is_refused_in_the_same_words_by_both_processes
                     continue
                 for other in (SPEECH, MP4_SPEECH):  # which decides who gets them
                     with pytest.raises(ApiError) as caught:
-                        await sandbox.decode([task(tmp_path, data, "wrong", kind), task(tmp_path, other)])
+                        await sandbox.decode(
+                            [task(tmp_path, data, "wrong", kind), task(tmp_path, other)], "t"
+                        )
                     assert (caught.value.code, caught.value.field) == ("unsupported_media_type", "wrong")
                     assert caught.value.limit == ", ".join(ACCEPTED[kind].values())
 
@@ -178,7 +181,7 @@ def test_a_file_of_the_wrong_kind_is_refused_in_the_same_words_by_both_processes
 def test_a_file_that_takes_too_long_is_refused_and_its_child_ends(tmp_path: Path) -> None:
     async def work(sandbox: Sandbox) -> None:
         with pytest.raises(ApiError, match="too long"):
-            await sandbox.decode([task(tmp_path, SPEECH)])
+            await sandbox.decode([task(tmp_path, SPEECH)], "t")
 
     in_sandbox(work, decode_timeout_s=1e-4)
 
@@ -187,7 +190,11 @@ def test_the_field_of_the_bad_file_is_named_among_good_ones(tmp_path: Path) -> N
     async def work(sandbox: Sandbox) -> None:
         with pytest.raises(ApiError) as caught:
             await sandbox.decode(
-                [task(tmp_path, PERSON, "person_image", "image"), task(tmp_path, b"RIFF....WAVE" + b"x" * 99)]
+                [
+                    task(tmp_path, PERSON, "person_image", "image"),
+                    task(tmp_path, b"RIFF....WAVE" + b"x" * 99),
+                ],
+                "t",
             )
         assert caught.value.field == "audio"
 
@@ -200,7 +207,7 @@ def test_many_requests_at_once_keep_their_files_apart(tmp_path: Path) -> None:
             folder = tmp_path / str(number)
             folder.mkdir()
             decoded = await sandbox.decode(
-                [task(folder, PERSON, "person_image", "image"), task(folder, SPEECH)]
+                [task(folder, PERSON, "person_image", "image"), task(folder, SPEECH)], "t"
             )
             assert [file.format for file in decoded] == ["image/png", "audio/wav"]
 

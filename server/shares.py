@@ -1,0 +1,132 @@
+"""Capacity that tenants share: nobody can take all of it, and what others leave idle may be borrowed.
+
+A tenant is an API key or, on a server without keys, a client's address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+LONG_TURN_S: Final = 0.5
+"""A turn that takes longer may not be one of a tenant's turns that fill all places."""
+
+
+class NoPlace(Exception):
+    """The tenant holds its share of the places, or all of them are taken."""
+
+
+class Places:
+    """Places that are taken for as long as a client likes: connections, uploads, event streams.
+
+    A tenant may hold as many as it leaves free. So one alone gets half of them, and a newcomer always finds
+    one, however greedy the others are.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._held: Counter[str] = Counter()
+        self._total = 0
+
+    @property
+    def held(self) -> int:
+        """Places that are taken, by all tenants together."""
+        return self._total
+
+    @contextmanager
+    def place(self, tenant: str) -> Iterator[None]:
+        """Hold one place. Raises NoPlace."""
+        self.take(tenant)
+        try:
+            yield
+        finally:
+            self.give_back(tenant)
+
+    def take(self, tenant: str) -> None:
+        """Take a place that `give_back` returns. Raises NoPlace."""
+        if self._held[tenant] >= self.capacity - self._total:
+            raise NoPlace
+        self._held[tenant] += 1
+        self._total += 1
+
+    def give_back(self, tenant: str) -> None:
+        """Return a place that `take` gave."""
+        self._total -= 1
+        self._held[tenant] -= 1
+        if not self._held[tenant]:
+            del self._held[tenant]
+
+
+class Turns:
+    """Work of our own that waits for a place: parsing, decoding.
+
+    The next free place goes to the waiting tenant that holds the fewest. A tenant whose work takes long
+    leaves one place free, so that short work of others is never stuck behind it.
+    """
+
+    def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._capacity, self._clock = capacity, clock
+        self._running: dict[str, list[float]] = {}
+        """When each running turn began, by tenant."""
+        self._waiting: OrderedDict[str, deque[asyncio.Future[float]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, tenant: str) -> AsyncIterator[None]:
+        """Wait for a place and hold it."""
+        began = await self._begin(tenant)
+        try:
+            yield
+        finally:
+            self._end(tenant, began)
+
+    async def _begin(self, tenant: str) -> float:
+        if tenant not in self._waiting and self._may_begin(tenant):
+            return self._note_beginning(tenant)
+        turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._end(tenant, turn.result())
+            raise
+
+    def _note_beginning(self, tenant: str) -> float:
+        began = self._clock()
+        self._running.setdefault(tenant, []).append(began)
+        return began
+
+    def _end(self, tenant: str, began: float) -> None:
+        self._running[tenant].remove(began)
+        if not self._running[tenant]:
+            del self._running[tenant]
+        while self._let_one_begin():
+            pass
+
+    def _may_begin(self, tenant: str) -> bool:
+        busy, own = sum(map(len, self._running.values())), self._running.get(tenant, [])
+        if busy >= self._capacity:
+            return False
+        is_last_place = busy == self._capacity - 1
+        return not (is_last_place and own and self._clock() - min(own) > LONG_TURN_S)
+
+    def _let_one_begin(self) -> bool:
+        """Begin the turn of the waiting tenant that holds the fewest places; of several, the one that has
+        waited longest. False if nobody can begin.
+        """
+        ready = [tenant for tenant in self._waiting if self._may_begin(tenant)]
+        if not ready:
+            return False
+        tenant = min(ready, key=lambda each: len(self._running.get(each, ())))
+        turn = self._waiting[tenant].popleft()
+        if self._waiting[tenant]:
+            self._waiting.move_to_end(tenant)
+        else:
+            del self._waiting[tenant]
+        if not turn.cancelled():
+            turn.set_result(self._note_beginning(tenant))
+        return True

@@ -1,0 +1,136 @@
+"""Bodies of strangers cost bounded time and memory: tried on a server in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.server.inputs import PERSON, SPEECH, form
+from tests.server.test_submit import data_url
+from tests.server.test_uploads import server_process
+
+MIB = 2**20
+REFUSALS = ("too_many", "too_long", "malformed_body", "file_too_large", "invalid_value")
+PERSON_URL, SPEECH_URL = data_url(PERSON, "image/png"), data_url(SPEECH, "audio/wav")
+FILES = f'"person_image": "{PERSON_URL}", "audio": "{SPEECH_URL}"'
+
+
+def percent_coded(megabytes: int) -> str:
+    return '{"prompt": "x", "audio": "' + SPEECH_URL + '", "person_image": "data:image/png,' + (
+        "%41" * (megabytes * MIB // 3) + '"}'
+    )  # fmt: skip
+
+
+BODIES = {
+    "zeros": '{"prompt": [' + "0," * (2 * MIB) + "0]}",
+    "lists": '{"prompt": ' + "[" * 4_000_000 + "]" * 4_000_000 + "}",
+    "many lists": '{"prompt": [' + "[]," * (4 * MIB) + "0]}",
+    "many objects": '{"metadata": {' + ",".join(f'"{n}":{{}}' for n in range(400_000)) + "}}",
+    "percent": percent_coded(20),
+    "long prompt": '{"prompt": "' + "x" * (22 * MIB) + '", ' + FILES + "}",
+    "many prompts": f'{{"prompt": {json.dumps(["é" * 32_768] * 250, ensure_ascii=False)}, {FILES}}}',
+    "many short prompts": '{"prompt": [' + '"x",' * 90_000 + '"x"]}',
+    "digits": '{"seed": ' + "9" * (20 * MIB) + "}",
+}
+
+
+@contextmanager
+def probing(url: str) -> Iterator[list[float]]:
+    """Ask for /healthz all the time; the list receives the seconds of each answer."""
+    taken: list[float] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(trust_env=False) as client:
+            while not stop.is_set():
+                started = time.perf_counter()
+                client.get(f"{url}/healthz", timeout=60)
+                taken.append(time.perf_counter() - started)
+                stop.wait(0.005)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[tuple[str, int]]:
+    with server_process(tmp_path_factory.mktemp("bounded"), redis_url) as running:
+        yield running
+
+
+@pytest.mark.parametrize("route", ["validate", "generate"])
+@pytest.mark.parametrize("name", BODIES)
+def test_a_hostile_json_is_refused_without_holding_up_others(
+    server: tuple[str, int], route: str, name: str
+) -> None:
+    url, pid = server
+    httpx.post(f"{url}/v1/validate", files=form(), timeout=60).raise_for_status()
+    process = psutil.Process(pid)
+    before, body = process.memory_info().rss, BODIES[name].encode()
+    with probing(url) as taken:
+        answer = httpx.post(
+            f"{url}/v1/{route}", content=body, headers={"Content-Type": "application/json"}, timeout=60
+        )
+        most = process.memory_info().rss
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.json()["code"] in REFUSALS
+    assert process.memory_info().rss - before < 100 * MIB
+    assert most - before < 150 * MIB
+    # Other tests may be running beside this one: the median is what a blocked loop would change.
+    assert statistics.median(taken) < 0.5
+
+
+@pytest.mark.parametrize("key", ["prompt", "seed"])
+def test_a_key_given_twice_is_refused(server: tuple[str, int], key: str) -> None:
+    body = f'{{"prompt": "x", "seed": 1, "{key}": 2, {FILES}}}'
+    answer = httpx.post(
+        f"{server[0]}/v1/validate", content=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (
+        422,
+        "duplicate_field",
+        key,
+    )
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/jobs", "/openapi.json", "/nowhere"])
+def test_a_body_that_nobody_reads_does_not_keep_the_connection(server: tuple[str, int], path: str) -> None:
+    host, port = server[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000000\r\n\r\nx".encode()
+        )
+        received = b""
+        while block := connection.recv(65_536):
+            received += block
+    assert received.startswith(b"HTTP/1.1 ")
+
+
+def test_a_body_that_trickles_is_cut_off_on_every_route(tmp_path: Path, redis_url: str) -> None:
+    with server_process(tmp_path, redis_url, upload_timeout_s=1.0) as (url, _):
+        job = httpx.post(f"{url}/v1/generate", files=form(), timeout=60).json()["id"]
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            head = f"POST /v1/jobs/{job}/signed-urls HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            fields = "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+            connection.sendall((head + fields).encode() + b"{")
+            received = b""
+            while block := connection.recv(65_536):
+                received += block
+    assert b" 408 " in received.split(b"\r\n")[0]
+    assert b"upload_timeout" in received
