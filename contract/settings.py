@@ -65,8 +65,8 @@ class Settings(BaseSettings):
     max_concurrent_uploads: int = Field(
         64,
         gt=0,
-        description="Submits being received at once; more are refused with 429. A tenant (API key, or address "
-        "without keys) may hold as many of them as it leaves free.",
+        description="Submits being received at once; more are refused with 429. A tenant (API key, or "
+        "address without keys) may hold as many of them as it leaves free.",
     )
     decode_timeout_s: float = Field(
         60.0, gt=0, description="Seconds the sandbox may take to decode one request's files."
