@@ -22,6 +22,18 @@ class CheckpointDefaults(Frozen):
     negative_prompt: str
 
 
+OFFICIAL_DEFAULTS: Final = CheckpointDefaults(
+    num_inference_steps=40,
+    guidance_scale=7.0,
+    flow_shift=7.0,
+    negative_prompt=(
+        "Blurry, worst quality, blurred details, static frame, violent emotions, rapid hand shaking, "
+        "subtitles, ugly, deformed, extra fingers, poorly drawn hands, poorly drawn face"
+    ),
+)
+"""What the official code renders with."""
+
+
 class CheckpointCard(BaseModel):
     """`cointeract.json` in a checkpoint folder: what the server must know of a model without loading it."""
 

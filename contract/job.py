@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -40,6 +41,12 @@ class Stage(StrEnum):
     MUXING = "muxing"
     DONE = "done"
     CANCELED = "canceled"
+
+
+OnProgress = Callable[[Stage, int, int], None]
+"""Called with stage, clip and finished steps, at least once per denoising step. What it raises ends the
+rendering: that is how to cancel one.
+"""
 
 
 class Priority(StrEnum):

@@ -35,6 +35,11 @@ class GenerationParams(Frozen):
     audio_face_mask: bool = False
     preset: Preset = Preset.EXACT
 
+    @property
+    def parity(self) -> bool:
+        """Whether the official code's behaviour is repeated, defects included."""
+        return self.preset is Preset.PARITY
+
     def prompt_of(self, clip: int) -> str:
         """The prompt that drives a clip."""
         return self.prompts[min(clip, len(self.prompts) - 1)]

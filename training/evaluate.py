@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from contract.card import CheckpointDefaults
+from contract.choices import Preset
 from contract.video import CLIP_FRAMES
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
@@ -76,15 +78,13 @@ Measured = dict[str, float | None]
 
 def evaluate(
     pipeline: CoInteractPipeline,
+    settings: CheckpointDefaults,
     *,
     width: int,
     height: int,
     videos: int,
     clips: int,
-    num_inference_steps: int,
-    guidance_scale: float,
-    flow_shift: float,
-    parity: bool = False,
+    preset: Preset = Preset.EXACT,
     first_seed: int = 0,
     pictures: Path | None = None,
 ) -> list[Measured]:
@@ -94,7 +94,7 @@ def evaluate(
     measured: list[Measured] = []
     for seed in range(first_seed, first_seed + videos):
         true = make_video(seed, width, height, actions=clips, split="heldout", synthesiser="formant")
-        generated = generate(pipeline, true, num_inference_steps, guidance_scale, flow_shift, parity)
+        generated = generate(pipeline, true, settings, preset)
         scores = measure(generated, true, make_cast(seed + 10_000, "heldout"))
         measured.append({**vars(scores), **vars(denoising_scores(pipeline, true))})
         log.info("video %d: %s", seed, json.dumps(measured[-1]))
@@ -107,30 +107,28 @@ def evaluate(
 def generate(
     pipeline: CoInteractPipeline,
     video: SyntheticVideo,
-    num_inference_steps: int,
-    guidance_scale: float,
-    flow_shift: float,
-    parity: bool = False,
+    settings: CheckpointDefaults,
+    preset: Preset = Preset.EXACT,
 ) -> np.ndarray:
-    """What the pipeline makes of a video's references, prompts and speech: (T, H, W, 3) uint8, T as
-    the true video.
+    """What the pipeline makes of a video's references, prompts and speech: (T, H, W, 3) uint8, T as the true
+    video. Guidance goes against an empty prompt.
     """
     height, width = video.frames.shape[1:3]
-    made = pipeline.generate_clips(
-        person_image=video.person_image,
-        product_image=video.product_image,
-        audio=video.audio,
-        prompts=video.prompts,
+    made = pipeline(
+        video.person_image,
+        video.audio,
+        video.prompts,
+        video.product_image,
         negative_prompt="",
         height=height,
         width=width,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        flow_shift=flow_shift,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        flow_shift=settings.flow_shift,
         seed=0,
-        parity=parity,
+        preset=preset,
     )
-    return np.concatenate([clip.frames for clip in made])[: len(video.frames)]
+    return made.frames[: len(video.frames)]
 
 
 def measure(generated: np.ndarray, video: SyntheticVideo, other: Cast) -> GeneratedScores:
@@ -332,17 +330,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         card = read_card(folder)
         width, height = (int(side) for side in card.sizes[0].split("x"))
         name = str(folder) if card.name in rows else card.name
-        guidance = card.defaults.guidance_scale if options.guidance is None else options.guidance
+        settings = card.defaults
+        if options.guidance is not None:
+            settings = settings.model_copy(update={"guidance_scale": options.guidance})
         rows[name] = evaluate(
             load_pipeline(folder),
+            settings,
             width=width,
             height=height,
             videos=options.videos,
             clips=options.clips,
-            num_inference_steps=card.defaults.num_inference_steps,
-            guidance_scale=guidance,
-            flow_shift=card.defaults.flow_shift,
-            parity=options.parity,
+            preset=Preset.PARITY if options.parity else Preset.EXACT,
             pictures=options.pictures,
         )
     log.info("\n%s", markdown_table(rows))

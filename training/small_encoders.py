@@ -29,8 +29,8 @@ from transformers import (
     Wav2Vec2Model,
 )
 
+from contract.card import OFFICIAL_DEFAULTS
 from contract.video import SAMPLE_RATE
-from model.pipeline import DEFAULT_NEGATIVE_PROMPT
 
 from .clips import HOI_PROMPT_PREFIX
 from .speech import SENTENCES, Synthesiser, speak
@@ -47,7 +47,7 @@ BANDS = 24
 def make_tokenizer(prompts: int = 4000) -> PreTrainedTokenizerFast:
     """Byte-level BPE over lower-cased text, `</s>` at the end as T5 wants it; deterministic."""
     rng = np.random.default_rng(0)
-    corpus = [HOI_PROMPT_PREFIX, DEFAULT_NEGATIVE_PROMPT, *SENTENCES] * 40
+    corpus = [HOI_PROMPT_PREFIX, OFFICIAL_DEFAULTS.negative_prompt, *SENTENCES] * 40
     for seed in range(prompts):
         corpus.append(describe(make_cast(seed), ACTIONS[seed % len(ACTIONS)], rng, first=seed % 2 == 0))
     tokenizer = Tokenizer(models.BPE())

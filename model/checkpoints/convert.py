@@ -27,7 +27,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor
 
-from contract.card import CARD_FILE, CheckpointCard, CheckpointDefaults
+from contract.card import CARD_FILE, OFFICIAL_DEFAULTS, CheckpointCard
 from model.checkpoints.card_file import write_card
 from model.checkpoints.components import (
     TEXT_ENCODER_FILE,
@@ -52,7 +52,7 @@ from model.checkpoints.writer import (
     checkpoint_folder,
     sha256_of,
 )
-from model.pipeline import DEFAULT_NEGATIVE_PROMPT, CoInteractPipeline
+from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
 logger = logging.getLogger(__name__)
@@ -330,12 +330,7 @@ def _card(request: ConvertRequest, digests: dict[Path, Future[str]]) -> Checkpoi
         sizes=TRAINED_SIZES,
         min_side=256,
         max_pixels=1280 * 720,
-        defaults=CheckpointDefaults(
-            num_inference_steps=40,
-            guidance_scale=7.0,
-            flow_shift=7.0,
-            negative_prompt=DEFAULT_NEGATIVE_PROMPT,
-        ),
+        defaults=OFFICIAL_DEFAULTS,
         pose="pose" in request.cointeract.stem,
         license=LICENSE,
         sources={provenance(path): f"sha256:{digest.result()}" for path, digest in digests.items()},

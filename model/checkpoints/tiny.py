@@ -19,9 +19,9 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from contract.card import CheckpointCard, CheckpointDefaults
+from contract.card import OFFICIAL_DEFAULTS, CheckpointCard, CheckpointDefaults
 from model.checkpoints.card_file import write_card
-from model.pipeline import DEFAULT_NEGATIVE_PROMPT, CoInteractPipeline
+from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
 TEXT_DIM = 64
@@ -34,7 +34,10 @@ CARD = CheckpointCard(
     min_side=64,
     max_pixels=256 * 256,
     defaults=CheckpointDefaults(
-        num_inference_steps=4, guidance_scale=3.0, flow_shift=5.0, negative_prompt=DEFAULT_NEGATIVE_PROMPT
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        flow_shift=5.0,
+        negative_prompt=OFFICIAL_DEFAULTS.negative_prompt,
     ),
     pose=True,
     license="Apache-2.0",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from contract.choices import Fit
 from model.media.errors import MediaError
-
-PersonFit = Literal["cover", "contain", "stretch"]
 
 PRODUCT_MARGIN = 1.25
 """The product fills 1/1.25 of the frame, as in training (official code)."""
@@ -32,23 +30,20 @@ def load_image(path: str | Path) -> Image.Image:
         raise MediaError(f"not a readable PNG, JPEG or WebP image: {error}") from error
 
 
-def fit_person(image: Image.Image, width: int, height: int, fit: PersonFit = "cover") -> Image.Image:
+def fit_person(image: Image.Image, width: int, height: int, fit: Fit = Fit.COVER) -> Image.Image:
     """Bring a person photo to the frame.
 
     cover: fill the frame and crop the centre, as the training data were (default). contain: all of the photo,
     black bars. stretch: what the official inference script does, distorting.
     """
     image = _to_rgb(image)
-    if fit == "stretch":
+    if fit is Fit.STRETCH:
         return image.resize((width, height))
-    if fit == "cover":
-        scale = max(width / image.width, height / image.height)
-        image = _resize(image, scale)
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-        return image.crop((left, top, left + width, top + height))
-    if fit == "contain":
+    if fit is Fit.CONTAIN:
         return _on_black(_resize(image, min(width / image.width, height / image.height)), width, height)
-    raise ValueError(f"fit must be cover, contain or stretch, not {fit!r}")
+    image = _resize(image, max(width / image.width, height / image.height))
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def place_product(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -18,6 +18,9 @@ from transformers import (
     Wav2Vec2Model,
 )
 
+from contract.choices import Fit, Preset
+from contract.params import GenerationParams
+from contract.video import SAMPLE_RATE, SpeechLength, video_length
 from model.checkpoints.official_components import (
     rename,
     t5_config,
@@ -27,8 +30,9 @@ from model.checkpoints.official_components import (
     wav2vec2_name,
 )
 from model.checkpoints.official_names import dit_config, dit_name, is_hoi_name
+from model.inputs import FramedInputs
 from model.parity.result import CaseResult, compare, compare_frames
-from model.pipeline import OFFICIAL_AUDIO_WINDOW, CoInteractPipeline, VideoRequest
+from model.pipeline import OFFICIAL_AUDIO_WINDOW, CoInteractPipeline
 from model.speech_features import clip_features, encode_audio
 from model.transformer import CoInteractTransformer3DModel
 
@@ -98,30 +102,42 @@ def build_pipeline(weights: Tensors, metadata: Mapping[str, str]) -> CoInteractP
     )
 
 
-def request_of(cases: Tensors, metadata: Mapping[str, str]) -> VideoRequest:
-    """The official run that a cases file records."""
-    meta = json.loads(metadata["meta"])
+def inputs_of(cases: Tensors) -> FramedInputs:
+    """What the official run that a cases file records was made from."""
     pose = next(
         (v for k, v in sorted(cases.items()) if k.startswith("in.pose") and v.dtype == torch.uint8), None
     )
     product = cases.get("in.product")
-    return VideoRequest(
+    return FramedInputs(
         person=cases["in.person"].numpy(),
         product=None if product is None else product.numpy(),
         audio=cases["in.wav"].float().numpy(),
+        pose_frames=None if pose is None else pose.numpy(),
+        noise=_per_clip(cases, r"in\.noise(\d+)"),
+        pose_latents=_per_clip(cases, r"in\.pose(?:_latents)?(\d+)|clip(\d+)\.pose_latents"),
+    )
+
+
+def params_of(cases: Tensors, metadata: Mapping[str, str]) -> GenerationParams:
+    """The settings of that run."""
+    meta = json.loads(metadata["meta"])
+    height, width = cases["in.person"].shape[:2]
+    num_clips, num_frames = video_length(SpeechLength(len(cases["in.wav"]), SAMPLE_RATE), meta.get("clips"))
+    return GenerationParams(
         prompts=tuple(meta["prompts"]),
         negative_prompt=meta.get("negative_prompt", ""),
-        pose_frames=None if pose is None else pose.numpy(),
-        num_clips=meta.get("clips"),
+        width=width,
+        height=height,
         num_inference_steps=meta["steps"],
         guidance_scale=meta.get("cfg", 1.0),
         flow_shift=meta["shift"],
         product_scale=meta.get("product_scale", 1.0),
         seed=0,
-        parity=True,
+        num_clips=num_clips,
+        num_frames=num_frames,
+        fit=Fit.STRETCH,
         audio_face_mask=meta.get("audio_face_mask", False),
-        noise=_per_clip(cases, r"in\.noise(\d+)"),
-        pose_latents=_per_clip(cases, r"in\.pose(?:_latents)?(\d+)|clip(\d+)\.pose_latents"),
+        preset=Preset.PARITY,
     )
 
 
@@ -138,16 +154,16 @@ def run_pipeline_cases(
     pipeline: CoInteractPipeline, cases: Tensors, metadata: Mapping[str, str]
 ) -> Iterator[CaseResult]:
     """Run the recorded video and compare each clip: audio features, latents, frames."""
-    request = request_of(cases, metadata)
+    inputs = inputs_of(cases)
     features = encode_audio(
         pipeline.audio_encoder,
         pipeline.feature_extractor,
-        request.audio,
+        inputs.audio,
         pipeline.transformer.device,
         last_layer_normed=False,
     )
     clips = 0
-    for clip in pipeline.run(request):
+    for clip in pipeline.run(inputs, params_of(cases, metadata)):
         clips += 1
         name = f"clip{clip.index}"
         if (official := cases.get(f"{name}.audio_features")) is not None:

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from contract.memory import MemoryMode
+from contract.params import GenerationParams
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.tiny import write_tiny_checkpoint
+from model.inputs import VideoInputs
 from model.pipeline import Clip, CoInteractPipeline
 
 
@@ -28,17 +30,20 @@ def two_clips(pipeline: CoInteractPipeline) -> list[Clip]:
     speech = np.random.default_rng(1).normal(size=16_000 * 4).astype(np.float32)
     return list(
         pipeline.generate_clips(
-            person_image=photo,
-            product_image=photo,
-            audio=speech,
-            prompts=["one", "two"],
-            height=64,
-            width=64,
-            num_clips=2,
-            num_inference_steps=2,
-            guidance_scale=3.0,
-            flow_shift=5.0,
-            seed=1,
+            VideoInputs(photo, speech, product_image=photo),
+            GenerationParams(
+                prompts=("one", "two"),
+                negative_prompt="blurry",
+                width=64,
+                height=64,
+                num_inference_steps=2,
+                guidance_scale=3.0,
+                flow_shift=5.0,
+                product_scale=1.0,
+                seed=1,
+                num_clips=2,
+                num_frames=100,
+            ),
         )
     )
 

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from contract.choices import Fit
 from model.media import (
     MediaError,
     Speech,
@@ -131,25 +132,25 @@ def banded(width: int, height: int) -> Image.Image:
 
 
 def test_cover_fills_the_frame_with_the_centre():
-    fitted = fit_person(banded(300, 100), 64, 64, "cover")
+    fitted = fit_person(banded(300, 100), 64, 64, Fit.COVER)
     assert fitted.size == (64, 64)
     assert fitted.getpixel((8, 32)) == fitted.getpixel((56, 32)) == (0, 255, 0)
 
 
 def test_contain_keeps_everything_between_black_bars():
-    fitted = fit_person(banded(300, 100), 96, 96, "contain")
+    fitted = fit_person(banded(300, 100), 96, 96, Fit.CONTAIN)
     assert fitted.size == (96, 96)
     assert fitted.getpixel((48, 2)) == fitted.getpixel((48, 93)) == (0, 0, 0)
     assert [fitted.getpixel((x, 48)) for x in (10, 48, 85)] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
 def test_stretch_keeps_everything_and_distorts():
-    fitted = fit_person(banded(300, 100), 96, 96, "stretch")
+    fitted = fit_person(banded(300, 100), 96, 96, Fit.STRETCH)
     assert [fitted.getpixel((x, 2)) for x in (10, 48, 85)] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (7, 5)])
-@pytest.mark.parametrize("fit", ["cover", "contain", "stretch"])
+@pytest.mark.parametrize("fit", Fit)
 def test_any_size_fits(size, fit):
     assert fit_person(Image.new("RGB", size), 64, 96, fit).size == (64, 96)
     assert place_product(Image.new("RGB", size), 64, 96).size == (64, 96)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import Wav2Vec2FeatureExtractor
 
 from model.parity.__main__ import main
-from model.parity.pipeline_cases import build_audio_encoder, build_pipeline, request_of
+from model.parity.pipeline_cases import build_audio_encoder, build_pipeline, inputs_of, params_of
 from model.parity.result import compare, compare_frames
 from model.speech_features import encode_audio
 from tests.model.official_parts import (
@@ -100,25 +100,25 @@ def test_what_a_file_leaves_out_is_left_out_of_the_request():
     cases, metadata = recorded("pipeline_cases")
     meta = json.loads(metadata["meta"]) | {"cfg": 1.0, "clips": 3}
     cases = {"in.person": cases["in.person"], "in.wav": torch.zeros(160_000)}
-    request = request_of(cases, {"meta": json.dumps(meta)})
-    assert request.product is None
-    assert request.pose_frames is None
-    assert request.noise is None
-    assert (request.num_clips, request.guidance_scale, request.parity) == (3, 1.0, True)
+    inputs, params = inputs_of(cases), params_of(cases, {"meta": json.dumps(meta)})
+    assert inputs.product is None
+    assert inputs.pose_frames is None
+    assert inputs.noise is None
+    assert (params.num_clips, params.guidance_scale, params.parity) == (3, 1.0, True)
 
 
 def test_recorded_pose_and_noise_are_used():
-    cases, metadata = recorded("pipeline_cases")
+    cases, _ = recorded("pipeline_cases")
     cases |= {
         "in.wav": torch.zeros(160_000),
         "in.pose": torch.zeros(90, 96, 64, 3, dtype=torch.uint8),
         "in.noise1": torch.ones(1, 16, 21, 12, 8),
         "in.noise0": torch.zeros(1, 16, 21, 12, 8),
     }
-    request = request_of(cases, metadata)
-    assert request.pose_frames.shape == (90, 96, 64, 3)
-    assert [noise.mean().item() for noise in request.noise] == [0.0, 1.0]
-    assert request.pose_latents is None
+    inputs = inputs_of(cases)
+    assert inputs.pose_frames.shape == (90, 96, 64, 3)
+    assert [noise.mean().item() for noise in inputs.noise] == [0.0, 1.0]
+    assert inputs.pose_latents is None
 
 
 def test_schedules_pass(capsys):

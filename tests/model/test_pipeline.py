@@ -5,12 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from contract.video import CLIP_FRAMES, MOTION_FRAMES
+from contract.choices import Fit, Preset
+from contract.job import Stage
+from contract.params import GenerationParams
+from contract.video import CLIP_FRAMES, MOTION_FRAMES, SpeechLength, video_length
 from model.checkpoints.tiny import tiny_pipeline
+from model.inputs import VideoInputs
 from model.media.images import fit_person, place_product
-from model.pipeline import CoInteractPipeline, Progress
+from model.pipeline import CoInteractPipeline
 
 SECOND = 16_000
+STAGES = [Stage.ENCODING, Stage.DENOISING, Stage.DECODING]
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +34,32 @@ def photo(seed: int = 0, size: tuple[int, int] = (90, 60)) -> Image.Image:
 
 
 def clips(pipeline, seconds=3.0, **changes):
-    settings = {
+    """The clips of `seconds` of speech; `changes` are fields of the inputs or the settings, or arguments."""
+    num_clips, num_frames = video_length(SpeechLength(round(seconds * SECOND), SECOND))
+    inputs = {
         "person_image": photo(1),
         "product_image": photo(2),
         "audio": speech(seconds),
-        "prompts": ["She lifts the cup.", "She turns it."],
+        "pose_frames": None,
+    }
+    settings = {
+        "prompts": ("She lifts the cup.", "She turns it."),
         "negative_prompt": "blurry",
         "height": 64,
         "width": 64,
         "num_inference_steps": 1,
         "guidance_scale": 3.0,
         "flow_shift": 5.0,
+        "product_scale": 1.0,
         "seed": 7,
+        "num_clips": num_clips,
+        "num_frames": num_frames,
+        "fit": Fit.COVER,
+        "preset": Preset.EXACT,
     }
-    return pipeline.generate_clips(**(settings | changes))
+    for known in (inputs, settings):
+        known.update({name: changes.pop(name) for name in list(changes) if name in known})
+    return pipeline.generate_clips(VideoInputs(**inputs), GenerationParams(**settings), **changes)
 
 
 def spy(monkeypatch, pipeline) -> list[dict]:
@@ -67,14 +84,10 @@ def test_a_video_is_as_long_as_its_speech(pipeline):
     assert np.array_equal(made[0].motion_frames, made[0].frames[-MOTION_FRAMES:])
 
 
-def test_an_explicit_length_rules_over_the_speech(pipeline):
-    made = list(clips(pipeline, seconds=4.5, num_frames=100))
+def test_the_settings_rule_over_the_length_of_the_speech(pipeline):
+    made = list(clips(pipeline, seconds=4.5, num_frames=100, num_clips=2))
     assert [len(clip.frames) for clip in made] == [80, 20]
-
-
-def test_fewer_clips_than_the_speech_needs_can_be_asked_for_but_not_more(pipeline):
-    assert sum(1 for _ in clips(pipeline, seconds=4.0, num_clips=1)) == 1
-    assert sum(1 for _ in clips(pipeline, seconds=3.0, num_clips=5)) == 1
+    assert [len(clip.frames) for clip in clips(pipeline, seconds=4.5, num_frames=80, num_clips=1)] == [80]
 
 
 def test_resuming_behind_a_clip_gives_the_same_bits(pipeline):
@@ -112,7 +125,7 @@ def test_each_clip_draws_its_own_noise(pipeline, monkeypatch):
         lambda shape, seed: seeds.append(seed) or torch.zeros(shape),
     )
     list(clips(pipeline, seconds=4.0, seed=7))
-    list(clips(pipeline, seconds=4.0, seed=7, parity=True))
+    list(clips(pipeline, seconds=4.0, seed=7, preset=Preset.PARITY))
     assert seeds == [7, 8, 0, 1]
 
 
@@ -148,7 +161,7 @@ def test_guidance_of_one_runs_one_pass_per_step(pipeline, monkeypatch):
 def test_audio_windows_follow_the_clips_and_drift_in_parity_mode(pipeline, monkeypatch):
     calls = spy(monkeypatch, pipeline)
     list(clips(pipeline, seconds=7.0, guidance_scale=1.0))
-    list(clips(pipeline, seconds=7.0, guidance_scale=1.0, parity=True))
+    list(clips(pipeline, seconds=7.0, guidance_scale=1.0, preset=Preset.PARITY))
     ours, official = calls[:3], calls[3:]
     assert [call["audio_embeds"].shape[-1] for call in ours + official] == [80] * 3 + [81] * 3
     for k in (1, 2):  # the official window of clip k starts k frames late
@@ -157,7 +170,7 @@ def test_audio_windows_follow_the_clips_and_drift_in_parity_mode(pipeline, monke
 
 
 def test_parity_mode_makes_the_official_number_of_whole_clips(pipeline):
-    made = list(clips(pipeline, seconds=3.3, parity=True))
+    made = list(clips(pipeline, seconds=3.3, preset=Preset.PARITY))
     assert [len(clip.frames) for clip in made] == [80, 80]
 
 
@@ -184,35 +197,34 @@ def test_pose_frames_of_each_clip_are_encoded_and_missing_ones_are_black(pipelin
 
 
 def test_progress_is_told_at_every_stage_and_step(pipeline):
-    told: list[Progress] = []
-    list(clips(pipeline, seconds=4.0, num_inference_steps=2, on_progress=told.append))
-    steps = [(p.clip, p.step) for p in told if p.stage == "denoising"]
+    told: list[tuple[Stage, int, int]] = []
+    list(clips(pipeline, seconds=4.0, num_inference_steps=2, on_progress=lambda *at: told.append(at)))
+    steps = [(clip, step) for stage, clip, step in told if stage is Stage.DENOISING]
     assert steps == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    order = list(dict.fromkeys((p.clip, p.stage) for p in told))
-    assert order == [(k, stage) for k in (0, 1) for stage in ("encoding", "denoising", "decoding")]
-    assert {(p.num_clips, p.num_steps) for p in told} == {(2, 2)}
+    order = list(dict.fromkeys((clip, stage) for stage, clip, _ in told))
+    assert order == [(k, stage) for k in (0, 1) for stage in STAGES]
 
 
-@pytest.mark.parametrize("stage", ["encoding", "denoising", "decoding"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_an_exception_from_the_callback_ends_the_generation_at_once(pipeline, stage):
-    told: list[Progress] = []
+    told: list[Stage] = []
 
-    def cancel(progress: Progress) -> None:
-        told.append(progress)
-        if progress.stage == stage:
+    def cancel(now: Stage, clip: int, step: int) -> None:
+        told.append(now)
+        if now is stage:
             raise InterruptedError
 
     generation = clips(pipeline, num_inference_steps=3, on_progress=cancel)
     with pytest.raises(InterruptedError):
         next(generation)
-    assert [p.stage for p in told].count(stage) == 1
+    assert told.count(stage) == 1
 
 
 def test_a_cancelled_generation_leaves_nothing_behind(pipeline):
     before = next(clips(pipeline)).frames
 
-    def cancel(progress: Progress) -> None:
-        if progress.step == 1:
+    def cancel(stage: Stage, clip: int, step: int) -> None:
+        if step == 1:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
@@ -230,7 +242,7 @@ def test_a_cancelled_generation_leaves_nothing_behind(pipeline):
         ({"first_clip": 1, "motion_frames": np.zeros((72, 64, 64, 3), np.uint8)}, "motion_frames"),
         ({"audio": np.zeros(100, np.float32)}, "too short"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
-        ({"fit": "squeeze"}, "fit must be"),
+        ({"fit": "squeeze"}, "fit"),
     ],
 )
 def test_impossible_requests_are_refused(pipeline, change, complaint):
@@ -240,11 +252,11 @@ def test_impossible_requests_are_refused(pipeline, change, complaint):
 
 def test_photos_are_brought_to_the_frame_before_encoding(pipeline):
     prepared = {
-        "person_image": fit_person(photo(1), 64, 64, "cover"),
+        "person_image": fit_person(photo(1), 64, 64, Fit.COVER),
         "product_image": photo(2),
     }
     assert np.array_equal(next(clips(pipeline)).frames, next(clips(pipeline, **prepared)).frames)
-    stretched = next(clips(pipeline, fit="stretch")).frames
+    stretched = next(clips(pipeline, fit=Fit.STRETCH)).frames
     assert not np.array_equal(stretched, next(clips(pipeline)).frames)
 
 

@@ -28,11 +28,11 @@ def video() -> SyntheticVideo:
 
 def test_the_clip_beside_its_hoi_stream_is_the_one_that_the_service_makes(video: SyntheticVideo) -> None:
     pipeline = tiny_pipeline()
-    (clip,) = pipeline.generate_clips(
-        person_image=video.person_image,
-        product_image=video.product_image,
-        audio=video.audio,
-        prompts=video.prompts,
+    clip = pipeline(
+        video.person_image,
+        video.audio,
+        video.prompts,
+        video.product_image,
         height=SIDE,
         width=SIDE,
         seed=5,

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contract.job import JobState, Stage
+from contract.job import JobState, OnProgress, Stage
 from contract.worker import WorkerInfo
 from tests.faults.stack import Stack
 from workers.attempt import Runner
-from workers.engines.engine import Engine, FinishedVideo, OnProgress, OutOfMemory, RenderRequest
+from workers.engines.engine import Engine, FinishedVideo, OutOfMemory, RenderRequest
 from workers.engines.fake import FakeClip, FakeEngine, FakeSettings
 from workers.messages import Ended, Message, Progressed, Working
 

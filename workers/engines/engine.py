@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from contract.job import Stage
+from contract.job import OnProgress
 from contract.params import GenerationParams
 
 
@@ -31,12 +31,6 @@ class RenderRequest:
     first_clip: int = 0
     motion: Path | None = None
     """The motion file of clip `first_clip - 1`."""
-
-
-OnProgress = Callable[[Stage, int, int], None]
-"""Called with stage, clip and finished steps, at least once per denoising step. What it raises ends the
-rendering.
-"""
 
 
 class RenderedClip(Protocol):

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from contract.card import CARD_FILE, CheckpointCard, CheckpointDefaults
 from contract.frozen import Frozen
-from contract.job import Stage
+from contract.job import OnProgress, Stage
 from contract.params import GenerationParams
 from contract.video import FPS
-from workers.engines.engine import FinishedVideo, OnProgress, OutOfMemory, RenderRequest
+from workers.engines.engine import FinishedVideo, OutOfMemory, RenderRequest
 
 FAKE_FILE = "fake.json"
 _FAULT = re.compile(r"fault:(?P<kind>kill|gil|oom|error|hang)(=(?P<seconds>[\d.]+))?")
@@ -56,7 +56,7 @@ def write_fake_checkpoint(folder: Path, name: str, settings: FakeSettings) -> Ch
 
 def clip_digest(before: bytes, params: GenerationParams, index: int) -> bytes:
     """What identifies a clip: it depends on everything that a wrong resume could get wrong."""
-    prompt = params.prompts[min(index, len(params.prompts) - 1)]
+    prompt = params.prompt_of(index)
     return hashlib.sha256(before + f"{params.seed + index} {prompt}".encode()).digest()
 
 
@@ -100,7 +100,7 @@ class FakeEngine:
         params = request.params
         digest = request.motion.read_bytes() if request.motion else b""
         for index in range(request.first_clip, params.num_clips):
-            prompt = params.prompts[min(index, len(params.prompts) - 1)]
+            prompt = params.prompt_of(index)
             on_progress(Stage.ENCODING, index, 0)
             for step in range(1, params.num_inference_steps + 1):
                 time.sleep(self.settings.seconds_per_step)

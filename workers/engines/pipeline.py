@@ -13,12 +13,13 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from contract.job import Stage
+from contract.job import OnProgress
 from contract.video import FPS
 from model.checkpoints.load import load_pipeline
+from model.inputs import VideoInputs
 from model.media import encode_clip, join_clips, load_audio, load_image, load_pose
-from model.pipeline import Clip, Progress
-from workers.engines.engine import DeviceFailed, FinishedVideo, OnProgress, OutOfMemory, RenderRequest
+from model.pipeline import Clip
+from workers.engines.engine import DeviceFailed, FinishedVideo, OutOfMemory, RenderRequest
 
 log = logging.getLogger(__name__)
 
@@ -49,30 +50,20 @@ class PipelineEngine:
         params = request.params
         size = (params.width, params.height)
         with _device_errors():
-            clips = self._pipeline.generate_clips(
+            inputs = VideoInputs(
                 person_image=load_image(request.person_image),
-                product_image=load_image(request.product_image) if request.product_image else None,
                 audio=load_audio(request.audio),
-                prompts=params.prompts,
-                negative_prompt=params.negative_prompt,
+                product_image=load_image(request.product_image) if request.product_image else None,
                 pose_frames=load_pose(request.pose_video, size=size, max_frames=params.num_frames)
                 if request.pose_video
                 else None,
-                height=params.height,
-                width=params.width,
-                num_clips=params.num_clips,
-                num_inference_steps=params.num_inference_steps,
-                guidance_scale=params.guidance_scale,
-                flow_shift=params.flow_shift,
-                product_scale=params.product_scale,
-                seed=params.seed,
-                fit=params.fit.value,
-                parity=params.preset == "parity",
-                audio_face_mask=params.audio_face_mask,
+            )
+            clips = self._pipeline.generate_clips(
+                inputs,
+                params,
                 first_clip=request.first_clip,
                 motion_frames=np.load(request.motion) if request.motion else None,
-                num_frames=params.num_frames,
-                on_progress=lambda at: _forward(at, on_progress),
+                on_progress=on_progress,
             )
             for clip in clips:
                 yield PipelineClip(clip)
@@ -89,10 +80,6 @@ class PipelineEngine:
         gc.collect()  # an aborted attempt's traceback holds tensors in reference cycles
         if self._on_gpu:
             torch.cuda.empty_cache()
-
-
-def _forward(at: Progress, on_progress: OnProgress) -> None:
-    on_progress(Stage(at.stage), at.clip, at.step)
 
 
 @contextmanager
