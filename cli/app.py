@@ -71,10 +71,17 @@ def up(
 
     Whatever dies is restarted. Ctrl-C stops everything; jobs and results stay in the data folder.
     """
+    from deploy.stack import StackError
     from deploy.up import run_up
+    from server.decoding.seccomp import why_not_to_decode, why_unconfined
 
     with explained_errors():
-        run_up(settings_with(data_dir=data, host=host, port=port), checkpoint or [], console)
+        settings = settings_with(data_dir=data, host=host, port=port)
+        if (reason := why_not_to_decode(settings.allow_unconfined_decoding)) is not None:
+            raise StackError(reason)
+        if (missing := why_unconfined()) is not None:
+            console.print(f"{missing}.", style="yellow", highlight=False, markup=False)
+        run_up(settings, checkpoint or [], console)
 
 
 @app.command(rich_help_panel="Run the service")

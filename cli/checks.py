@@ -5,6 +5,7 @@ Imports inside the commands: see `cli.app`.
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -99,8 +100,11 @@ def chaos(
     from chaos.report import as_json as to_json
     from chaos.report import show
     from chaos.run import Options, run_chaos
+    from deploy.stack import StackError
 
     with explained_errors():
+        if sys.platform != "linux":
+            raise StackError("`cointeract chaos` needs Linux: it finds its victims in /proc.")
         report = run_chaos(Options(jobs, kills, seconds, workers, outage, overload, seed))
     if as_json:
         typer.echo(to_json(report))

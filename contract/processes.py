@@ -1,9 +1,16 @@
-"""How one of our processes starts another, and what is told of one that died."""
+"""How one of our processes starts another, how it ends with its parent, and what is told of one that died."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
 from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_NOTHING: Final = ctypes.c_ulong(0)
 
 MOST_LAST_LINES: Final = 5
 MOST_LAST_CHARS: Final = 1000
@@ -22,3 +29,11 @@ def last_words(text: str) -> str:
     """The end of what a process wrote, short enough to be shown: a traceback's last lines hold its cause."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines[-MOST_LAST_LINES:])[-MOST_LAST_CHARS:]
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent ends, however that ends. On Linux only."""
+    if sys.platform == "linux":
+        wanted = ctypes.c_ulong(number)
+        if _LIBC.prctl(_PR_SET_PDEATHSIG, wanted, _NOTHING, _NOTHING, _NOTHING) != 0:
+            raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")

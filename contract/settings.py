@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         description="Serve without API keys beyond loopback. For networks closed by other means.",
     )
 
+    allow_unconfined_decoding: bool = Field(
+        False,
+        description="Decode uploads where the kernel cannot confine the decoder (macOS, and processors other "
+        "than x86-64 and arm64). For files of people you trust.",
+    )
+
     webhook_secret: str | None = Field(
         None,
         description="whsec_… secret that signs webhooks. Made once and kept in storage if not given.",

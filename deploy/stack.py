@@ -5,21 +5,20 @@ The parts are the same processes that a larger deployment runs on several machin
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from contract.processes import last_words
+from contract.processes import die_with_parent, last_words
 from deploy.watchdog import HealthCheck, Watchdog
 
 FIRST_DELAY_S = 0.2
@@ -32,8 +31,6 @@ LONG_WAIT_S = 30.0
 
 KILLED = "killed by"
 MAX_LOG_BYTES = 50 * 2**20
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class StackError(Exception):
@@ -247,18 +244,13 @@ class Supervisor:
                 env=dict(self.environment),
                 # A session of its own: Ctrl-C reaches us alone, and we stop the parts in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                # On Linux they end with us even if we are killed.
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),
             )
         child.started_at = time.monotonic()
         if child.part.health is not None:
             child.watchdog = Watchdog(child.part.health, child.process.pid)
             child.watchdog.start()
-
-
-def _die_with_parent() -> None:
-    """In the child: ask the kernel for SIGTERM when the supervisor is gone, even by SIGKILL (Linux only)."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def describe_exit(code: int) -> str:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import subprocess
+import sys
+from datetime import datetime
 from pathlib import Path
 
 REAPER = "reaper"
@@ -50,16 +53,33 @@ def lives_here(name: str) -> bool:
 
 def _pid_space() -> str:
     """A mark that two processes share exactly if a process id means the same to both."""
+    if sys.platform != "linux":
+        return hashlib.sha256(_said_by("sysctl", "-n", "kern.bootsessionuuid").encode()).hexdigest()[:8]
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     namespace = Path("/proc/self/ns/pid").readlink()
     return hashlib.sha256(f"{boot}{namespace}".encode()).hexdigest()[:8]
 
 
 def _start_time(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot. None if there is none, or only a zombie."""
+    """When the process started, in clock ticks since boot. None if there is none, or only a zombie.
+
+    Seconds since 1970 where there is no /proc.
+    """
+    if sys.platform != "linux":
+        state, _, started = _said_by("ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)).partition(" ")
+        if not started or state[0] in "Z":
+            return None
+        return int(datetime.strptime(" ".join(started.split()), "%a %b %d %H:%M:%S %Y").timestamp())
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, start = fields[0], fields[19]
     return None if state in "ZX" else int(start)
+
+
+def _said_by(*command: str) -> str:
+    """What a system tool prints; "" if it fails."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=environment)
+    return answer.stdout.strip()

@@ -22,6 +22,7 @@ from jobs.queue import JobQueue
 from server import errors
 from server.access import why_not_to_start
 from server.decoding.sandbox import Sandbox
+from server.decoding.seccomp import why_not_to_decode, why_unconfined
 from server.delivery.signing import UrlSigner
 from server.delivery.webhooks import WebhookSender, webhook_secret
 from server.fetch import Fetcher
@@ -89,13 +90,20 @@ async def _keep_up(services: Services) -> None:
         await asyncio.sleep(INDEX_EVERY_S)
 
 
+def _why_not_to_serve(services: Services) -> str | None:
+    """The reason why this configuration is unsafe, or None."""
+    settings = services.settings
+    strangers = why_not_to_start(settings, any_keys(services.store))
+    return strangers or why_not_to_decode(settings.allow_unconfined_decoding)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application. Raises StartRefusedError, here or at start-up, for a configuration that is unsafe."""
     services = _services(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        reason = why_not_to_start(settings, any_keys(services.store))
+        reason = _why_not_to_serve(services)
         if reason is not None:
             log.critical(reason)
             raise StartRefusedError(reason)
@@ -103,6 +111,8 @@ def create_app(settings: Settings) -> FastAPI:
             log.warning(
                 "No API keys: everybody who reaches %s:%d may use the service.", settings.host, settings.port
             )
+        if (missing := why_unconfined()) is not None:
+            log.warning("%s.", missing)
         services.stopping.clear()
         await asyncio.to_thread(services.index.refresh)
         await services.sandbox.start()
@@ -136,7 +146,7 @@ def create_app(settings: Settings) -> FastAPI:
 def serve(settings: Settings) -> None:
     """Run the application until SIGTERM or SIGINT. Raises StartRefusedError."""
     app = create_app(settings)
-    reason = why_not_to_start(settings, any_keys(app.state.services.store))
+    reason = _why_not_to_serve(app.state.services)
     if reason is not None:
         raise StartRefusedError(reason)
     _allow_many_connections()

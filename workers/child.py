@@ -7,7 +7,6 @@ interpreter lock.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -31,6 +30,7 @@ from rq.timeouts import BaseDeathPenalty
 from rq.worker import SimpleWorker
 from rq.worker.base import WorkerStatus
 
+from contract import processes
 from contract.settings import Settings
 from jobs.artifacts import FolderStore
 from jobs.journal import Journal
@@ -49,7 +49,6 @@ RESTART_EXIT_STATUS = 75
 
 LONGEST_CAUSE = 1000
 
-_PR_SET_PDEATHSIG = 1
 _RECONNECT_S = 0.5
 _LEASE_POLL_S = 0.5
 
@@ -196,10 +195,8 @@ def serve(config: ChildConfig, engine: Engine) -> int:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Be killed by the kernel when the supervisor is gone, however it went: nobody would beat our heart."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
+    """End when the supervisor is gone, however it went: nobody would beat our heart."""
+    processes.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent_pid:
         raise SystemExit("the supervisor is gone")
 
@@ -209,7 +206,7 @@ def die_with_parent(parent_pid: int) -> None:
             continue
         os._exit(1)
 
-    # Covers what PR_SET_PDEATHSIG does not: a supervisor in another container's process tree.
+    # Covers what the kernel does not: a supervisor in another container's process tree, and macOS.
     threading.Thread(target=wait_for_end_of_input, daemon=True, name="parent-watch").start()
 
 

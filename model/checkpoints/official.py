@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -106,8 +107,10 @@ class TensorInfo:
                     if not count:
                         raise unreadable(self.file, f"the file ends inside tensor {self.name}: truncated?")
                     done += count
-                # The page cache would otherwise fill with files that are read only once.
-                os.posix_fadvise(file.fileno(), self.offset + start * size, len(view), os.POSIX_FADV_DONTNEED)
+                if sys.platform == "linux":
+                    # The page cache would otherwise fill with files that are read only once.
+                    position = self.offset + start * size
+                    os.posix_fadvise(file.fileno(), position, len(view), os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise unreadable(self.file, f"reading tensor {self.name}: {error}") from error
         return data.view(self.dtype)

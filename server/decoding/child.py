@@ -1,14 +1,14 @@
 """The sandbox: a small process that forks confined children to decode files.
-`python -m server.decoding.child plain|full N`.
+`python -m server.decoding.child plain|full N SOCKET`.
 
 Each child decodes the files of one request and is gone, so nothing that a file does to it reaches the next
 request. N of them are waiting at any time, forked with every codec already loaded: the small libraries that
 most files need, or all (server.decoding.decoders). A child holds no secret (empty environment), cannot open
 files, sockets or processes (server.decoding.seccomp), and is bounded in memory, CPU, output and time.
 
-Protocol, on the socket that is our standard input (SOCK_SEQPACKET): one JSON message per request, with file
-descriptors [reply, input 0, output 0, input 1, output 1, …]. On the reply socket: one JSON line per file,
-then its end.
+Protocol, on a socket that keeps messages apart: one JSON message per request, with file descriptors [reply,
+input 0, output 0, input 1, output 1, …]. On the reply socket: one JSON line per file, then its end. When our
+standard input ends, so do we.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
-from typing import Final
+import tempfile
+from typing import BinaryIO, Final
 
+from contract.processes import die_with_parent
 from server.decoding import seccomp
 from server.decoding.decoders import Libraries, decode, load_decoders
 from server.decoding.formats import Kind, Limits, RejectedFileError, Sample
@@ -35,21 +38,29 @@ themselves 0.6.
 OUTPUT_BYTES: Final = 2 * 2**30
 OPEN_FILES: Final = 64
 NO_MORE_REQUESTS: Final = 17
-"""Exit status of a child that found the socket closed."""
+"""Exit status of a child that was told so."""
 LARGEST_MESSAGE: Final = 65_536
 MOST_DESCRIPTORS: Final = 16
 
 
 def _limit(seconds: float) -> None:
     bounds = {
-        resource.RLIMIT_AS: MEMORY_BYTES,
         resource.RLIMIT_CPU: int(seconds) + 1,
         resource.RLIMIT_FSIZE: OUTPUT_BYTES,
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
+    if sys.platform == "linux":  # macOS refuses this one
+        bounds[resource.RLIMIT_AS] = MEMORY_BYTES
     for kind, bound in bounds.items():
         resource.setrlimit(kind, (bound, bound))
+
+
+def _unnamed_file() -> BinaryIO:
+    """An empty file, in memory where there is such a thing."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("sample"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 class Zygote:
@@ -57,6 +68,7 @@ class Zygote:
 
     def __init__(self, control: socket.socket, libraries: Libraries) -> None:
         self._control = control
+        self._lifeline = os.dup(0)
         self._decoders, trials = load_decoders(libraries)
         self._nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(self._nowhere, 0)
@@ -85,12 +97,13 @@ class Zygote:
         """Runs in a forked process: waits for one request, locks itself in, decodes, ends. Never returns."""
         status = 1
         try:
-            seccomp.die_with_parent()
+            die_with_parent(signal.SIGKILL)
             # Touching what the next request will touch copies those pages now, while nobody waits for it.
             self._warm_up(self._usual)
-            message, descriptors, _, _ = socket.recv_fds(self._control, LARGEST_MESSAGE, MOST_DESCRIPTORS)
+            message, descriptors = self._next_request()
             if message:
                 self._control.close()  # other people's requests arrive there
+                os.close(self._lifeline)
                 os.dup2(self._nowhere, 2)  # codecs remark on every oddity of a file
                 request = json.loads(message)
                 timeout_s = request["timeout_s"]
@@ -104,6 +117,20 @@ class Zygote:
         finally:
             # Any other exception is the file's doing: the missing line tells the server which file it was.
             os._exit(status)
+
+    def _next_request(self) -> tuple[bytes, list[int]]:
+        """Wait for it, among the other children. Empty if there will be none."""
+        while True:
+            ready, _, _ = select.select([self._control.fileno(), self._lifeline], [], [])
+            if self._lifeline in ready:
+                return b"", []
+            try:
+                message, descriptors, _, _ = socket.recv_fds(
+                    self._control, LARGEST_MESSAGE, MOST_DESCRIPTORS, socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:  # another child has it
+                continue
+            return message, descriptors
 
     def _decode_all(self, kinds: list[Kind], limits: Limits, descriptors: list[int]) -> None:
         """Decode each file in turn, answering one line each; stops at the first that is rejected."""
@@ -138,18 +165,18 @@ class Zygote:
         )
         for kind, data in samples:
             with (
-                os.fdopen(os.memfd_create("in"), "w+b") as source,
-                os.fdopen(os.memfd_create("out"), "w+b") as target,
+                _unnamed_file() as source,
+                _unnamed_file() as target,
             ):
                 source.write(data)
                 decode(self._decoders, source, target, kind, limits)
 
 
 def main() -> None:
-    """Serve requests until the other end of standard input closes."""
-    control = socket.socket(fileno=os.dup(0))
+    """Serve requests until standard input ends."""
+    control = socket.socket(fileno=int(sys.argv[3]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
-    seccomp.die_with_parent()
+    die_with_parent(signal.SIGKILL)
     Zygote(control, "full" if sys.argv[1] == "full" else "plain").serve(int(sys.argv[2]))
 
 

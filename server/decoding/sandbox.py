@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ from server.shares import Turns
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 60.0
+MESSAGES: Final = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
+"""Sockets that keep messages apart. macOS has the second kind only; it does not tell of a closed peer."""
 HEAP_BYTES: Final = 4 * 2**20
 
 
@@ -77,7 +80,7 @@ class Decoder:
             if self.pid is not None:
                 return
             await self.stop()
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, MESSAGES)
             # A clean environment: no keys, no proxies, no addresses. One thread and one heap: children are
             # bounded in both. Buffers come from the heap: for a short life, mapping each anew costs more.
             environment = {
@@ -89,8 +92,9 @@ class Decoder:
                 "MALLOC_TRIM_THRESHOLD_": str(HEAP_BYTES),
             }
             self._process = subprocess.Popen(
-                self._command,
-                stdin=theirs.fileno(),
+                [*self._command, str(theirs.fileno())],
+                stdin=subprocess.PIPE,  # its end tells the process that we are gone
+                pass_fds=[theirs.fileno()],
                 stdout=subprocess.DEVNULL,
                 env=environment,
                 cwd="/",
@@ -115,6 +119,8 @@ class Decoder:
             self._control = None
         if self._process is not None:
             process, self._process = self._process, None
+            assert process.stdin is not None
+            process.stdin.close()
             process.terminate()
             await asyncio.to_thread(process.wait)
 

@@ -33,7 +33,6 @@ CLONE3: Final = 435
 CLONE_THREAD: Final = 0x00010000
 AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_SECCOMP: Final = 22
 PR_SET_NO_NEW_PRIVS: Final = 38
@@ -60,6 +59,27 @@ class _Program(ctypes.Structure):
 def supported() -> bool:
     """Whether this machine has a filter to install."""
     return sys.platform == "linux" and platform.machine() in AUDIT_ARCH
+
+
+def why_unconfined() -> str | None:
+    """What is missing on this machine; None if there is a filter."""
+    if supported():
+        return None
+    return (
+        f"On this machine ({platform.system()}, {platform.machine()}) nothing confines the process that "
+        "decodes uploaded files: the kernel filter exists for Linux on x86-64 and arm64 only"
+    )
+
+
+def why_not_to_decode(allow_unconfined: bool) -> str | None:
+    """The reason why files of strangers must not be decoded here, or None."""
+    missing = why_unconfined()
+    if missing is None or allow_unconfined:
+        return None
+    return (
+        f"{missing}. A malformed file could then do whatever you may. Set "
+        "COINTERACT_ALLOW_UNCONFINED_DECODING=true if all files come from people you trust."
+    )
 
 
 def _program(machine: str) -> list[tuple[int, int, int, int]]:
@@ -108,12 +128,6 @@ def _prctl(option: int, first: ctypes.c_ulong, second: object = _NOTHING) -> Non
     if _LIBC.prctl(option, first, second, _NOTHING, _NOTHING) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}) failed")
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends."""
-    if sys.platform == "linux":
-        _prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(9))
 
 
 def confine() -> None:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
@@ -78,9 +79,9 @@ class Scratch:
     def new_file(self, most_bytes: int | None = None) -> BinaryIO:
         """An empty file without a name, which is gone when the request ends.
 
-        It lies in memory if it will hold `most_bytes` at most and that is little.
+        On Linux it lies in memory if it will hold `most_bytes` at most and that is little.
         """
-        if most_bytes is not None and most_bytes <= SMALL_FILE_BYTES:
+        if sys.platform == "linux" and most_bytes is not None and most_bytes <= SMALL_FILE_BYTES:
             return self._files.enter_context(os.fdopen(os.memfd_create("upload"), "w+b"))
         return self._files.enter_context(tempfile.TemporaryFile(dir=self.folder.parent))
 
