@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -80,6 +90,24 @@ class Settings(BaseSettings):
         200, gt=0, description="Open event streams; more are refused with 429. Shared as uploads are."
     )
 
+    # Under which name, and for whose pages
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+(/[^?#\s]*)?$",
+        description="Where clients find this server, such as https://video.example.com. URLs in jobs, "
+        "webhooks and signed links begin with it; without it they are paths.",
+    )
+    allowed_hosts: CommaSeparated = Field(
+        (),
+        description="Host names, separated by commas, under which this server answers; `*.example.com` for "
+        "all below one. Loopback names, addresses and the host of the public URL need not be named.",
+    )
+    allowed_origins: CommaSeparated = Field(
+        (),
+        description="Origins of web pages, separated by commas, that may use this server from a browser, "
+        "such as https://shop.example.com (CORS).",
+    )
+
     # Who may ask
     allow_anonymous: bool = Field(
         False,
@@ -125,6 +153,11 @@ class Settings(BaseSettings):
 
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(False, description="Write log lines as JSON objects.")
+
+    @property
+    def base_url(self) -> str:
+        """What the URLs that clients get begin with; empty if they are paths."""
+        return (self.public_url or "").rstrip("/")
 
     @property
     def storage_dir(self) -> Path:

@@ -71,7 +71,7 @@ def _services(settings: Settings) -> Services:
         idempotency=IdempotencyKeys(store),
         signer=UrlSigner(store),
         metrics=Metrics(),
-        webhooks=WebhookSender(store, index, hints, fetcher, secret),
+        webhooks=WebhookSender(store, index, hints, fetcher, secret, settings.base_url),
     )
 
 

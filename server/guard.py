@@ -8,16 +8,15 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from contract.network import is_loopback
-from server.errors import ApiError
-from server.keys import any_keys
+from server.errors import ApiError, printable
+from server.origins import host_name, is_known_host, is_known_origin, with_cors
 from server.services import Services
 
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
-    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),  # files say otherwise: a page elsewhere may show them
 )
 CONTENT_SECURITY_POLICY: Final = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -53,24 +52,23 @@ class Guard:
     """Plain ASGI middleware: a layer built on Response objects would gather a stream before passing it on."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
-        self._app, self._services = app, services
+        self._app, self._services = with_cors(app, services.settings), services
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         settings = self._services.settings
-        local_only = is_loopback(settings.host) and not settings.allow_anonymous
-        # By a foreign name that resolves to this machine (DNS rebinding), a web page could talk to us.
-        if local_only and not is_loopback(host) and not any_keys(self._services.store):
-            detail = "Without API keys this server answers on loopback names only."
-            return ApiError("misdirected_host", detail)
+        if not is_known_host(host, settings):
+            detail = (
+                f"This server is not known as {printable(host_name(host), 100)!r}: name it in "
+                "COINTERACT_ALLOWED_HOSTS, or in COINTERACT_PUBLIC_URL."
+            )
+            return ApiError("misdirected_host", detail, field="Host")
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if (
-            scope["method"] not in ("GET", "HEAD", "OPTIONS")
-            and origin
-            and origin.partition("://")[2] != host
-        ):
-            return ApiError("cross_origin", "Requests from other web sites are not accepted.")
+        reads_only = scope["method"] in ("GET", "HEAD", "OPTIONS")
+        if origin and not reads_only and not is_known_origin(origin, host, settings):
+            detail = "Requests from other web sites are not accepted (COINTERACT_ALLOWED_ORIGINS)."
+            return ApiError("cross_origin", detail)
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -71,9 +71,9 @@ def estimates(
     return snapshot.position(job_id), start, finish
 
 
-def job_view(job: Job, hints: Hints) -> JobView:
+def job_view(job: Job, hints: Hints, base_url: str = "") -> JobView:
     """The job as a client sees it."""
-    submitted, params, path = job.submitted, job.submitted.params, job_path(job.id)
+    submitted, params, path = job.submitted, job.submitted.params, base_url + job_path(job.id)
     live = hints.progress(job.id) if job.state is JobState.PROCESSING else None
     progress = _progress(job, live)
     position, start, finish = None, None, None
@@ -112,7 +112,7 @@ def job_view(job: Job, hints: Hints) -> JobView:
             cancel=f"{path}/cancel",
             events=f"{path}/events",
             video=f"{path}/video" if job.video is not None else None,
-            clips=[clip_path(job.id, clip.clip) for clip in job.clips],
+            clips=[base_url + clip_path(job.id, clip.clip) for clip in job.clips],
         ),
         error=error,
         warnings=list(submitted.warnings),

@@ -100,5 +100,5 @@ def _news(services: Services, job: Job) -> list[tuple[JournalEntry, Job]]:
 
 
 async def _view(job: Job, services: Services) -> str:
-    view = await asyncio.to_thread(job_view, job, services.hints)
+    view = await asyncio.to_thread(job_view, job, services.hints, services.settings.base_url)
     return view.model_dump_json()

@@ -62,6 +62,7 @@ def file_response(store: ArtifactStore, file: JobFile, request: Request) -> Resp
         "ETag": f'"{stored.sha256}"',
         "Last-Modified": format_datetime(file.made_at.replace(microsecond=0), usegmt=True),
         "Cache-Control": "private, no-cache",
+        "Cross-Origin-Resource-Policy": "cross-origin",  # whoever has a key or a signed link may embed it
         "Content-Disposition": f'inline; filename="{file.filename}"',
     }
     return conditional_file(path, request, status, stored.media_type, headers)

@@ -107,6 +107,7 @@ class WebhookSender:
     hints: Hints
     fetcher: Fetcher
     secret: str
+    base_url: str = ""
     _cursors: dict[str, Cursor] = field(default_factory=dict)
     _states: dict[str, Job] = field(default_factory=dict)
     """The jobs as they were when last told, so that only newer entries must be read."""
@@ -184,7 +185,7 @@ class WebhookSender:
         return self._journal.as_of(job_id, cursor.sequence - 1)
 
     def _body(self, entry: JournalEntry, job: Job) -> bytes:
-        view = job_view(job, self.hints).model_dump(mode="json")
+        view = job_view(job, self.hints, self.base_url).model_dump(mode="json")
         message = {"type": TOLD[entry.type], "timestamp": entry.at.isoformat(), "data": view}
         return json.dumps(message).encode()
 

@@ -79,8 +79,8 @@ async def generate(
     wait = _wait_seconds(prefer, services)
     if wait:
         job = await finished(job, wait, services)
-    view = await asyncio.to_thread(job_view, job, services.hints)
-    headers = {"Location": job_path(job.id)}
+    view = await asyncio.to_thread(job_view, job, services.hints, services.settings.base_url)
+    headers = {"Location": services.settings.base_url + job_path(job.id)}
     if wait:
         headers["Preference-Applied"] = f"wait={wait:g}"
     if not created:
@@ -122,7 +122,7 @@ def list_jobs(
     """Your own jobs, newest first. An admin sees everybody's."""
     jobs, has_more = listed(services, principal, limit, status, after)
     return JobList(
-        data=[job_view(job, services.hints) for job in jobs],
+        data=[job_view(job, services.hints, services.settings.base_url) for job in jobs],
         first_id=jobs[0].id if jobs else None,
         last_id=jobs[-1].id if jobs else None,
         has_more=has_more,
@@ -131,7 +131,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}", response_model=JobView, summary="Look at a job")
 def get_job(job: ReadableJob, services: ServicesOf) -> JobView:
-    return job_view(job, services.hints)
+    return job_view(job, services.hints, services.settings.base_url)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=JobView, summary="Cancel a job")
@@ -142,7 +142,7 @@ def cancel_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> 
     job = cancel(job, services, principal)
     if job.state is not JobState.CANCELED:
         raise ApiError("job_already_finished", f"Too late: the job {job.state.in_words}.")
-    return job_view(job, services.hints)
+    return job_view(job, services.hints, services.settings.base_url)
 
 
 @router.delete("/jobs/{job_id}", response_model=Deleted, summary="Delete a job")
@@ -202,8 +202,12 @@ async def get_events(
 def sign_urls(job: ReadableJob, services: ServicesOf, body: SignRequest | None = None) -> SignedUrls:
     """Make short-lived links to the files that the job has so far."""
     expires = services.signer.in_seconds((body or SignRequest()).expires_in)
+
+    def signed(path: str) -> str:
+        return services.settings.base_url + services.signer.sign(path, expires)
+
     return SignedUrls(
         expires_at=expires,
-        video=services.signer.sign(f"{job_path(job.id)}/video", expires) if job.video is not None else None,
-        clips=[services.signer.sign(clip_path(job.id, entry.clip), expires) for entry in job.clips],
+        video=signed(f"{job_path(job.id)}/video") if job.video is not None else None,
+        clips=[signed(clip_path(job.id, entry.clip)) for entry in job.clips],
     )

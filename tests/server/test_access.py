@@ -258,11 +258,66 @@ def test_without_keys_the_server_does_not_start_on_other_addresses(tmp_path: Any
     assert why_not_to_start(settings.model_copy(update={"allow_anonymous": True}), keys_exist=False) is None
 
 
-def test_a_foreign_name_for_this_machine_is_not_answered_without_keys(api: Api) -> None:
-    answer = api.client.get("/v1/jobs", headers={"Host": "rebound.evil.example"})
-    assert (answer.status_code, answer.json()["code"]) == (421, "misdirected_host")
-    create_key(api.store, "ada")
-    assert api.client.get("/v1/jobs", headers={"Host": "cointeract.example"}).status_code == 401
+@pytest.mark.parametrize("anonymous", [True, False])
+@pytest.mark.parametrize("keys", [True, False])
+def test_only_known_names_for_this_machine_are_answered(
+    make_api: ApiFactory, anonymous: bool, keys: bool
+) -> None:
+    api = make_api(
+        allow_anonymous=anonymous, allowed_hosts="api,*.inner.example", public_url="https://video.example.com"
+    )
+    headers = bearer(create_key(api.store, "ada")) if keys else {}
+
+    def status(host: str, method: str = "GET") -> int:
+        return api.client.request(method, "/v1/jobs", headers={**headers, "Host": host}).status_code
+
+    for host in ["evil.example:8000", "evilinner.example", "127.0.0.1.evil.example", "apix"] + ["", "a b"]:
+        assert status(host) == 421, host
+    for host in [
+        "localhost:8000",
+        "[::1]:8000",
+        "192.168.1.5:8000",
+        "API:8000",
+        "a.inner.example",
+        "video.example.com",
+    ]:
+        assert status(host) == 200, host
+
+
+def test_urls_begin_with_the_public_one_and_its_page_may_submit(make_api: ApiFactory) -> None:
+    api = make_api(public_url="https://video.example.com/")
+    answer = api.client.post("/v1/generate", files=form(), headers={"Origin": "https://video.example.com"})
+    job = answer.json()
+    assert (
+        answer.headers["location"] == job["urls"]["self"] == f"https://video.example.com/v1/jobs/{job['id']}"
+    )
+    succeed(api, job["id"])
+    signed = api.client.post(f"/v1/jobs/{job['id']}/signed-urls").json()["video"]
+    assert signed.startswith("https://video.example.com/v1/jobs/")
+    assert api.client.get(signed.removeprefix("https://video.example.com")).content == VIDEO
+
+
+def test_pages_of_allowed_origins_may_use_the_server_and_others_may_not(make_api: ApiFactory) -> None:
+    shop = "https://shop.example.com"
+    api = make_api(allowed_origins=f"{shop}, https://b.example")
+    asked = {
+        "Origin": shop,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    preflight = api.client.options("/v1/generate", headers=asked)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, shop)
+    answer = api.client.post("/v1/generate", files=form(), headers={"Origin": shop})
+    assert answer.status_code == 202
+    assert answer.headers["access-control-allow-origin"] == shop
+    assert "Location" in answer.headers["access-control-expose-headers"]
+    foreign = api.client.post("/v1/generate", files=form(), headers={"Origin": "https://evil.example"})
+    assert foreign.status_code == 403
+    assert "access-control-allow-origin" not in foreign.headers
+    job = answer.json()["id"]
+    succeed(api, job)
+    video = api.client.get(f"/v1/jobs/{job}/video", headers={"Origin": shop})
+    assert video.headers["cross-origin-resource-policy"] == "cross-origin"
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:9999"])
