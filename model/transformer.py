@@ -17,14 +17,15 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from model.kernels.modulation import norm_modulate
+from model.kernels.rotary import RotaryTable
 from model.network.attention import KeyValue
 from model.network.audio_injection import AudioEncoder, AudioTokens, InjectionInputs
-from model.network.block import NOISY, BlockMode, CoInteractBlock, TokenLayout, Visibility, modulated_norm
+from model.network.block import NOISY, BlockMode, CoInteractBlock, TokenLayout, Visibility
 from model.network.moe import ROUTING_LIMIT
 from model.network.rope import (
     GridRope,
     Positions,
-    RotaryTable,
     hoi_positions,
     motion_positions,
     person_positions,
@@ -46,7 +47,7 @@ class Conditioning:
 
     latent_size: tuple[int, int, int]  # F, h, w of the target
     layout: TokenLayout  # of the tokens held here
-    rotary_emb: RotaryTable  # (N, head_dim), HOI tokens last
+    rotary_emb: RotaryTable  # of the same tokens, the HOI stream's last
     target_bias: torch.Tensor  # (B, N_target or 1, D): pose and type embedding, added to the noisy tokens
     reference_tokens: torch.Tensor  # (B, N_person + N_product + N_motion, D)
     encoder_hidden_states: torch.Tensor  # (B, L, D) projected prompt
@@ -381,7 +382,8 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             expert_gate = torch.tensor(routed, device=states.device, dtype=states.dtype).view(-1, 1, 1)
         timesteps = torch.stack([timesteps, torch.zeros_like(timesteps)], dim=1).to(states.device)
         temb, modulation = self.condition_embedder(timesteps.flatten())
-        temb, modulation = temb.unflatten(0, (batch, 2)), modulation.unflatten(0, (batch, 2))  # (B, 2, 6, D)
+        temb = temb.unflatten(0, (batch, 2))
+        modulation = modulation.float().unflatten(0, (batch, 2))  # (B, 2, 6, D)
 
         # 3. Blocks
         mode = BlockMode(
@@ -452,8 +454,8 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         projection: nn.Module,
     ) -> torch.Tensor:
         """5. Tokens (B, N, D) → latents (B, C, F, h, w)."""
-        shift, scale = (table + temb.float().unsqueeze(1)).unsqueeze(2).unbind(1)  # (B, 1, D) each
-        normed = modulated_norm(states, shift, scale, (states.shape[1],), self.config.eps)
+        modulation = (table + temb.float().unsqueeze(1)).unsqueeze(1)  # (B, 1, 2, D): shift and scale
+        normed = norm_modulate(states, modulation, 0, 1, states.shape[1], self.config.eps)
         patches: torch.Tensor = projection(normed)  # (B, N, patch · C)
         if conditioning.split is not None:
             patches = conditioning.split.gather_target(patches)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.network.moe import FACE, HAND
+from model.kernels.router import FACE, HAND
 from model.pipeline import CoInteractPipeline
 from model.text_encoder import encode_prompts
 

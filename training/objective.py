@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.kernels.router import BASE
 from model.network.block import Visibility
-from model.network.moe import BASE
 from model.training_schedule import TrainingSchedule
 from model.transformer import CoInteractTransformer3DModel, Conditioning
 
@@ -186,7 +186,7 @@ def time_window(conditioning: Conditioning, start: int, frames: int) -> Conditio
         conditioning,
         latent_size=(frames, *conditioning.latent_size[1:]),
         layout=replace(layout, grid=(frames, rows, columns), hoi=frames * per_frame if layout.hoi else 0),
-        rotary_emb=(cut(conditioning.rotary_emb[0]), cut(conditioning.rotary_emb[1])),
+        rotary_emb=cut(conditioning.rotary_emb),
         target_bias=bias if bias.shape[1] == 1 else bias[:, window],
         audio=replace(
             audio,

@@ -18,7 +18,6 @@ from diffusers.models.attention import AttentionModuleMixin
 from contract.prompts import PROMPT_TOKENS
 from model.network.attention import CoInteractAttention, KeyValue
 from model.network.block import CoInteractBlock
-from model.network.rope import RotaryTable
 from model.transformer import CoInteractTransformer3DModel
 
 
@@ -38,19 +37,14 @@ class ShortPromptProcessor:
     def __call__(
         self,
         attn: CoInteractAttention,
-        hidden_states: torch.Tensor,  # (B, N, D)
+        query: torch.Tensor,  # (B, N, heads, head_dim)
         key_value: KeyValue,
-        rotary_emb: RotaryTable | None = None,
-        exchange: None = None,  # every rank has the whole prompt
     ) -> torch.Tensor:
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        key, value = (states.transpose(1, 2) for states in key_value)
+        query, key, value = (states.transpose(1, 2) for states in (query, *key_value))
         rows = key.shape[2]
         bias = torch.zeros(1, 1, 1, rows, dtype=query.dtype, device=query.device)
         bias[..., -1] = math.log(PROMPT_TOKENS - rows + 1)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        output: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2).type_as(hidden_states))
-        return output
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
 
 
 def use_short_prompts(transformer: CoInteractTransformer3DModel) -> None:

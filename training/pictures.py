@@ -22,7 +22,7 @@ from PIL import Image
 from contract.card import CheckpointDefaults
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
-from model.network.moe import FACE, HAND
+from model.kernels.router import FACE, HAND
 from model.pipeline import CoInteractPipeline
 from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
 from model.text_encoder import encode_prompts

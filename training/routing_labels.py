@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from model.network.moe import BASE, FACE, HAND
+from model.kernels.router import BASE, FACE, HAND
 
 TOKEN_PIXELS = 16
 """One token covers 16×16 pixels: 8 of the VAE times 2 of the patch embedding."""

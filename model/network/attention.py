@@ -9,39 +9,22 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from model.network.rope import RotaryTable, apply_rotary
+from model.kernels.rms_norm import rms_norm
+from model.kernels.rotary import RotaryTable, norm_rotary
 from model.parallel.exchange import HeadExchange
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # each (B, N, heads, head_dim)
 
 
 class CoInteractAttnProcessor:
-    """Queries against ready keys and values; diffusers sets the backend on it."""
+    """Ready queries, keys and values; diffusers sets the backend on it."""
 
     _attention_backend = None
 
-    def __call__(
-        self,
-        attn: "CoInteractAttention",
-        hidden_states: torch.Tensor,  # (B, N, D)
-        key_value: KeyValue,
-        rotary_emb: RotaryTable | None = None,
-        exchange: HeadExchange | None = None,
-    ) -> torch.Tensor:
+    def __call__(self, attn: "CoInteractAttention", query: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
         key, value = key_value
-        if exchange is not None:  # on their way while the queries are computed
-            arriving = exchange.keys_to_heads(key), exchange.keys_to_heads(value)
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(-1, (attn.heads, -1))
-        if rotary_emb is not None:
-            query = apply_rotary(query, rotary_emb)
-        if exchange is not None:
-            query = exchange.queries_to_heads(query).wait()
-            key, value = (states.wait() for states in arriving)
-        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        if exchange is not None:
-            attended = exchange.to_tokens(attended, attn.heads)
-        output: torch.Tensor = attn.to_out[0](attended.flatten(2, 3).type_as(hidden_states))
-        return output
+        attended: torch.Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return attended
 
 
 class CoInteractAttention(nn.Module, AttentionModuleMixin):
@@ -58,6 +41,7 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
     def __init__(self, dim: int, heads: int, eps: float, is_cross_attention: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.eps = eps
         self.is_cross_attention = is_cross_attention
         self.to_q = nn.Linear(dim, dim)
         self.to_k = nn.Linear(dim, dim)
@@ -67,25 +51,59 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
         self.norm_k = nn.RMSNorm(dim, eps=eps)
         self.processor = CoInteractAttnProcessor()
 
-    def key_value(self, states: torch.Tensor, rotary_emb: RotaryTable | None = None) -> KeyValue:
-        """Keys and values of `states` (B, N, D)."""
-        key = self.norm_k(self.to_k(states)).unflatten(-1, (self.heads, -1))
-        value = self.to_v(states).unflatten(-1, (self.heads, -1))
-        if rotary_emb is not None:
-            key = apply_rotary(key, rotary_emb)
-        return key, value
+    def query(self, states: torch.Tensor) -> torch.Tensor:
+        """Cross-attention's queries of `states` (B, N, D), as (B, N, heads, head_dim)."""
+        query: torch.Tensor = rms_norm(self.to_q(states), self.norm_q.weight, self.eps).unflatten(
+            -1, (self.heads, -1)
+        )
+        return query
+
+    def key_value(self, states: torch.Tensor) -> KeyValue:
+        """Cross-attention's keys and values of `states` (B, N, D)."""
+        key = rms_norm(self.to_k(states), self.norm_k.weight, self.eps).unflatten(-1, (self.heads, -1))
+        return key, self.to_v(states).unflatten(-1, (self.heads, -1))
+
+    def query_key_value(
+        self,
+        states: torch.Tensor,
+        rotary_emb: RotaryTable,
+        asking: int | None = None,
+        exchange: HeadExchange | None = None,
+    ) -> tuple[torch.Tensor, KeyValue]:
+        """Self-attention's queries (of the first `asking` tokens), keys and values of `states` (B, N, D).
+
+        With an `exchange` they are those of all ranks' tokens for this rank's heads.
+        """
+        if exchange is not None:
+            # On their way while the queries are computed.
+            keys = exchange.keys_to_heads(self._turned(self.to_k(states), self.norm_k, rotary_emb))
+            values = exchange.keys_to_heads(self.to_v(states).unflatten(-1, (self.heads, -1)))
+            asked = self._turned(self.to_q(states[:, :asking]), self.norm_q, rotary_emb[:asking])
+            return exchange.queries_to_heads(asked).wait(), (keys.wait(), values.wait())
+        query, key = norm_rotary(
+            self.to_q(states[:, :asking]),
+            self.to_k(states),
+            self.norm_q.weight,
+            self.norm_k.weight,
+            rotary_emb,
+            self.heads,
+            self.eps,
+        )
+        return query, (key, self.to_v(states).unflatten(-1, (self.heads, -1)))
+
+    def _turned(self, states: torch.Tensor, norm: nn.RMSNorm, rotary_emb: RotaryTable) -> torch.Tensor:
+        """Queries alone, or keys alone."""
+        weight = norm.weight
+        return norm_rotary(states[:, :0], states, weight, weight, rotary_emb, self.heads, self.eps)[1]
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        key_value: KeyValue,
-        rotary_emb: RotaryTable | None = None,
-        exchange: HeadExchange | None = None,
+        self, query: torch.Tensor, key_value: KeyValue, exchange: HeadExchange | None = None
     ) -> torch.Tensor:
-        """Attention of `hidden_states` (B, N, D), which an `exchange` shares with other ranks, as it does
-        `key_value`.
-        """
-        output: torch.Tensor = self.processor(self, hidden_states, key_value, rotary_emb, exchange)
+        """What queries (B, N, heads, head_dim) read from keys and values, (B, N, D) of this rank's tokens."""
+        attended: torch.Tensor = self.processor(self, query, key_value)
+        if exchange is not None:
+            attended = exchange.to_tokens(attended, self.heads)
+        output: torch.Tensor = self.to_out[0](attended.flatten(2, 3).type_as(query))
         return output
 
 

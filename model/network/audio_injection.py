@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.kernels.modulation import norm_modulate
 from model.network.attention import CoInteractAttention, KeyValue
 
 MOTION_VIDEO_FRAMES = 73  # the previous clip's frames that precede the target
 MOTION_LATENT_FRAMES = 19  # the same in latent frames
+SHIFT, SCALE = 0, 1  # places in an injection's modulation
+NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,7 @@ class InjectionInputs:
     """What one injection needs of a clip's speech; it does not change between steps."""
 
     key_value: KeyValue  # (B * F, tokens, heads, head_dim)
-    shift: torch.Tensor  # (B, F, 1, D)
-    scale: torch.Tensor  # (B, F, 1, D)
+    modulation: torch.Tensor  # (B, F, 2, D): shift and scale of each latent frame
 
 
 class AudioInjection(nn.Module):
@@ -89,13 +91,14 @@ class AudioInjection(nn.Module):
         self.attn = CoInteractAttention(dim, heads, eps=1e-6, is_cross_attention=True)
 
     def prepare(self, audio: AudioTokens) -> InjectionInputs:
-        shift, scale = self.norm_linear(F.silu(audio.overall)).unsqueeze(2).chunk(2, dim=-1)
-        return InjectionInputs(self.attn.key_value(audio.local.flatten(0, 1)), shift, scale)
+        modulation = self.norm_linear(F.silu(audio.overall)).unflatten(-1, (2, -1))
+        return InjectionInputs(self.attn.key_value(audio.local.flatten(0, 1)), modulation)
 
     def forward(self, hidden_states: torch.Tensor, inputs: InjectionInputs) -> torch.Tensor:
         """What speech adds to the target tokens `hidden_states` (B, F * n, D)."""
-        frames = hidden_states.unflatten(1, (inputs.shift.shape[1], -1))  # (B, F, n, D)
-        normed = F.layer_norm(frames, frames.shape[-1:], eps=1e-5)
-        modulated = torch.addcmul(inputs.shift, normed, 1 + inputs.scale)
-        attended: torch.Tensor = self.attn(modulated.flatten(0, 1), inputs.key_value)  # (B * F, n, D)
+        frames = inputs.modulation.shape[1]
+        per_frame = hidden_states.shape[1] // frames
+        modulated = norm_modulate(hidden_states, inputs.modulation, SHIFT, SCALE, per_frame, NORM_EPS)
+        query = self.attn.query(modulated.unflatten(1, (frames, per_frame)).flatten(0, 1))  # (B * F, n, …)
+        attended: torch.Tensor = self.attn(query, inputs.key_value)
         return attended.view_as(hidden_states)

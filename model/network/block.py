@@ -10,20 +10,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention import FeedForward
 from torch import nn
 
+from model.kernels.modulation import add_norm_modulate, norm_modulate
+from model.kernels.residual import gated_add, gated_add_norm
+from model.kernels.rotary import RotaryTable
 from model.network.attention import CoInteractAttention, KeyValue, join, part
 from model.network.audio_injection import AudioInjection, AudioTokens, InjectionInputs
+from model.network.feed_forward import feed_forward
 from model.network.fp8_linear import Fp8Linear
 from model.network.moe import HumanAwareMoE, face_weight
-from model.network.rope import RotaryTable, select
 from model.parallel.exchange import HeadExchange
 
 Visibility = Literal["asymmetric", "mutual"]
 NOISY, CLEAN = 0, 1  # rows of the modulation
+# Its vectors: of self-attention and of the feed-forward.
+SHIFT_MSA, SCALE_MSA, GATE_MSA, SHIFT_FFN, SCALE_FFN, GATE_FFN = range(6)
 
 
 @dataclass(frozen=True)
@@ -61,41 +65,6 @@ class BlockMode:
     audio_face_mask: bool = False
     target_queries_only: bool = False  # last block: nobody reads the reference tokens after it
     return_router_logits: bool = False
-
-
-def modulated_norm(
-    states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, rows: tuple[int, ...], eps: float
-) -> torch.Tensor:
-    """LayerNorm of (B, N, D), then scale and shift, in one pass per group of tokens.
-
-    `shift` and `scale` are (B, R, D); the first rows[0] tokens take row 0, the next rows[1] row 1 and so on.
-    """
-    gain = (1 + scale).to(states.dtype)
-    shift = shift.to(states.dtype)
-    samples = []
-    for sample, sample_gain, sample_shift in zip(states.split(1), gain, shift, strict=True):
-        groups = sample.split(rows, dim=1)
-        parts = [
-            F.layer_norm(group, group.shape[-1:], sample_gain[row], sample_shift[row], eps)
-            for row, group in enumerate(groups)
-            if group.shape[1]
-        ]
-        samples.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
-    return samples[0] if len(samples) == 1 else torch.cat(samples)
-
-
-def gated_sum(
-    states: torch.Tensor, added: torch.Tensor, gate: torch.Tensor, rows: tuple[int, ...]
-) -> torch.Tensor:
-    """states + gate · added over (B, N, D), with one row of `gate` (B, R, D) per group of tokens."""
-    gate = gate.to(states.dtype).unsqueeze(2)
-    groups = zip(states.split(rows, dim=1), added.split(rows, dim=1), strict=True)
-    parts = [
-        torch.addcmul(group, extra, gate[:, row])
-        for row, (group, extra) in enumerate(groups)
-        if group.shape[1]
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class CoInteractBlock(nn.Module):
@@ -156,77 +125,91 @@ class CoInteractBlock(nn.Module):
             caches expect. With `mode.return_router_logits` also (B, N_target, 3).
         """
         video, hoi = hidden_states[:, : layout.video], None
-        video_rotary = select(rotary_emb, slice(0, layout.video))
-        # (B, rows, D) each
-        shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = (
-            self.scale_shift_table.unsqueeze(1) + temb.float()
-        ).unbind(2)
-        rows = (layout.target, layout.video - layout.target)
+        rotary = rotary_emb[: layout.video]
+        modulation = self.scale_shift_table.unsqueeze(1) + temb.float()  # (B, rows, 6, D)
+        group = layout.target  # so many tokens take the noisy row, the others the clean one
 
         # 1. Self-attention. The video runs in calls of its own, so the HOI stream cannot change a bit of it
         #    unless both see each other.
-        normed = modulated_norm(video, shift_msa, scale_msa, rows, self.eps)
-        key_value = self.attn1.key_value(normed, video_rotary)
+        normed = norm_modulate(video, modulation, SHIFT_MSA, SCALE_MSA, group, self.eps)
+        asking = layout.target if mode.target_queries_only else layout.video
+        query, key_value = self.attn1.query_key_value(normed, rotary, asking, exchange)
         if layout.hoi:
             if self.hoi_scale_shift_table is None or hoi_encoder_hidden_states is None:
                 raise ValueError("HOI tokens need a model built with hoi_branch=True and an HOI prompt")
-            hoi_rotary = select(rotary_emb, slice(layout.video, None))
-            hoi_rows = self.hoi_scale_shift_table.unsqueeze(1) + temb[:, CLEAN:].float()
             hoi = hidden_states[:, layout.video :]
-            hoi_normed = modulated_norm(hoi, hoi_rows[:, :, 0], hoi_rows[:, :, 1], (layout.hoi,), self.eps)
-            hoi_key_value = self.attn1.key_value(hoi_normed, hoi_rotary)
+            hoi_modulation = self.hoi_scale_shift_table.unsqueeze(1) + temb[:, CLEAN:].float()
+            hoi_normed = norm_modulate(hoi, hoi_modulation, SHIFT_MSA, SCALE_MSA, layout.hoi, self.eps)
+            hoi_query, hoi_key_value = self.attn1.query_key_value(hoi_normed, rotary_emb[layout.video :])
             if mode.visibility == "mutual":
                 key_value = visible = join(key_value, hoi_key_value)
             else:
                 target, product = slice(0, layout.target), layout.product_tokens
                 visible = join(hoi_key_value, part(key_value, target), part(key_value, product))
-            hoi_attended = self.attn1(hoi_normed, visible, hoi_rotary)
-            hoi = gated_sum(hoi, hoi_attended, hoi_rows[:, :, 2], (layout.hoi,))
-        if mode.target_queries_only:
-            rows = (layout.target, 0)
-            video, normed = video[:, : layout.target], normed[:, : layout.target]
-            video_rotary = select(video_rotary, slice(0, layout.target))
-        attended = self.attn1(normed, key_value, video_rotary, exchange)
-        video = gated_sum(video, attended, gate_msa, rows)
+            hoi_attended = self.attn1(hoi_query, visible)
+            hoi, hoi_normed = gated_add_norm(
+                hoi,
+                hoi_attended,
+                hoi_modulation,
+                GATE_MSA,
+                layout.hoi,
+                self.norm2.weight,
+                self.norm2.bias,
+                self.norm2.eps,
+            )
+        attended = self.attn1(query, key_value, exchange)
+        video, normed = gated_add_norm(
+            video[:, :asking],
+            attended,
+            modulation,
+            GATE_MSA,
+            group,
+            self.norm2.weight,
+            self.norm2.bias,
+            self.norm2.eps,
+        )
 
         # 2. The prompt
         if isinstance(encoder_hidden_states, torch.Tensor):
             encoder_hidden_states = self.attn2.key_value(encoder_hidden_states)
-        video = video + self.attn2(self.norm2(video), encoder_hidden_states)
+        attended = self.attn2(self.attn2.query(normed), encoder_hidden_states)
+        video, normed = add_norm_modulate(video, attended, modulation, SHIFT_FFN, SCALE_FFN, group, self.eps)
 
         # 3. Feed-forward, and experts on target tokens
-        normed = modulated_norm(video, shift_ffn, scale_ffn, rows, self.eps)
-        added = self.ffn(normed)
+        added = feed_forward(self.ffn, normed)
         target_normed = normed[:, : layout.target]
         masks_audio = mode.audio_face_mask and self.audio_injection is not None
         logits = None
         if mode.experts or masks_audio or mode.return_router_logits:
             logits = self.moe.route(target_normed)
         if mode.experts and logits is not None:
-            expert_added = self.moe(target_normed, logits)
+            hand, face = self.moe(target_normed)
             if expert_gate is not None:
-                expert_added = expert_added * expert_gate.to(expert_added.dtype)
-            expert_added = added[:, : layout.target] + expert_added
-            added = torch.cat([expert_added, added[:, layout.target :]], dim=1)
-        video = gated_sum(video, added, gate_ffn, rows)
+                hand, face = hand * expert_gate, face * expert_gate
+            video = gated_add(video, added, modulation, GATE_FFN, group, logits, hand, face)
+        else:
+            video = gated_add(video, added, modulation, GATE_FFN, group)
 
         if hoi is not None and hoi_encoder_hidden_states is not None:
-            hoi = hoi + self.attn2(self.norm2(hoi), self.attn2.key_value(hoi_encoder_hidden_states))
-            hoi_normed = modulated_norm(hoi, hoi_rows[:, :, 3], hoi_rows[:, :, 4], (layout.hoi,), self.eps)
-            hoi = gated_sum(hoi, self.ffn(hoi_normed), hoi_rows[:, :, 5], (layout.hoi,))
+            hoi_key_value = self.attn2.key_value(hoi_encoder_hidden_states)
+            hoi_attended = self.attn2(self.attn2.query(hoi_normed), hoi_key_value)
+            hoi, hoi_normed = add_norm_modulate(
+                hoi, hoi_attended, hoi_modulation, SHIFT_FFN, SCALE_FFN, layout.hoi, self.eps
+            )
+            hoi = gated_add(hoi, feed_forward(self.ffn, hoi_normed), hoi_modulation, GATE_FFN, layout.hoi)
 
         # 4. Speech, on target tokens
-        tail = [] if hoi is None else [hoi]
         if self.audio_injection is not None and audio is not None:
             inputs = self.audio_injection.prepare(audio) if isinstance(audio, AudioTokens) else audio
             listening = video[:, : layout.target]
             spoken = self.audio_injection(listening, inputs)
             if masks_audio and logits is not None:
                 spoken = spoken * face_weight(logits).to(spoken.dtype)
-            tail = [listening + spoken, video[:, layout.target :], *tail]
-        else:
-            tail = [video, *tail]
-        hidden_states = tail[0] if len(tail) == 1 else torch.cat(tail, dim=1)
+            if torch.is_grad_enabled():
+                video = torch.cat([listening + spoken, video[:, layout.target :]], dim=1)
+            else:
+                listening += spoken  # in place: nobody else has this block's own sum
+        hidden_states = video if hoi is None else torch.cat([video, hoi], dim=1)
 
         if mode.return_router_logits and logits is not None:
             return hidden_states, logits

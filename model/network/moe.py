@@ -3,13 +3,17 @@
 The shared feed-forward is the base expert and stays outside: this module adds what hands and faces need.
 """
 
+from typing import cast
+
 import torch
 from diffusers.models.attention import FeedForward
 from torch import nn
 
+from model.kernels.router import FACE, router_logits
+from model.network.feed_forward import feed_forward, is_plain
+
 # From this timestep (of 1000) up, layout is still being decided and the experts keep out of it.
 ROUTING_LIMIT = 900.0
-BASE, HAND, FACE = 0, 1, 2
 
 
 class HumanAwareMoE(nn.Module):
@@ -25,15 +29,16 @@ class HumanAwareMoE(nn.Module):
 
     def route(self, states: torch.Tensor) -> torch.Tensor:
         """Router logits (B, N, 3) for base, hand, face; the router never steers the features it reads."""
-        logits: torch.Tensor = self.router(states.detach())
-        return logits
+        first, _, norm, last = cast(tuple[nn.Linear, nn.SiLU, nn.LayerNorm, nn.Linear], tuple(self.router))
+        if not is_plain(last):
+            whole: torch.Tensor = self.router(states.detach())
+            return whole.float()
+        hidden = first(states.detach())
+        return router_logits(hidden, norm.weight, norm.bias, last.weight, last.bias, norm.eps)
 
-    def forward(self, states: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """What the two experts add to the base feed-forward's output, (B, N, D)."""
-        weights = logits.softmax(dim=-1).to(states.dtype)
-        hand, face = weights[..., HAND : HAND + 1], weights[..., FACE : FACE + 1]
-        added: torch.Tensor = torch.addcmul(self.hand_expert(states) * hand, self.face_expert(states), face)
-        return added
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the hand and the face expert each say of the tokens, (B, N, D), before they are weighed."""
+        return feed_forward(self.hand_expert, states), feed_forward(self.face_expert, states)
 
 
 def face_weight(logits: torch.Tensor) -> torch.Tensor:

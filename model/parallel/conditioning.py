@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from model.network.rope import RotaryTable
 from model.parallel.collectives import Group
 from model.parallel.tokens import TokenSplit, held_by
 from model.transformer import Conditioning
@@ -36,11 +35,10 @@ def share_tokens(conditioning: Conditioning, ranks: Group) -> Conditioning:
         return torch.cat([held_by(split, target, whole.grid[0], dim=0), held(references, 0)])
 
     bias = conditioning.target_bias
-    rotary_emb: RotaryTable = (held_rows(conditioning.rotary_emb[0]), held_rows(conditioning.rotary_emb[1]))
     return replace(
         conditioning,
         layout=split.layout,
-        rotary_emb=rotary_emb,
+        rotary_emb=held_rows(conditioning.rotary_emb),
         target_bias=bias if bias.shape[1] == 1 else held_by(split, bias, whole.grid[0]),
         reference_tokens=held(conditioning.reference_tokens, 1),
         split=split,

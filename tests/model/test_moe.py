@@ -2,7 +2,8 @@
 
 import torch
 
-from model.network.moe import BASE, FACE, HAND, HumanAwareMoE, face_weight
+from model.kernels.router import BASE, FACE, HAND, weighted_experts
+from model.network.moe import HumanAwareMoE, face_weight
 
 
 def make(dim: int = 16) -> HumanAwareMoE:
@@ -21,9 +22,9 @@ def test_a_certain_router_adds_exactly_one_expert_and_nothing_for_the_base() -> 
     moe = make()
     states = torch.randn(1, 5, 16)
     with torch.no_grad():
-        assert torch.equal(moe(states, certain(BASE)), torch.zeros(1, 5, 16))
-        torch.testing.assert_close(moe(states, certain(HAND)), moe.hand_expert(states))
-        torch.testing.assert_close(moe(states, certain(FACE)), moe.face_expert(states))
+        assert torch.equal(weighted_experts(certain(BASE), *moe(states)), torch.zeros(1, 5, 16))
+        torch.testing.assert_close(weighted_experts(certain(HAND), *moe(states)), moe.hand_expert(states))
+        torch.testing.assert_close(weighted_experts(certain(FACE), *moe(states)), moe.face_expert(states))
 
 
 def test_experts_are_weighted_by_the_softmax_over_all_three() -> None:
@@ -34,7 +35,7 @@ def test_experts_are_weighted_by_the_softmax_over_all_three() -> None:
         weights = logits.softmax(-1)
         expected = weights[..., HAND, None] * moe.hand_expert(states)
         expected += weights[..., FACE, None] * moe.face_expert(states)
-        torch.testing.assert_close(moe(states, logits), expected)
+        torch.testing.assert_close(weighted_experts(logits, *moe(states)), expected)
         torch.testing.assert_close(face_weight(logits), weights[..., FACE, None])
 
 
@@ -46,5 +47,5 @@ def test_routing_sends_no_gradient_into_the_features() -> None:
     assert states.grad is None
     assert not face_weight(logits).requires_grad
     # The experts themselves do.
-    moe(states, moe.route(states)).sum().backward()
+    weighted_experts(moe.route(states), *moe(states)).sum().backward()
     assert states.grad is not None

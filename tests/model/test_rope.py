@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from model.kernels.rotary import apply_rotary
 from model.network.rope import (
     GridRope,
     Positions,
-    apply_rotary,
     axis_frequencies,
     hoi_positions,
     motion_positions,

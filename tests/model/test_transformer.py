@@ -344,7 +344,7 @@ def test_a_first_block_cache_skips_blocks_when_steps_are_alike(target, inputs) -
         exact = transformer(target, 500, **inputs).sample
         transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
         calls = []
-        transformer.blocks[2].ffn.register_forward_hook(lambda *_: calls.append(1))
+        transformer.blocks[2].ffn.net[2].register_forward_hook(lambda *_: calls.append(1))
         with transformer.cache_context("cond"):
             first = transformer(target, 500, **inputs).sample
             second = transformer(target, 499.5, **inputs).sample

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.network.moe import FACE, HAND
+from model.kernels.router import FACE, HAND
 from model.training_schedule import training_schedule
 from tests.training.networks import noises, small_batch, small_transformer
 from training.branches import is_hoi, without_hoi_branch
@@ -145,9 +145,9 @@ def test_a_window_of_time_keeps_its_place() -> None:
     window = time_window(conditioning, 7, 4)
     per_frame = conditioning.layout.grid[1] * conditioning.layout.grid[2]
     assert window.layout.grid == (4, *conditioning.layout.grid[1:])
-    assert window.rotary_emb[0].shape[0] == window.layout.video + window.layout.hoi
+    assert len(window.rotary_emb) == window.layout.video + window.layout.hoi
     torch.testing.assert_close(
-        window.rotary_emb[0][: 4 * per_frame], conditioning.rotary_emb[0][7 * per_frame : 11 * per_frame]
+        window.rotary_emb[: 4 * per_frame], conditioning.rotary_emb[7 * per_frame : 11 * per_frame]
     )
     torch.testing.assert_close(window.audio.local, conditioning.audio.local[:, 7:11])
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model.network.moe import BASE, FACE, HAND
+from model.kernels.router import BASE, FACE, HAND
 from training.routing_labels import box_tokens, latent_frame, object_tokens, routing_labels
 
 SIZE = (64, 48)  # 4 rows, 3 columns of tokens

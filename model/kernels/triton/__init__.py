@@ -1,0 +1,1 @@
+"""The GPU kernels in Triton, imported only on GPUs. Each has its reference one folder up."""
