@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,9 +14,12 @@ from cli.generate import GenerateOptions, GenerationFailed, Made, ProgressDispla
 from contract.card import CheckpointCard
 from contract.job import Stage
 from contract.resolve import check_files, resolve
+from contract.settings import Settings
+from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from contract.worker import LiveProgress
 from deploy.up import BUNDLED_CHECKPOINT, read_card
-from model.media.audio import speech_length
+from server.decoding.decoders import DecodedFile, decode_here
+from server.decoding.formats import Limits, RejectedFileError
 from workers.engines.engine import DeviceFailed, OutOfMemory, RenderRequest
 from workers.engines.pipeline import PipelineEngine
 
@@ -32,27 +36,56 @@ def generate_here(
     card = read_card(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        request = _request(options, card)
-        with console.status(f"Loading {folder} on {device} …"):
-            engine = PipelineEngine(folder, device)
-        _render(engine, request, output, console)
-    except (ValueError, OutOfMemory, DeviceFailed) as error:
-        raise GenerationFailed(str(error)) from error
+    with tempfile.TemporaryDirectory(prefix="cointeract-") as inputs:
+        try:
+            request, warnings = _request(options, card, Path(inputs))
+            for warning in warnings:
+                console.print(f"[yellow]Warning:[/] {warning.message}", highlight=False)
+            with console.status(f"Loading {folder} on {device} …"):
+                engine = PipelineEngine(folder, device)
+            _render(engine, request, output, console)
+        except (ValueError, OutOfMemory, DeviceFailed) as error:
+            raise GenerationFailed(str(error)) from error
     return Made(request.params.seed, caveat(card.trained, card.note))
 
 
-def _request(options: GenerateOptions, card: CheckpointCard) -> RenderRequest:
-    """What the engine is asked for. Raises FieldError, MediaError."""
-    files = options.files
-    check_files(files, card)
-    return RenderRequest(
-        params=resolve(options.fields, card, speech_length(files["audio"])),
+def _decoded(files: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], dict[str, DecodedFile]]:
+    """The files as a server would store them, in `folder`, and what is known about them. Raises
+    GenerationFailed.
+    """
+    limits = Limits.of(Settings())
+    paths, found = {}, {}
+    for field, source in files.items():
+        paths[field] = folder / field
+        try:
+            found[field] = decode_here(field, source, paths[field], limits)
+        except RejectedFileError as error:
+            limit = "" if error.limit is None else f" Limit: {error.limit}."
+            raise GenerationFailed(f"{source}: {error.detail}{limit}") from error
+    return paths, found
+
+
+def _request(
+    options: GenerateOptions, card: CheckpointCard, folder: Path
+) -> tuple[RenderRequest, list[JobWarning]]:
+    """What the engine is asked for, with decoded files in `folder`, and what to say about it.
+
+    Raises FieldError, GenerationFailed.
+    """
+    check_files(options.files, card)
+    files, found = _decoded(options.files, folder)
+    speech, dropped = found["audio"].speech_length, Settings().max_dropped_frames
+    params = resolve(options.fields, card, speech, dropped)
+    request = RenderRequest(
+        params=params,
         person_image=files["person_image"],
         audio=files["audio"],
         product_image=files.get("product_image"),
         pose_video=files.get("pose_video"),
     )
+    about_files = [warning for file in found.values() for warning in file.warnings]
+    about_all = [*warnings_about_frames(params, speech, dropped), *warnings_about_prompts(params)]
+    return request, [*about_files, *about_all]
 
 
 def _render(engine: PipelineEngine, request: RenderRequest, output: Path, console: Console) -> None:

@@ -12,19 +12,24 @@ from contract.card import CheckpointCard
 from contract.choices import Fit, Preset
 from contract.params import RANDOM_SEED, GenerationParams, draw_seed
 from contract.request import FieldError, GenerateFields
-from contract.video import SpeechLength, video_length
+from contract.video import MAX_DROPPED_FRAMES, SpeechLength, video_length
 
 Value = TypeVar("Value")
 
 
-def resolve(fields: GenerateFields, card: CheckpointCard, speech: SpeechLength) -> GenerationParams:
+def resolve(
+    fields: GenerateFields,
+    card: CheckpointCard,
+    speech: SpeechLength,
+    max_dropped_frames: int = MAX_DROPPED_FRAMES,
+) -> GenerationParams:
     """All settings of the video: what the request leaves open comes from the card and the speech.
 
     Without a seed, one is drawn. Raises FieldError.
     """
     check_prompts(fields)
     width, height = frame_size(fields, card)
-    num_clips, num_frames = video_length(speech, fields.num_clips)
+    num_clips, num_frames = video_length(speech, fields.num_clips, max_dropped_frames)
     defaults = card.defaults
     return GenerationParams(
         prompts=tuple(fields.prompt),

@@ -13,6 +13,8 @@ from typing import Annotated
 from pydantic import AliasChoices, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from contract.video import CLIP_FRAMES, MAX_DROPPED_FRAMES
+
 
 def _split(value: object) -> object:
     if isinstance(value, str):
@@ -61,6 +63,12 @@ class Settings(BaseSettings):
     max_audio_bytes: int = Field(50 * 2**20, gt=0, description="Bytes of the audio file.")
     max_audio_seconds: float = Field(300.0, gt=0, description="Seconds of decoded speech.")
     min_audio_seconds: float = Field(0.2, gt=0, description="Shortest speech accepted, in seconds.")
+    max_dropped_frames: int = Field(
+        MAX_DROPPED_FRAMES,
+        ge=0,
+        lt=CLIP_FRAMES,
+        description="Frames at the end of the speech that are dropped rather than given a clip of their own.",
+    )
     strict_media_types: bool = Field(
         False,
         description="Refuse a file of another type than it is said to be, even if that is an accepted one.",

@@ -22,6 +22,10 @@ MOTION_FRAMES: Final = 73
 MOTION_LATENT_FRAMES: Final = 19
 
 
+MAX_DROPPED_FRAMES: Final = 2
+"""So few frames are not worth a clip of their own: a clip takes the same time however few of it are shown."""
+
+
 def frames_of_speech(samples: int, rate: int) -> int:
     """Video frames as long as the speech. Rounded, so that sound and picture end within half a frame of each
     other; at least one.
@@ -44,9 +48,17 @@ class SpeechLength:
     """Samples per second."""
 
 
-def video_length(speech: SpeechLength, most_clips: int | None = None) -> tuple[int, int]:
-    """Clips and frames of a speech's video: all of it, or its beginning of at most `most_clips` clips."""
+def video_length(
+    speech: SpeechLength, most_clips: int | None = None, max_dropped_frames: int = MAX_DROPPED_FRAMES
+) -> tuple[int, int]:
+    """Clips and frames of a speech's video: all of it, or its beginning of at most `most_clips` clips.
+
+    A last clip of no more than `max_dropped_frames` frames is dropped.
+    """
     num_frames = frames_of_speech(speech.samples, speech.rate)
+    in_whole_clips = num_frames // CLIP_FRAMES * CLIP_FRAMES
+    if in_whole_clips and num_frames - in_whole_clips <= max_dropped_frames:
+        num_frames = in_whole_clips
     if most_clips is not None:
         num_frames = min(num_frames, most_clips * CLIP_FRAMES)
     return clips_of_frames(num_frames), num_frames

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from contract.frozen import Frozen
 from contract.params import GenerationParams
+from contract.video import FPS, SpeechLength, frames_of_speech
 
 
 class WarningCode(StrEnum):
@@ -14,6 +15,7 @@ class WarningCode(StrEnum):
     SPEECH_SILENT = "speech_silent"
     SPEECH_QUIET = "speech_quiet"
     SPEECH_MAYBE_CUT = "speech_maybe_cut"
+    FRAMES_DROPPED = "frames_dropped"
     PROMPTS_UNUSED = "prompts_unused"
     PROMPT_CUT = "prompt_cut"
 
@@ -28,6 +30,17 @@ class JobWarning(Frozen):
     code: str
     message: str
     field: str | None = None
+
+
+def warnings_about_frames(
+    params: GenerationParams, speech: SpeechLength, max_dropped_frames: int
+) -> list[JobWarning]:
+    """The end of the speech that is not worth a clip of its own."""
+    dropped = frames_of_speech(speech.samples, speech.rate) - params.num_frames
+    if not 0 < dropped <= max_dropped_frames:
+        return []
+    message = f"The last {dropped / FPS:.2f} s of the speech are dropped: they would take a whole clip more."
+    return [JobWarning(code=WarningCode.FRAMES_DROPPED, message=message, field="audio")]
 
 
 def warnings_about_prompts(params: GenerationParams) -> list[JobWarning]:

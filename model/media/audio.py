@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from contract.video import SAMPLE_RATE, SpeechLength
+from contract.video import SAMPLE_RATE
 from model.media.errors import MediaError
 
 
@@ -59,12 +59,6 @@ def to_model_audio(speech: Speech) -> np.ndarray:
 def load_audio(path: str | Path) -> np.ndarray:
     """Speech file → what the pipeline takes: (N,) float32, mono, 16 kHz."""
     return to_model_audio(load_speech(path))
-
-
-def speech_length(path: str | Path) -> SpeechLength:
-    """How long the speech in a file is. Raises MediaError."""
-    speech = load_speech(path)
-    return SpeechLength(speech.samples.shape[1], speech.sample_rate)
 
 
 def _decode_with_ffmpeg(path: Path) -> Speech:

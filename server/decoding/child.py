@@ -169,6 +169,7 @@ class Zygote:
                 _unnamed_file() as target,
             ):
                 source.write(data)
+                source.flush()
                 decode(self._decoders, source, target, kind, limits)
 
 

@@ -45,7 +45,6 @@ _D50: Final = np.array([0.9642, 1.0, 0.8249])
 
 _MODES: Final = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Mode of a picture by the colour space of its profile."""
-_FLAGS: Final = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.HIGHRESPRECALC
 
 
 def _xyz(x: float, y: float) -> np.ndarray:
@@ -150,23 +149,34 @@ def profile_of(image: Image.Image, data: bytes) -> bytes | None:
         return None  # nonsense says nothing
 
 
-def _is_srgb(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether a transform changes no colour by more than rounding."""
-    if mode == "CMYK":
-        return False
-    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
-    if mode == "L":
-        before = Image.fromarray(steps[None])
-    else:
-        before = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3))
-    after = np.asarray(transform.apply(before), dtype=int)
-    return bool(np.abs(after - np.asarray(before.convert("RGB"), dtype=int)).max() <= 1)
+def _transform(meant: ImageCms.ImageCmsProfile, mode: str, flags: int) -> ImageCms.ImageCmsTransform:
+    srgb = ImageCms.createProfile("sRGB")
+    flags |= ImageCms.Flags.BLACKPOINTCOMPENSATION
+    return ImageCms.buildTransform(meant, srgb, mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, flags)
+
+
+def _of_grey(image: Image.Image, meant: ImageCms.ImageCmsProfile) -> Image.Image:
+    """By a table of all 256 greys: the library's shortcut for whole pictures is off by several steps."""
+    greys = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    table = _transform(meant, "L", ImageCms.Flags.NOOPTIMIZE).apply(greys)
+    return Image.merge("RGB", [image.point(list(band.tobytes())) for band in table.split()])
+
+
+def _of_colours(image: Image.Image, meant: ImageCms.ImageCmsProfile) -> Image.Image:
+    """The picture itself if none of its colours would change by more than rounding."""
+    transform = _transform(meant, image.mode, ImageCms.Flags.HIGHRESPRECALC)
+    if image.mode == "RGB":
+        steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+        before = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+        after = np.asarray(transform.apply(Image.fromarray(before)), dtype=int)
+        if np.abs(after - before).max() <= 1:
+            return image
+    converted: Image.Image = transform.apply(image)
+    return converted
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """An RGB, L or CMYK picture as sRGB, in mode RGB. A profile that is damaged, or of other colours than the
-    picture, says nothing.
-    """
+    """An RGB, L or CMYK picture as sRGB. A profile that is damaged, or of other colours, says nothing."""
     try:
         meant = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = meant.profile.xcolor_space
@@ -174,18 +184,6 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
             image = image.convert("RGB")
         if image.mode != _MODES.get(space):
             return image
-        transform = ImageCms.buildTransform(
-            meant,
-            ImageCms.createProfile("sRGB"),
-            image.mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            _FLAGS,
-        )
-        if _is_srgb(transform, image.mode):
-            return image
-        converted = transform.apply(image)
+        return _of_grey(image, meant) if image.mode == "L" else _of_colours(image, meant)
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image
-    assert isinstance(converted, Image.Image)
-    return converted

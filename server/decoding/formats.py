@@ -5,6 +5,8 @@ Imports no codec: the server routes files by it, the sandbox decodes by it.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Literal
 
@@ -12,6 +14,12 @@ from contract.settings import Settings
 from server.decoding import mpeg
 
 Kind = Literal["image", "audio", "video"]
+KIND_OF_FIELD: Final[Mapping[str, Kind]] = {
+    "person_image": "image",
+    "product_image": "image",
+    "audio": "audio",
+    "pose_video": "video",
+}
 Sample = tuple[Kind, bytes]
 """A whole file, and what it is to be taken for."""
 
@@ -95,9 +103,8 @@ class Limits:
 
 
 def read_at(source: BinaryIO, offset: int, count: int) -> bytes:
-    """`count` bytes from `offset`, fewer at the end of the file."""
-    source.seek(offset)
-    return source.read(count)
+    """`count` bytes from `offset`, fewer at the end of the file. Moves no position: processes share it."""
+    return os.pread(source.fileno(), count, offset)
 
 
 def size_of_id3(head: bytes) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from server.decoding.ffmpeg import open_container
 from server.decoding.formats import Limits, RejectedFileError, Sample
-from server.decoding.wholeness import check_mp4, check_webm
+from server.decoding.wholeness import check_mp4, webm_links
 
 _VIDEO_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libvpx", "libvpx-vp9", "mpeg4")
 _HIGHEST_FRAME_RATE: Final = 120
@@ -23,7 +23,10 @@ _HIGHEST_FRAME_RATE: Final = 120
 def decode_video(source: BinaryIO, target: BinaryIO, kind: str, limits: Limits) -> dict[str, object]:
     """The frames and their times as lossless H.264 (yuv420p, even sides) in MP4. Raises RejectedFileError."""
     with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        (check_mp4 if kind == "M4A" else check_webm)(data)
+        if kind == "M4A":
+            check_mp4(data)
+        else:
+            webm_links(data)
     try:
         return _recode_video(source, target, "mov" if kind == "M4A" else "matroska", limits)
     except av.error.FFmpegError as error:

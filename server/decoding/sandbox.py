@@ -20,8 +20,7 @@ from typing import BinaryIO, Final
 
 from contract.processes import own_process
 from contract.settings import Settings
-from contract.warnings import JobWarning
-from server.decoding.decoders import Libraries, libraries_for
+from server.decoding.decoders import DecodedFile, Libraries, libraries_for
 from server.decoding.formats import Kind, Limits
 from server.errors import ApiError
 from server.shares import Turns
@@ -42,20 +41,6 @@ class DecodeTask:
     kind: Kind
     source: BinaryIO
     target: Path
-
-
-@dataclass(frozen=True)
-class DecodedFile:
-    """What the sandbox found out. Sizes in pixels, samples per channel at `rate` Hz."""
-
-    format: str
-    width: int = 0
-    height: int = 0
-    rate: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    frames: int = 0
-    warnings: tuple[JobWarning, ...] = ()
 
 
 class Decoder:
@@ -212,6 +197,4 @@ class Sandbox:
         answer = json.loads(line)
         if "code" in answer:
             raise ApiError(answer["code"], answer["detail"], field=task.field, limit=answer["limit"])
-        notes = answer.pop("warnings", ())
-        warnings = tuple(JobWarning(code=code, message=text, field=task.field) for code, text in notes)
-        return DecodedFile(**answer, warnings=warnings)
+        return DecodedFile.of(answer, task.field)

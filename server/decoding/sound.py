@@ -21,12 +21,13 @@ from server.decoding.formats import Limits, RejectedFileError, Sample, truncated
 from server.decoding.riff import read_parts
 from server.decoding.track import BLOCK_SAMPLES, SpeechWriter
 from server.decoding.wholeness import (
+    TAGS,
     check_aiff,
     check_mp4,
-    check_webm,
     end_of_tags,
     mp3_frames_announced,
     ogg_links,
+    webm_links,
 )
 
 _DEMUXERS: Final = {
@@ -91,6 +92,8 @@ class _Read:
     largest: int = 0
     bad: list[tuple[int, int]] = field(default_factory=list)
     """Begin and end of the packets that could not."""
+    tags: list[int] = field(default_factory=list)
+    """Where a tag begins; FFmpeg takes what is in it for frames as long as it looks like some."""
 
 
 def _stream_of(container: InputContainer, kind: str) -> AudioStream:
@@ -126,6 +129,8 @@ def _frames(
     """The decoded frames. What cannot be decoded is noted in `read`, or raised if not `lenient`."""
     for packet in container.demux(stream):
         begin = packet.pos or 0
+        if packet.size and bytes(memoryview(packet)[:8]).startswith(TAGS):
+            read.tags.append(begin)
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -192,9 +197,11 @@ def _check_frames(data: mmap.mmap, kind: str, read: _Read) -> None:
     # A stream that was stopped ends within a frame: that one is lost to every reader.
     if rest > (0 if kind == "FLAC" else max(1024, read.largest)):
         raise truncated()
-    lost, passed = 0, 0
+    lost, passed, tags = 0, 0, iter([*read.tags, len(data)])
+    tag = next(tags)
     for begin, end in read.bad:
-        passed = max(passed, end_of_tags(data, begin))
+        while tag <= begin:
+            passed, tag = max(passed, end_of_tags(data, tag)), next(tags)
         lost += max(0, end - max(begin, passed))
     if lost * read.seconds > _LOST_SECONDS * max(1, len(data) - lost):
         raise RejectedFileError("undecodable_file", f"The {kind} speech is damaged on the way.")
@@ -217,6 +224,9 @@ def _decode_all(source: BinaryIO, data: mmap.mmap, kind: str, writer: SpeechWrit
     match kind:
         case "WAV":
             _decode_wav(source, writer)
+        case "WEBM":
+            for begin, end in webm_links(data):
+                _decode(_Slice(source, begin, end), kind, writer)
         case "OGG":
             links, is_ended = ogg_links(data)
             for begin, end in links:
@@ -228,8 +238,6 @@ def _decode_all(source: BinaryIO, data: mmap.mmap, kind: str, writer: SpeechWrit
         case _:
             if kind == "M4A":
                 check_mp4(data)
-            elif kind == "WEBM":
-                check_webm(data)
             elif kind == "AIFF":
                 wav.warn_if_cut(check_aiff(data), writer)
             read = _decode(source, kind, writer)

@@ -96,16 +96,22 @@ class _Levels:
 
     def add(self, block: np.ndarray, rate: int) -> None:
         """Take in (C, N) float32."""
-        steady = block - block.mean(axis=1, keepdims=True)  # a constant cannot be heard
-        starts = np.arange(0, steady.shape[1], max(1, round(_WINDOW_S * rate)))
-        lengths = np.diff(starts, append=steady.shape[1])
-        power = (np.add.reduceat(steady * steady, starts, axis=1) / lengths).max(axis=0)
-        self.seconds += steady.shape[1] / rate
+        starts = np.arange(0, block.shape[1], max(1, round(_WINDOW_S * rate)))
+        lengths = np.diff(starts, append=block.shape[1])
+
+        def mean_of(values: np.ndarray) -> np.ndarray:
+            means: np.ndarray = np.add.reduceat(values, starts, axis=1, dtype=np.float64) / lengths
+            return means
+
+        # What is constant cannot be heard.
+        power = (mean_of(np.square(block)) - np.square(mean_of(block))).max(axis=0)
+        self.seconds += block.shape[1] / rate
         self._silent_s += float(lengths[power < _SILENT**2].sum() / rate)
         self._quiet_s += float(lengths[power < _QUIET**2].sum() / rate)
-        if len(steady) == 2:
-            self._sum += float(np.square(steady[0] + steady[1]).sum())
-            self._difference += float(np.square(steady[0] - steady[1]).sum())
+        if len(block) == 2:
+            left, right = block - block.mean(axis=1, keepdims=True)
+            self._sum += float(np.square(left + right).sum())
+            self._difference += float(np.square(left - right).sum())
 
     @property
     def cancels(self) -> bool:

@@ -15,10 +15,13 @@ from typing import Final
 from server.decoding.formats import RejectedFileError, size_of_id3, truncated
 from server.decoding.riff import HARMLESS_BYTES, OPEN_BYTES
 
-_MOST_LINKS: Final = 1000
+_MOST_LINKS: Final = 100
 _LAST_PAGE, _FIRST_PAGE, _CONTINUED = 4, 2, 255
+TAGS: Final = (b"ID3", b"TAG", b"APETAGEX")
+"""How tags in MP3 begin."""
 _EBML_HEAD: Final = b"\x1a\x45\xdf\xa3"
 _SEGMENT: Final = b"\x18\x53\x80\x67"
+_DOCUMENT_TYPE: Final = b"\x42\x82"
 
 
 def check_mp4(data: mmap.mmap) -> None:
@@ -72,25 +75,37 @@ def _ebml_size(data: mmap.mmap, position: int) -> tuple[int | None, int]:
     return (None if value == ones else value), position + length
 
 
-def check_webm(data: mmap.mmap) -> None:
-    """The segments of a Matroska file are whole, if they say how long they are: recorders leave that open.
-    Raises RejectedFileError.
+def _next_webm(data: mmap.mmap, position: int) -> int:
+    """Where the next Matroska file begins behind one that does not say how long it is."""
+    while (position := data.find(_EBML_HEAD, position)) >= 0:
+        if _DOCUMENT_TYPE in data[position : position + 64]:
+            return position
+        position += len(_EBML_HEAD)
+    return len(data)
+
+
+def webm_links(data: mmap.mmap) -> list[tuple[int, int]]:
+    """Where each of the Matroska files begins and ends, one behind the other. They are whole, if they say how
+    long they are: recorders leave that open. Raises RejectedFileError.
     """
     damaged = RejectedFileError("undecodable_file", "The WebM container is damaged.")
-    position = 0
-    while data[position : position + 4] == _EBML_HEAD:
-        size, position = _ebml_size(data, position + 4)
+    begin, links = 0, list[tuple[int, int]]()
+    while data[begin : begin + 4] == _EBML_HEAD:
+        size, position = _ebml_size(data, begin + 4)
         if size is None or position + size + 4 > len(data):
             raise damaged
         position += size
-        if data[position : position + 4] != _SEGMENT:
+        if data[position : position + 4] != _SEGMENT or len(links) == _MOST_LINKS:
             raise damaged
         size, position = _ebml_size(data, position + 4)
-        if size is None:
-            return
-        position += size
-        if position > len(data):
+        end = _next_webm(data, position) if size is None else position + size
+        if end > len(data):
             raise truncated()
+        links.append((begin, end))
+        begin = end
+    if len(data) - begin > HARMLESS_BYTES and data[begin:].strip(b"\0"):
+        raise truncated()
+    return links
 
 
 def ogg_links(data: mmap.mmap) -> tuple[list[tuple[int, int]], bool]:

@@ -12,16 +12,17 @@ from contract.job import Priority
 from contract.params import GenerationParams
 from contract.request import FILE_FIELDS, GenerateFields
 from contract.resolve import check_files, check_prompts, frame_size, resolve
-from contract.video import SpeechLength
-from contract.warnings import JobWarning, warnings_about_prompts
+from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from jobs.cards import read_cards
 from server.access import Principal
-from server.decoding.sandbox import DecodedFile, DecodeTask
+from server.decoding.decoders import DecodedFile
+from server.decoding.formats import KIND_OF_FIELD
+from server.decoding.sandbox import DecodeTask
 from server.errors import ApiError, api_error_of, printable
 from server.fetch import FetchRefused, check_url
 from server.services import Services
 from server.submit.prompt_tokens import warnings_about_length
-from server.submit.receive import KIND_OF_FIELD, Draft, Scratch
+from server.submit.receive import Draft, Scratch
 
 STORED_NAME: Final = {
     "person_image": ("inputs/person.png", "image/png"),
@@ -140,12 +141,14 @@ async def check(draft: Draft, services: Services, principal: Principal, space: S
     decoded = await _decode(draft, services, space)
     if fields.num_inference_steps is None and card.defaults.num_inference_steps > settings.max_steps:
         fields = fields.model_copy(update={"num_inference_steps": settings.max_steps})
-    params = resolve(fields, card, SpeechLength(decoded["audio"].samples, decoded["audio"].rate))
+    speech, dropped = decoded["audio"].speech_length, settings.max_dropped_frames
+    params = resolve(fields, card, speech, dropped)
     if params.num_clips > settings.max_clips:
         detail = f"The speech needs {params.num_clips} clips; give num_clips to render its beginning."
         raise ApiError("audio_too_long", detail, field="audio", limit=settings.max_clips)
     warnings = (
         *(warning for file in decoded.values() for warning in file.warnings),
+        *warnings_about_frames(params, speech, dropped),
         *warnings_about_prompts(params),
         *await asyncio.to_thread(warnings_about_length, _prompts(fields), card.name, services.store),
     )

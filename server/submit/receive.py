@@ -31,7 +31,7 @@ from contract.request import (
     fields_of,
 )
 from contract.settings import Settings
-from server.decoding.formats import Kind
+from server.decoding.formats import KIND_OF_FIELD
 from server.errors import ApiError, api_error_of
 from server.fetch import Fetcher, FetchError
 from server.idempotency import fingerprint
@@ -39,12 +39,6 @@ from server.services import Services
 from server.submit.json_body import parse_object
 from server.submit.multipart import FormRules, ReceivedFile, ReceivedForm, read_form
 
-KIND_OF_FIELD: Final[Mapping[str, Kind]] = {
-    "person_image": "image",
-    "product_image": "image",
-    "audio": "audio",
-    "pose_video": "video",
-}
 INPUTS: Final = "inputs"
 SMALL_FILE_BYTES: Final = 2**20
 PERCENT_CODED_BYTES: Final = 2**18

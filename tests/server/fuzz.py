@@ -21,8 +21,10 @@ from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
 from jobs.redis_server import RedisServer
 from server.app import create_app
+from server.decoding.colour import matrix_profile
 from tests.server.conftest import CARD, Live, make_settings, serving
-from tests.server.inputs import audio_bytes, form, image_bytes, video_bytes
+from tests.server.decoded import CASES, Pipe, encoded
+from tests.server.inputs import audio_bytes, form, image_bytes, jpeg_of_scans, samples, video_bytes
 
 Seeds = list[tuple[str, bytes]]
 EXTREMES = (
@@ -38,6 +40,11 @@ EXTREMES = (
 
 def seeds() -> Seeds:
     """(field, good file) of every format and flavour."""
+
+    def read(name: str) -> bytes:
+        return (CASES / name).read_bytes()
+
+    profile = matrix_profile((0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060), (2.2,))
     images = [
         image_bytes("PNG"),
         image_bytes("PNG", mode="RGBA"),
@@ -49,7 +56,14 @@ def seeds() -> Seeds:
         image_bytes("JPEG", mode="CMYK"),
         image_bytes("WEBP"),
         image_bytes("WEBP", lossless=True),
+        image_bytes("AVIF", speed=10),
+        image_bytes("JPEG", icc_profile=profile),
+        image_bytes("PNG", icc_profile=profile),
+        image_bytes("JPEG") + video_bytes(3),
+        jpeg_of_scans((64, 64), 40),
+        *(read(name) for name in ("turned.heic", "alpha.heic", "p3_profile.heic", "p3_code_points.heic")),
     ]
+    tone = samples(0.3, 48_000, 2)
     speech = [
         audio_bytes("WAV", 0.3),
         audio_bytes("WAV", 0.3, channels=2, subtype="FLOAT"),
@@ -60,6 +74,18 @@ def seeds() -> Seeds:
         audio_bytes("OGG", 0.3, subtype="OPUS"),
         audio_bytes("MP3", 0.3),
         audio_bytes("M4A", 0.3, channels=2),
+        audio_bytes("WAV", 0.3, 96_000),
+        audio_bytes("WAV", 0.3) + audio_bytes("WAV", 0.3, 44_100),
+        audio_bytes("WAV", 0.3, channels=6),
+        audio_bytes("OGG", 0.3, subtype="OPUS") + audio_bytes("OGG", 0.3, subtype="VORBIS"),
+        encoded("mp3", "libmp3lame", tone, 48_000, Pipe()),
+        encoded("mp3", "libmp3lame", tone, 48_000) * 2,
+        encoded("adts", "aac", tone, 48_000),
+        encoded("flac", "flac", tone, 48_000, Pipe()),
+        encoded("webm", "libopus", tone, 48_000, Pipe()),
+        encoded("mp4", "libopus", tone, 48_000),
+        encoded("mov", "pcm_s16le", tone, 48_000),
+        encoded("aiff", "pcm_s24be", tone, 48_000),
     ]
     videos = [video_bytes(4), video_bytes(4, kind="matroska")]
     return (

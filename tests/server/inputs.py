@@ -25,6 +25,15 @@ def image_bytes(
     return buffer.getvalue()
 
 
+def jpeg_of_scans(size: tuple[int, int], copies: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times more: each is a pass over all pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "grey").save(buffer, "JPEG", progressive=True, quality=50)
+    data = buffer.getvalue()
+    scan = data.rindex(b"\xff\xda")
+    return data[:scan] + data[scan:-2] * (copies + 1) + data[-2:]
+
+
 def samples(seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> np.ndarray:
     """A tone that swells, (N, channels), float32."""
     time = np.arange(round(seconds * rate)) / rate

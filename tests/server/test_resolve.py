@@ -13,9 +13,10 @@ from contract.params import GenerationParams
 from contract.request import FieldError
 from contract.resolve import resolve
 from contract.video import CLIP_FRAMES, SpeechLength, video_length
-from model.media.audio import speech_length
-from tests.server.conftest import CARD, Api
-from tests.server.inputs import PERSON, audio_bytes
+from server.decoding.decoders import decode_here
+from tests.server.conftest import CARD, Api, ApiFactory
+from tests.server.decoded import LIMITS
+from tests.server.inputs import PERSON, audio_bytes, form
 
 SHARED = {"fit": "contain", "num_inference_steps": 3, "product_scale": 0.5, "audio_face_mask": True}
 
@@ -36,7 +37,8 @@ def of_command_line(fields: dict[str, Any], speech: bytes, folder: Path) -> Gene
     path = folder / "speech"
     path.write_bytes(speech)
     options = options_of(fields, {"person_image": path, "audio": path})
-    return resolve(options.fields, CARD, speech_length(path))
+    speech = decode_here("audio", path, folder / "speech.wav", LIMITS).speech_length
+    return resolve(options.fields, CARD, speech)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +65,30 @@ def test_both_doors_hear_the_same_length_in_every_format(
 
 def test_a_recording_barely_longer_than_a_clip_needs_no_second_one() -> None:
     assert video_length(SpeechLength(51_360, 16_000)) == (1, CLIP_FRAMES)  # 3.21 s
-    assert video_length(SpeechLength(51_680, 16_000)) == (2, CLIP_FRAMES + 1)  # 3.23 s
-    assert video_length(SpeechLength(51_680, 16_000), most_clips=1) == (1, CLIP_FRAMES)
+    assert video_length(SpeechLength(51_680, 16_000)) == (1, CLIP_FRAMES)  # 3.23 s: one frame
+    assert video_length(SpeechLength(52_480, 16_000)) == (1, CLIP_FRAMES)  # 3.28 s: two
+    assert video_length(SpeechLength(53_120, 16_000)) == (2, CLIP_FRAMES + 3)
+    assert video_length(SpeechLength(53_120, 16_000), most_clips=1) == (1, CLIP_FRAMES)
+    assert video_length(SpeechLength(103_040, 16_000)) == (2, 2 * CLIP_FRAMES)  # 6.44 s
+    assert video_length(SpeechLength(52_480, 16_000), max_dropped_frames=1) == (2, CLIP_FRAMES + 2)
+    assert video_length(SpeechLength(52_480, 16_000), max_dropped_frames=0) == (2, CLIP_FRAMES + 2)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_speech_of_a_frame_or_two_is_never_dropped_whole(frames: int) -> None:
+    assert video_length(SpeechLength(640 * frames, 16_000), max_dropped_frames=79) == (1, frames)
+
+
+def test_dropped_frames_are_told_and_a_setting_keeps_them(make_api: ApiFactory) -> None:
+    def told(seconds: float, **settings: int) -> tuple[int, list[str]]:
+        files = form(audio=audio_bytes(seconds=seconds), prompt="hello")
+        answer = make_api(**settings).client.post("/v1/validate", files=files).json()
+        return answer["params"]["num_clips"], [warning["code"] for warning in answer["warnings"]]
+
+    assert told(6.43) == (2, ["frames_dropped"])
+    assert told(6.43, max_dropped_frames=0) == (3, [])
+    assert told(6.52) == (3, [])
+    assert told(6.4) == (2, [])
 
 
 def test_a_seed_is_drawn_when_none_is_given() -> None:

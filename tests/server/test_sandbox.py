@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import signal
 import subprocess
@@ -15,10 +14,13 @@ import pytest
 
 from contract.settings import Settings
 from server.decoding import seccomp
-from server.decoding.formats import ACCEPTED, Kind, sniff
+from server.decoding.decoders import DecodedFile, decode_here
+from server.decoding.formats import ACCEPTED, KIND_OF_FIELD, Kind, RejectedFileError, sniff
 from server.decoding.sandbox import DecodeTask, Sandbox
 from server.errors import ApiError
+from tests.server import fuzz
 from tests.server.conftest import wait_for
+from tests.server.decoded import CASES, LIMITS
 from tests.server.inputs import PERSON, SPEECH, audio_bytes, video_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +167,7 @@ def test_a_file_of_the_wrong_kind_is_refused_in_the_same_words_by_both_processes
     async def work(sandbox: Sandbox) -> None:
         for data in (PERSON, SPEECH, MP4_SPEECH, b"\x1a\x45\xdf\xa3" + b"x" * 99, b"what"):
             for kind in kinds:
-                if sniff(io.BytesIO(data)) in ACCEPTED[kind]:
+                if sniff(task(tmp_path, data, "sniffed").source) in ACCEPTED[kind]:
                     continue
                 for other in (SPEECH, MP4_SPEECH):  # which decides who gets them
                     with pytest.raises(ApiError) as caught:
@@ -212,6 +214,38 @@ def test_many_requests_at_once_keep_their_files_apart(tmp_path: Path) -> None:
             assert [file.format for file in decoded] == ["image/png", "audio/wav"]
 
         await asyncio.gather(*(one(number) for number in range(40)))
+
+    in_sandbox(work)
+
+
+def test_a_server_and_a_command_without_one_decode_to_the_same_bytes(tmp_path: Path) -> None:
+    files = [(path.name, path.read_bytes()) for path in sorted(CASES.iterdir())]
+    assert len(files) > 15
+    files += [(f"{number} {field}", data) for number, (field, data) in enumerate(fuzz.seeds())]
+
+    async def work(sandbox: Sandbox) -> None:
+        for name, data in files:
+            audio = name.endswith((".aac", ".flac", ".mp3", ".ogg", ".webm", "audio"))
+            field = "pose_video" if name.endswith("video") else "audio" if audio else "person_image"
+            served = task(tmp_path, data, field, KIND_OF_FIELD[field])
+            with_ffmpeg = DecodeTask(
+                "audio", "audio", task(tmp_path, MP4_SPEECH, "other").source, tmp_path / "o"
+            )
+            local, source = tmp_path / "local", tmp_path / "source"
+            source.write_bytes(data)
+            expected: DecodedFile | RejectedFileError
+            try:
+                expected = decode_here(field, source, local, LIMITS)
+            except RejectedFileError as error:
+                expected = error
+            for tasks in ([served], [served, with_ffmpeg]):
+                if isinstance(expected, RejectedFileError):
+                    with pytest.raises(ApiError) as caught:
+                        await sandbox.decode(tasks, "t")
+                    assert (caught.value.code, caught.value.detail) == (expected.code, expected.detail), name
+                else:
+                    found = await sandbox.decode(tasks, "t")
+                    assert (found[0], served.target.read_bytes()) == (expected, local.read_bytes()), name
 
     in_sandbox(work)
 
