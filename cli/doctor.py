@@ -13,16 +13,13 @@ from enum import StrEnum
 from pathlib import Path
 
 import torch
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _AttentionBackendRegistry,
-    _check_attention_backend_requirements,
-)
 from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
+from cli.attention import advice_for, measure_here, sentence
+from contract.attention import AttentionBackend
 from contract.card import CheckpointCard
 from contract.memory import MemoryMode
 from contract.settings import Settings
@@ -39,6 +36,7 @@ from model.memory.needs import (
     needed,
     with_fp8,
 )
+from model.network.attention_backends import missing_package
 
 SIZES = ("480x832", "720x1280")
 OLDEST_REDIS = (6, 2)
@@ -123,12 +121,13 @@ def diagnose(settings: Settings, checkpoints: Mapping[str, Path], verify: bool =
         judged = [judge for text in SIZES for judge in judge_fits(name, size, machine, text)]
         fits += judged
         findings.append(check_fit(name, size, card, machine))
+        findings += check_attention(settings, folder, card)
     if not checkpoints:
         # Before the download is when one wants to know.
         fits = [
             judge for text in SIZES for judge in judge_fits("official weights", OFFICIAL_SIZE, machine, text)
         ]
-    findings += check_attention(machine)
+        findings += check_attention(settings)
     findings += check_disk(settings)
     findings += check_redis(settings)
     return Diagnosis(machine, findings, fits)
@@ -234,22 +233,20 @@ def check_fit(name: str, size: CheckpointSize, card: CheckpointCard, machine: Ma
     return Finding("checkpoint", Status.PROBLEM, message, "Render smaller sizes, or use a larger GPU.")
 
 
-def check_attention(machine: Machine) -> Iterator[Finding]:
-    """Backends of diffusers' registry whose packages are installed."""
-    usable = []
-    for backend in _AttentionBackendRegistry._backends:
-        try:
-            _check_attention_backend_requirements(backend)
-        except RuntimeError:
-            continue
-        usable.append(backend)
-    names = ", ".join(sorted(backend.value for backend in usable))
-    fast = {AttentionBackendName.FLASH, AttentionBackendName._FLASH_3, AttentionBackendName._FLASH_3_HUB}
-    if machine.gpus and not fast & set(usable):
-        advice = "Faster: pip install kernels (prebuilt FlashAttention 3 for H100 and H200) or flash-attn."
-        yield Finding("attention", Status.WARNING, f"Attention backends: {names}.", advice)
-    else:
-        yield Finding("attention", Status.OK, f"Attention backends: {names}.")
+def check_attention(
+    settings: Settings, folder: Path | None = None, card: CheckpointCard | None = None
+) -> Iterator[Finding]:
+    """Attention on each device, measured; with a checkpoint's shapes, or the official weights'."""
+    wanted = settings.attention
+    missing = missing_package(wanted)
+    if missing:
+        advice = "Install it, or leave COINTERACT_ATTENTION unset."
+        yield Finding("attention", Status.PROBLEM, f"{wanted} is set but cannot be used: {missing}", advice)
+    for device, choice in measure_here(folder, card):
+        capability = None if device == "cpu" else torch.cuda.get_device_capability(device)
+        faster = advice_for(choice, capability) if wanted is AttentionBackend.AUTO else ""
+        status = Status.WARNING if faster else Status.OK
+        yield Finding("attention", status, sentence(device, choice), faster)
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from contract.attention import AttentionBackend
 from contract.frozen import Frozen
 from contract.job import InputFiles, JobError, Priority, StoredFile
 from contract.params import GenerationParams
@@ -46,6 +47,8 @@ class Started(Entry):
     type: Literal["started"] = "started"
     attempt: int
     worker: str
+    attention: AttentionBackend | None = None
+    """What its attention runs on: the same request gives the same bits on the same one only."""
 
 
 class ClipFinished(Entry):

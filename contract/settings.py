@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import AliasChoices, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from contract.attention import AttentionBackend
 from contract.video import CLIP_FRAMES, MAX_DROPPED_FRAMES
 
 
@@ -157,6 +158,13 @@ class Settings(BaseSettings):
 
     worker_metrics_port: int | None = Field(
         None, description="Port of the worker's /metrics; none by default."
+    )
+
+    attention: AttentionBackend = Field(
+        AttentionBackend.AUTO,
+        description="Kernel that computes attention. auto measures those at hand when a worker loads its "
+        "model. torch, torch-flash, torch-efficient, torch-math and cudnn come with torch; flash-2 needs the "
+        "package flash-attn, flash-3 flash_attn_interface, flash-3-hub kernels (fetched at the first start).",
     )
 
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from contract.attention import AttentionBackend
 from contract.entries import ClipFinished, Submitted
 from contract.frozen import Frozen
 from contract.job import JobError, JobState, StoredFile
@@ -23,6 +24,8 @@ class Job(Frozen):
     """
     burned_attempts: int = 0
     worker: str | None = None
+    attention: AttentionBackend | None = None
+    """Of the newest attempt."""
     started_at: datetime | None = None
     """Start of the first attempt."""
     attempt_started_at: datetime | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from contract.attention import AttentionReport
 from contract.frozen import Frozen
 from contract.job import Priority, Stage
 
@@ -56,6 +57,8 @@ class WorkerInfo(Frozen):
     problem: str | None = None
     """What keeps it from working, as a sentence; it tries again and again."""
     running: RunningJob | None = None
+    attention: AttentionReport | None = None
+    """What its attention runs on; None until the model is loaded."""
     seconds_per_cost: float | None = None
     """Measured speed (seconds per unit of `Submitted.cost`), for estimates; None until the first clip is
     done.

@@ -84,6 +84,7 @@ def _changes(job: Job, entry: JournalEntry) -> dict[str, object]:
                 "state": JobState.PROCESSING,
                 "attempt": entry.attempt,
                 "worker": entry.worker,
+                "attention": entry.attention,
                 "started_at": job.started_at or entry.at,
                 "attempt_started_at": entry.at,
             }

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from contract.attention import AttentionBackend
 from contract.job import JobState, Priority, Stage
 from contract.params import GenerationParams
 from contract.request import GenerateFields
@@ -85,6 +86,9 @@ class JobView(Wire):
     priority: Priority
     metadata: dict[str, str]
     attempts: int
+    attention: AttentionBackend | None = Field(
+        description="Kernel of the newest attempt's attention. Bits repeat on the same one only."
+    )
     duration_s: float | None
     urls: JobUrls
     error: JobErrorView | None

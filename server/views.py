@@ -106,6 +106,7 @@ def job_view(job: Job, hints: Hints, base_url: str = "") -> JobView:
         priority=submitted.priority,
         metadata=submitted.metadata,
         attempts=job.attempt,
+        attention=job.attention,
         duration_s=job.duration_s,
         urls=JobUrls(
             self=path,

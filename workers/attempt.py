@@ -94,7 +94,13 @@ class Runner:
         try:
             job = self.journal.read(job_id)
             if job.state is JobState.QUEUED and job.submitted.checkpoint == checkpoint:
-                started = Started(at=utcnow(), attempt=job.attempt + 1, worker=self.worker)
+                report = self.engine.attention
+                started = Started(
+                    at=utcnow(),
+                    attempt=job.attempt + 1,
+                    worker=self.worker,
+                    attention=None if report is None else report.backend,
+                )
                 job = self.journal.append(job, started)
             else:
                 job = None

@@ -151,7 +151,7 @@ def load_engine(config: ChildConfig) -> Engine:
     # Imports torch: seconds and a gigabyte that the fault tests do without.
     from workers.engines.pipeline import PipelineEngine
 
-    return PipelineEngine(config.folder, config.device)
+    return PipelineEngine(config.folder, config.device, config.settings.attention)
 
 
 def serve(config: ChildConfig, engine: Engine) -> int:
@@ -179,7 +179,7 @@ def serve(config: ChildConfig, engine: Engine) -> int:
         runner.stopping.set()
 
     signal.signal(signal.SIGTERM, stop)
-    tell(Ready())
+    tell(Ready(attention=engine.attention))
     while not runner.stopping.is_set() and not runner.broken:
         connection = Redis.from_url(config.redis_url, retry=Retry(NoBackoff(), 1))
         try:

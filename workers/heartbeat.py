@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
 from rq.worker import BaseWorker
 
+from contract.attention import AttentionReport
 from contract.settings import Settings
 from contract.worker import RunningJob, WorkerInfo
 from jobs.queue import JobQueue
@@ -32,6 +33,7 @@ class Heartbeat(threading.Thread):
     ) -> None:
         super().__init__(daemon=True, name="heartbeat")
         self.seconds_per_cost: float | None = None
+        self.attention: AttentionReport | None = None
         self._settings = settings
         self._queue = queue
         self._info = WorkerInfo(name=worker, checkpoint=checkpoint, device=device)
@@ -41,8 +43,9 @@ class Heartbeat(threading.Thread):
 
     def update(self, ready: bool, running: RunningJob | None, problem: str | None) -> None:
         """What the next beats say."""
-        said = {"ready": ready, "running": running, "problem": problem}
-        self._info = self._info.model_copy(update={**said, "seconds_per_cost": self.seconds_per_cost})
+        said: dict[str, object] = {"ready": ready, "running": running, "problem": problem}
+        said |= {"seconds_per_cost": self.seconds_per_cost, "attention": self.attention}
+        self._info = self._info.model_copy(update=said)
         self._changed.set()
 
     def stop(self) -> None:

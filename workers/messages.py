@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from contract.attention import AttentionReport
 from contract.frozen import Frozen
 from contract.job import Stage
 from contract.settings import Settings
@@ -30,6 +31,7 @@ class Ready(Frozen):
     """The model is loaded."""
 
     type: Literal["ready"] = "ready"
+    attention: AttentionReport | None = None
 
 
 class Unloadable(Frozen):

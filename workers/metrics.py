@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from contract.attention import AttentionReport
+
 ATTEMPTS = Counter("cointeract_attempts_total", "Attempts by how they ended.", ["outcome", "stage", "cause"])
 CHILD_DEATHS = Counter("cointeract_child_deaths_total", "Times a worker's child had to be replaced.")
 CLIP_SECONDS = Histogram(
@@ -14,6 +16,22 @@ CLIP_SECONDS = Histogram(
 LOST_ATTEMPTS = Counter("cointeract_lost_attempts_total", "Attempts whose worker vanished.")
 LIVE_JOBS = Gauge("cointeract_live_jobs", "Jobs that are not finished.", ["state"])
 REPAIRS = Counter("cointeract_repairs_total", "Hints in Redis that were wrong and were put right.", ["kind"])
+ATTENTION = Gauge(
+    "cointeract_attention_info", "1 for the kernel that this worker's attention runs on.", ["backend"]
+)
+ATTENTION_RATE = Gauge(
+    "cointeract_attention_teraflops", "Measured rate of each attention kernel at hand.", ["backend"]
+)
+
+
+def show_attention(report: AttentionReport | None) -> None:
+    """What the newest child has measured."""
+    ATTENTION.clear()
+    ATTENTION_RATE.clear()
+    if report is not None:
+        ATTENTION.labels(report.backend).set(1)
+        for backend, rate in report.teraflops.items():
+            ATTENTION_RATE.labels(backend).set(rate)
 
 
 def serve_metrics(port: int) -> None:

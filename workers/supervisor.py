@@ -49,7 +49,7 @@ from workers.messages import (
     Unloadable,
     Working,
 )
-from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, serve_metrics
+from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, serve_metrics, show_attention
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +236,8 @@ class Supervisor:
         match message:
             case Ready():
                 child.ready_at = time.monotonic()
+                self.heartbeat.attention = message.attention
+                show_attention(message.attention)
                 if self._deaths < DEATHS_IN_A_LOOP:
                     self._problem = None
                 log.info("the model is loaded", extra={"checkpoint": self.card.name})

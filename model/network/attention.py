@@ -4,10 +4,13 @@ Keys and values are computed apart from queries. That is what lets text and audi
 clip, the last block query from target tokens only, and the HOI stream read the video's keys and no more.
 """
 
+from contextlib import nullcontext
+
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.kernels.rms_norm import rms_norm
 from model.kernels.rotary import RotaryTable, norm_rotary
@@ -17,13 +20,20 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]  # each (B, N, heads, head_dim)
 
 
 class CoInteractAttnProcessor:
-    """Ready queries, keys and values; diffusers sets the backend on it."""
+    """Ready queries, keys and values, on one of diffusers' backends; see `attention_backends`."""
 
-    _attention_backend = None
+    _attention_backend: AttentionBackendName | None = None
+    torch_kernels: tuple[SDPBackend, ...] = ()
+    """Of scaled dot-product attention, in order of preference; empty: in torch's own order."""
 
     def __call__(self, attn: "CoInteractAttention", query: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
-        key, value = key_value
-        attended: torch.Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return self.attend(query, *key_value)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of (B, N, heads, head_dim) to keys and values (B, M, heads, head_dim)."""
+        kernels = list(self.torch_kernels)
+        with sdpa_kernel(kernels, set_priority=True) if kernels else nullcontext():
+            attended: torch.Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         return attended
 
 

@@ -11,10 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
+from cli.attention import advice_for
 from cli.doctor import Gpu, Machine, Status, check_disk, check_fit, check_redis_at, judge_fits
+from contract.attention import AttentionBackend
 from contract.card import CheckpointCard, CheckpointDefaults
 from contract.settings import Settings
 from jobs.redis_server import running_redis
+from model.attention_choice import AttentionChoice, AttentionShape, Measured
 from model.checkpoints.tiny import write_tiny_checkpoint
 from model.memory.needs import OFFICIAL_SIZE
 
@@ -46,7 +49,7 @@ def test_a_healthy_machine_gets_exit_status_0_and_a_table(tiny: Path, tmp_path: 
     result = runner.invoke(app, ["doctor", "--checkpoint", str(tiny), "--data", str(tmp_path / "data")])
     assert result.exit_code == 0, result.output
     assert "Redis" in result.stdout
-    assert "native" in result.stdout
+    assert "runs on torch" in result.stdout
     assert "720x1280" in result.stdout
     assert not list(tmp_path.iterdir())
 
@@ -58,6 +61,32 @@ def test_json_tells_the_same_to_programs(tmp_path: Path) -> None:
     assert {finding["topic"] for finding in report["findings"]} >= {"machine", "attention", "disk", "redis"}
     assert {fit["checkpoint"] for fit in report["fits"]} == {"official weights"}
     assert len(report["fits"]) == 2 * 3 * 2  # sizes, modes, with and without fp8
+
+
+def test_a_kernel_that_is_set_but_not_installed_is_a_problem(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("COINTERACT_ATTENTION", "flash-3")
+    result = runner.invoke(app, ["doctor", "--json", "--data", str(tmp_path)])
+    assert result.exit_code == 1
+    findings = [
+        finding for finding in json.loads(result.stdout)["findings"] if finding["topic"] == "attention"
+    ]
+    assert findings[0]["status"] == "problem"
+    assert "FA3" in findings[0]["message"]
+    assert "COINTERACT_ATTENTION" in findings[0]["advice"]
+    assert "TFLOP/s" in findings[1]["message"]
+
+
+def test_what_would_be_faster_is_said_where_it_is_known_and_not_yet_there() -> None:
+    def choice(**seconds: float | None) -> AttentionChoice:
+        found = (Measured(AttentionBackend(name.replace("_", "-")), s, "why") for name, s in seconds.items())
+        return AttentionChoice(AttentionBackend.TORCH, AttentionShape(64, 2, 16), tuple(found))
+
+    without = choice(torch=1.0, cudnn=None, flash_3=None)
+    assert "pip install kernels" in advice_for(without, (9, 0))
+    assert "cuDNN cannot be used: why" in advice_for(without, (9, 0))
+    assert advice_for(choice(torch=1.0, flash_3=0.5), (9, 0)) == ""
+    assert advice_for(without, (8, 0)) == ""  # torch's own is FlashAttention 2 there
+    assert advice_for(without, None) == ""
 
 
 def test_an_unreachable_redis_is_a_problem_with_advice_and_exit_status_1(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from contract.attention import AttentionReport
 from contract.job import OnProgress
 from contract.params import GenerationParams
 
@@ -52,6 +53,10 @@ class FinishedVideo:
 
 class Engine(Protocol):
     """A model in this process."""
+
+    @property
+    def attention(self) -> AttentionReport | None:
+        """What its attention runs on; None if it has none."""
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[RenderedClip]:
         """The clips from `first_clip` on, each as soon as it is done.

@@ -93,6 +93,8 @@ class FakeClip:
 class FakeEngine:
     """See the module."""
 
+    attention = None
+
     def __init__(self, settings: FakeSettings) -> None:
         self.settings = settings
 

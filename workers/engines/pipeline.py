@@ -13,11 +13,15 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
+from contract.attention import AttentionBackend
 from contract.job import OnProgress
 from contract.video import FPS
+from model.attention_choice import choose_attention
+from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.inputs import VideoInputs
 from model.media import encode_clip, join_clips, load_audio, load_image, load_pose
+from model.memory.needs import tokens
 from model.pipeline import Clip
 from workers.engines.engine import DeviceFailed, FinishedVideo, OutOfMemory, RenderRequest
 
@@ -41,10 +45,17 @@ class PipelineClip:
 class PipelineEngine:
     """Holds the checkpoint in `folder` on `device` for the life of the process."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(
+        self, folder: Path, device: str, attention: AttentionBackend = AttentionBackend.AUTO
+    ) -> None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         self._pipeline = load_pipeline(folder, device=device, dtype=dtype)
         self._on_gpu = torch.device(device).type == "cuda"
+        width, height = map(int, read_card(folder).sizes[0].split("x"))
+        choice = choose_attention(
+            self._pipeline.transformer, attention, tokens(width, height), torch.device(device), dtype
+        )
+        self.attention = choice.report()
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[PipelineClip]:
         params = request.params
