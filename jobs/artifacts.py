@@ -99,6 +99,7 @@ class FolderStore:
             "idempotency",
             "usage",
             "webhooks",
+            "farewells",
             "scratch",
             "trash",
         ):

@@ -86,6 +86,10 @@ def _alive_key(process: str) -> str:
     return f"{_PREFIX}alive:{process}"
 
 
+def _claim_key(name: str) -> str:
+    return f"{_PREFIX}claim:{name}"
+
+
 def _troubles_key(origin: str) -> str:
     return f"{_PREFIX}troubles:{origin}"
 
@@ -228,6 +232,20 @@ class JobQueue:
 
     def is_alive(self, process: str) -> bool:
         return bool(self.redis.exists(_alive_key(process)))
+
+    def claim(self, name: str, holder: str, seconds: float) -> bool:
+        """Whether `holder` may do what `name` says, alone, for so many seconds. It may claim again."""
+        key, lasts = _claim_key(name), int(1000 * seconds)
+        if self.redis.set(key, holder, px=lasts, nx=True):
+            return True
+        if self.redis.get(key) != holder.encode():
+            return False
+        return bool(self.redis.pexpire(key, lasts))
+
+    def release(self, name: str, holder: str) -> None:
+        """Give back a claim."""
+        if self.redis.get(_claim_key(name)) == holder.encode():
+            self.redis.delete(_claim_key(name))
 
     def tell_troubles(self, origin: str, troubles: Mapping[str, str], seconds: float) -> None:
         """What keeps parts from working that cannot tell it themselves, by part: believed for so long."""

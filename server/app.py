@@ -24,7 +24,8 @@ from server.access import why_not_to_start
 from server.decoding.sandbox import Sandbox
 from server.decoding.seccomp import why_not_to_decode, why_unconfined
 from server.delivery.signing import UrlSigner
-from server.delivery.webhooks import WebhookSender, webhook_secret
+from server.delivery.standard_webhooks import webhook_secret
+from server.delivery.webhooks import WebhookSender
 from server.fetch import Fetcher
 from server.guard import Guard
 from server.hints import Hints

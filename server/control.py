@@ -74,5 +74,6 @@ def cancel(job: Job, services: Services, principal: Principal) -> Job:
 def delete(job: Job, services: Services, principal: Principal) -> None:
     """Cancel the job if it is not over, and remove it with all its files. Raises ApiError."""
     job = cancel(job, services, principal)
+    services.webhooks.say_farewell(job)
     services.index.remove(job)
     services.journal.remove(job)

@@ -5,6 +5,7 @@ them, and fast.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -28,6 +29,7 @@ class Hints:
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
         self._down_until = 0.0
+        self._holder = secrets.token_hex(8)
 
     def _ask(self, question: Callable[[], Value], otherwise: Value) -> Value:
         if time.monotonic() < self._down_until:
@@ -52,6 +54,17 @@ class Hints:
 
     def progress(self, job_id: str) -> LiveProgress | None:
         return self._ask(lambda: self._queue.progress(job_id), None)
+
+    def claim(self, name: str, seconds: float) -> bool:
+        """Whether this process may do what `name` says, for so many seconds. It may claim again.
+
+        True if Redis is away: better twice than never.
+        """
+        return self._ask(lambda: self._queue.claim(name, self._holder, seconds), True)
+
+    def release(self, name: str) -> None:
+        """Give back what was claimed."""
+        self._ask(lambda: self._queue.release(name, self._holder), None)
 
     def workers(self) -> list[WorkerInfo] | None:
         """The live workers; None if that is not known."""

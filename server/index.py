@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
+from urllib.parse import urlsplit
 
 from contract.frozen import Frozen
 from contract.job import JobState, StoredFile, utcnow
@@ -35,7 +36,8 @@ class JobSummary:
     state: JobState
     stored_bytes: int
     gpu_seconds: float
-    has_webhook: bool
+    webhook_host: str
+    """Empty if the job named no webhook."""
     last_at: datetime
     """When the job last used the GPU, or else when it was submitted."""
 
@@ -61,7 +63,7 @@ class JobSummary:
             state=job.state,
             stored_bytes=sum(file.size for file in files if file is not None),
             gpu_seconds=job.gpu_seconds,
-            has_webhook=job.submitted.webhook_url is not None,
+            webhook_host=urlsplit(job.submitted.webhook_url or "").netloc,
             last_at=job.completed_at or (job.clips[-1].at if job.clips else job.submitted.at),
         )
 
@@ -160,10 +162,10 @@ class JobIndex:
             )
         return jobs[:limit]
 
-    def with_webhooks(self) -> dict[str, int]:
-        """The jobs that named a webhook, each with the number of its newest entry."""
+    def with_webhooks(self) -> dict[str, JobSummary]:
+        """The jobs that named a webhook."""
         with self._lock:
-            return {job.id: job.sequence for job in self._jobs.values() if job.has_webhook}
+            return {job.id: job for job in self._jobs.values() if job.webhook_host}
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are stored, by state."""

@@ -71,13 +71,13 @@ def estimates(
     return snapshot.position(job_id), start, finish
 
 
-def job_view(job: Job, hints: Hints, base_url: str = "") -> JobView:
-    """The job as a client sees it."""
+def job_view(job: Job, hints: Hints | None, base_url: str = "") -> JobView:
+    """The job as a client sees it; without `hints`, only what the journal says."""
     submitted, params, path = job.submitted, job.submitted.params, base_url + job_path(job.id)
-    live = hints.progress(job.id) if job.state is JobState.PROCESSING else None
+    live = hints.progress(job.id) if hints is not None and job.state is JobState.PROCESSING else None
     progress = _progress(job, live)
     position, start, finish = None, None, None
-    if not job.state.is_terminal:
+    if hints is not None and not job.state.is_terminal:
         position, start, finish = estimates(hints, submitted.checkpoint, job.id)
     expires = job.completed_at + timedelta(seconds=submitted.retention_s) if job.completed_at else None
     error = None

@@ -1,25 +1,24 @@
 """Webhooks (Standard Webhooks): the URL that a submit named is told what happens to the job.
 
 The journal is the queue of messages. A cursor for each job says which entry is told next, so a restart loses
-nothing. An entry is told at least once, each time with the same `webhook-id`. After a failure it is told
-again, at growing intervals, for a day.
+nothing. Each entry has its own tries: one that fails does not hold up the next, and is told again, at growing
+intervals, for a day. Its `webhook-id` and its body stay the same. Several API processes may share the work: a
+claim in Redis lets one of them tell a job at a time. While Redis is away they may tell an entry twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hashlib
-import hmac
 import json
 import logging
-import secrets
 import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from contract.entries import JournalEntry
 from contract.frozen import Frozen
@@ -27,10 +26,12 @@ from contract.job import utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, Journal
+from server.delivery.standard_webhooks import signed_headers
 from server.errors import printable
 from server.fetch import Fetcher, FetchError
 from server.hints import Hints
 from server.index import JobIndex
+from server.shares import NoPlace, Places
 from server.views import job_view
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,23 @@ TOLD: Final = {
 }
 GIVE_UP_AFTER: Final = timedelta(days=1)
 LONGEST_PAUSE: Final = timedelta(hours=3)
-AT_ONCE: Final = 8
+AT_ONCE: Final = 32
+"""Jobs being told at once. A tenant may hold as many of these places as it leaves free."""
+AT_ONCE_PER_HOST: Final = 4
+"""Of these, jobs told to one host: a host that never answers keeps no more."""
+CLAIM_S: Final = 90.0
+"""How long a claim holds. It is renewed before each message, which takes less."""
 GONE: Final = 410
 _FOLDER: Final = "webhooks"
-_SECRET: Final = "webhook.secret"
-_PREFIX: Final = "whsec_"
+_FAREWELLS: Final = "farewells"
+
+
+class Tries(Frozen):
+    """A message that failed so far."""
+
+    count: int = 0
+    first_at: datetime
+    next_at: datetime
 
 
 class Cursor(Frozen):
@@ -55,10 +68,19 @@ class Cursor(Frozen):
 
     sequence: int = 1
     """The number of the entry to tell next."""
-    tries: int = 0
-    first_try_at: datetime | None = None
-    next_try_at: datetime | None = None
+    failed: Mapping[int, Tries] = {}
+    """Earlier entries that are to be told again."""
     over: bool = False
+
+
+class Farewell(Frozen):
+    """The last message of a job that is deleted before it was told."""
+
+    owner: str
+    url: str
+    message_id: str
+    body: str
+    tries: Tries
 
 
 def pause_after(tries: int) -> timedelta:
@@ -66,36 +88,13 @@ def pause_after(tries: int) -> timedelta:
     return min(LONGEST_PAUSE, timedelta(seconds=5 * 4 ** min(tries - 1, 10)))
 
 
-def webhook_secret(store: ArtifactStore, configured: str | None) -> str:
-    """The configured secret, or one that is made once and kept in storage. Raises ValueError if malformed."""
-    if configured is not None:
-        _key(configured)
-        return configured
-    fresh = _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
-    store.create(_SECRET, fresh.encode())
-    kept = store.read(_SECRET)
-    assert kept is not None
-    return kept.decode()
-
-
-def _key(secret: str) -> bytes:
-    try:
-        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-    except binascii.Error as error:
-        raise ValueError("a webhook secret is whsec_ and base64") from error
-    if not secret.startswith(_PREFIX) or len(key) < 24:
-        raise ValueError("a webhook secret is whsec_ and base64 of at least 24 bytes")
-    return key
-
-
-def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers of the standard. The signature is HMAC-SHA256 of `id.timestamp.body`."""
-    signature = hmac.new(_key(secret), f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
-    }
+def after_failure(tries: Tries | None) -> Tries | None:
+    """What follows one more failure; None if that was the last try."""
+    now, count = utcnow(), 1 if tries is None else tries.count + 1
+    first = now if tries is None else tries.first_at
+    if now - first > GIVE_UP_AFTER:
+        return None
+    return Tries(count=count, first_at=first, next_at=now + pause_after(count))
 
 
 @dataclass
@@ -112,6 +111,9 @@ class WebhookSender:
     _states: dict[str, Job] = field(default_factory=dict)
     """The jobs as they were when last told, so that only newer entries must be read."""
     _telling: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _places: Places = field(default_factory=lambda: Places(AT_ONCE))
+    _hosts: Counter[str] = field(default_factory=Counter)
+    """How many jobs are being told, by host."""
 
     def __post_init__(self) -> None:
         self._journal = Journal(self.store)
@@ -122,24 +124,38 @@ class WebhookSender:
         for job_id in self._cursors.keys() - jobs.keys():
             del self._cursors[job_id]  # the job was removed
             self._states.pop(job_id, None)
-            self.store.remove(f"{_FOLDER}/{job_id}.json")
+            self.store.remove(_cursor_key(job_id))
         now = utcnow()
-        for job_id, newest in jobs.items():
-            if job_id in self._telling or len(self._telling) >= AT_ONCE:
-                continue
+        for job_id, job in jobs.items():
             if job_id not in self._cursors:
                 self._cursors[job_id] = await asyncio.to_thread(self._load, job_id)
-            cursor = self._cursors[job_id]
-            if cursor.over or cursor.sequence > newest or (cursor.next_try_at or now) > now:
-                continue
-            task = asyncio.create_task(self._tell(job_id, cursor))
-            self._telling[job_id] = task
-            task.add_done_callback(partial(self._told, job_id))
+            if _is_due(self._cursors[job_id], job.sequence, now):
+                self._start(job_id, job.owner, job.webhook_host, partial(self._tell, job_id))
+        for name in await asyncio.to_thread(self.store.list_names, _FAREWELLS):
+            farewell = await asyncio.to_thread(self._farewell, name)
+            if farewell is not None and farewell.tries.next_at <= now:
+                host = urlsplit(farewell.url).netloc
+                self._start(name, farewell.owner, host, partial(self._take_leave, name, farewell))
 
-    def _told(self, job_id: str, task: asyncio.Task[None]) -> None:
-        del self._telling[job_id]
+    def _start(self, key: str, owner: str, host: str, tell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Tell in the background, unless that is under way, or the share of owner or host is taken."""
+        if key in self._telling or self._hosts[host] >= AT_ONCE_PER_HOST:
+            return
+        try:
+            self._places.take(owner)
+        except NoPlace:
+            return
+        self._hosts[host] += 1
+        self._telling[key] = task = asyncio.create_task(tell())
+        task.add_done_callback(partial(self._ended, key, owner, host))
+
+    def _ended(self, key: str, owner: str, host: str, task: asyncio.Task[None]) -> None:
+        del self._telling[key]
+        self._places.give_back(owner)
+        self._hosts[host] -= 1
+        self._hosts += Counter()  # drops the zeros
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("webhook of %s could not be sent", job_id, exc_info=error)
+            log.error("webhook of %s could not be sent", key, exc_info=error)
 
     async def stop(self) -> None:
         """Break off what is under way. It is told again after the next start."""
@@ -148,34 +164,61 @@ class WebhookSender:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    # Jobs
+
+    async def _tell(self, job_id: str) -> None:
+        """Tell the entries of one job that are due: first those that failed before, then the new ones."""
+        claim = f"webhook {job_id}"
+        if not await asyncio.to_thread(self.hints.claim, claim, CLAIM_S):
+            return  # another process tells it
+        try:
+            # Another process may have told something since this one looked.
+            cursor = await asyncio.to_thread(self._load, job_id)
+            for sequence, tries in cursor.failed.items():
+                if tries.next_at <= utcnow():
+                    entry, job = await asyncio.to_thread(self._entry, job_id, sequence)
+                    cursor = await self._told(job_id, cursor, entry, job)
+            told = await asyncio.to_thread(self._as_told, job_id, cursor)
+            news = self._journal.follow(told)
+            while not cursor.over and (step := await asyncio.to_thread(next, news, None)) is not None:
+                cursor = await self._told(job_id, cursor, *step)
+        except JobNotFound:
+            return
+        finally:
+            await asyncio.to_thread(self.hints.release, claim)
+
+    async def _told(self, job_id: str, cursor: Cursor, entry: JournalEntry, job: Job) -> Cursor:
+        """The cursor after one more try to tell an entry. `job` is as of then."""
+        failed, sequence = dict(cursor.failed), job.sequence
+        tries = failed.pop(sequence, None)
+        delivered: bool | None = True
+        if entry.type in TOLD:
+            await asyncio.to_thread(self.hints.claim, f"webhook {job_id}", CLAIM_S)
+            delivered = await self._deliver(job, entry)
+        if delivered is False and (again := after_failure(tries)) is not None:
+            failed[sequence] = again
+        newest = max(cursor.sequence, sequence + 1)
+        if newest > cursor.sequence:
+            self._states[job_id] = job
+        state = self._states.get(job_id, job).state
+        over = delivered is None or (state.is_terminal and not failed)
+        after = Cursor(sequence=newest, failed=failed, over=over)
+        await asyncio.to_thread(self._save, job_id, after)
+        return after
+
     def _load(self, job_id: str) -> Cursor:
-        data = self.store.read(f"{_FOLDER}/{job_id}.json")
+        data = self.store.read(_cursor_key(job_id))
         return Cursor() if data is None else Cursor.model_validate_json(data)
 
     def _save(self, job_id: str, cursor: Cursor) -> None:
         self._cursors[job_id] = cursor
         if cursor.over:
             self._states.pop(job_id, None)
-        self.store.write(f"{_FOLDER}/{job_id}.json", cursor.model_dump_json().encode())
+        self.store.write(_cursor_key(job_id), cursor.model_dump_json().encode())
 
-    async def _tell(self, job_id: str, cursor: Cursor) -> None:
-        """Tell the entries of one job in order, up to the newest or until a failure."""
-        try:
-            told = await asyncio.to_thread(self._as_told, job_id, cursor)
-        except JobNotFound:
-            return
-        news = self._journal.follow(told)
-        while (step := await asyncio.to_thread(next, news, None)) is not None:
-            entry, job = step
-            delivered = entry.type not in TOLD or await self._deliver(entry, job)
-            if delivered:
-                cursor = Cursor(sequence=job.sequence + 1, over=job.state.is_terminal)
-                self._states[job_id] = job
-            else:
-                cursor = self._postponed(cursor, delivered)
-            await asyncio.to_thread(self._save, job_id, cursor)
-            if not delivered:
-                return
+    def _entry(self, job_id: str, sequence: int) -> tuple[JournalEntry, Job]:
+        """An entry, and the job as of then."""
+        return next(self._journal.follow(self._journal.as_of(job_id, sequence - 1)))
 
     def _as_told(self, job_id: str, cursor: Cursor) -> Job:
         """The job as it was before the entry that the cursor names."""
@@ -184,38 +227,84 @@ class WebhookSender:
             return known
         return self._journal.as_of(job_id, cursor.sequence - 1)
 
-    def _body(self, entry: JournalEntry, job: Job) -> bytes:
-        view = job_view(job, self.hints, self.base_url).model_dump(mode="json")
-        message = {"type": TOLD[entry.type], "timestamp": entry.at.isoformat(), "data": view}
-        return json.dumps(message).encode()
+    # Deleted jobs
 
-    async def _deliver(self, entry: JournalEntry, job: Job) -> bool | None:
+    def say_farewell(self, job: Job) -> None:
+        """Keep the last message of a job that is about to be deleted, if it was not told yet.
+
+        `job` is over: deleting a job cancels it first.
+        """
+        url = job.submitted.webhook_url
+        if url is None or self._load(job.id).over or job.completed_at is None:
+            return
+        event = f"job.{job.state.value}"
+        farewell = Farewell(
+            owner=job.submitted.owner,
+            url=url,
+            message_id=_message_id(job),
+            body=self._body(event, job.completed_at, job),
+            tries=Tries(first_at=utcnow(), next_at=utcnow()),
+        )
+        self.store.write(f"{_FAREWELLS}/{job.id}.json", farewell.model_dump_json().encode())
+
+    def _farewell(self, name: str) -> Farewell | None:
+        data = self.store.read(f"{_FAREWELLS}/{name}")
+        return None if data is None else Farewell.model_validate_json(data)
+
+    async def _take_leave(self, name: str, farewell: Farewell) -> None:
+        claim = f"webhook {name}"
+        if not await asyncio.to_thread(self.hints.claim, claim, CLAIM_S):
+            return
+        try:
+            if await asyncio.to_thread(self._farewell, name) != farewell:
+                return  # another process has just tried
+            delivered = await self._post(farewell.url, farewell.message_id, farewell.body)
+            again = after_failure(farewell.tries) if delivered is False else None
+            if again is None:
+                await asyncio.to_thread(self.store.remove, f"{_FAREWELLS}/{name}")
+            else:
+                data = farewell.model_copy(update={"tries": again}).model_dump_json().encode()
+                await asyncio.to_thread(self.store.write, f"{_FAREWELLS}/{name}", data)
+        finally:
+            await asyncio.to_thread(self.hints.release, claim)
+
+    # Messages
+
+    def _body(self, event: str, at: datetime, job: Job) -> str:
+        """The message. Only what the journal says is in it, so that each try has the same bytes."""
+        view = job_view(job, None, self.base_url).model_dump(mode="json")
+        return json.dumps({"type": event, "timestamp": at.isoformat(), "data": view})
+
+    async def _deliver(self, job: Job, entry: JournalEntry) -> bool | None:
+        body = await asyncio.to_thread(self._body, TOLD[entry.type], entry.at, job)
+        return await self._post(job.submitted.webhook_url or "", _message_id(job), body)
+
+    async def _post(self, url: str, message_id: str, body: str) -> bool | None:
         """True if the receiver took the message, False to try again, None if it wants no more (410)."""
-        job_id, url = job.id, job.submitted.webhook_url or ""
-        body = await asyncio.to_thread(self._body, entry, job)
-        headers = signed_headers(self.secret, f"msg_{job_id}_{job.sequence}", int(time.time()), body)
+        data = body.encode()
+        headers = signed_headers(self.secret, message_id, int(time.time()), data)
         headers["Content-Type"] = "application/json"
         try:
-            status = await self.fetcher.post(url, headers, body)
+            status = await self.fetcher.post(url, headers, data)
         except FetchError as error:
-            log.warning("webhook of %s: %s", job_id, error)
+            log.warning("webhook %s: %s", message_id, error)
             return False
         if status == GONE:
             return None
         if not 200 <= status < 300:
-            log.warning("webhook of %s: %s answered %d", job_id, printable(url, 80), status)
+            log.warning("webhook %s: %s answered %d", message_id, printable(url, 80), status)
         return 200 <= status < 300
 
-    @staticmethod
-    def _postponed(cursor: Cursor, delivered: bool | None) -> Cursor:
-        """The cursor after a failure: for a later try, or over."""
-        now, tries = utcnow(), cursor.tries + 1
-        first = cursor.first_try_at or now
-        over = delivered is None or now - first > GIVE_UP_AFTER
-        return Cursor(
-            sequence=cursor.sequence,
-            tries=tries,
-            first_try_at=first,
-            next_try_at=now + pause_after(tries),
-            over=over,
-        )
+
+def _is_due(cursor: Cursor, newest: int, now: datetime) -> bool:
+    if cursor.over:
+        return False
+    return cursor.sequence <= newest or any(tries.next_at <= now for tries in cursor.failed.values())
+
+
+def _cursor_key(job_id: str) -> str:
+    return f"{_FOLDER}/{job_id}.json"
+
+
+def _message_id(job: Job) -> str:
+    return f"msg_{job.id}_{job.sequence}"

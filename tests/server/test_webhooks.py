@@ -17,8 +17,17 @@ from standardwebhooks import Webhook
 
 from contract.job import utcnow
 from contract.video import CLIP_FRAMES, FPS
-from server.delivery.webhooks import GIVE_UP_AFTER, Cursor, WebhookSender, pause_after, webhook_secret
+from server.delivery.standard_webhooks import webhook_secret
+from server.delivery.webhooks import (
+    AT_ONCE_PER_HOST,
+    GIVE_UP_AFTER,
+    Cursor,
+    Tries,
+    WebhookSender,
+    pause_after,
+)
 from server.fetch import Fetcher
+from server.hints import Hints
 from tests.server.conftest import Api
 from tests.server.inputs import audio_bytes, form
 from tests.server.journals import fail, finish_clip, start, succeed
@@ -89,9 +98,9 @@ def _only_the_senders_of_the_tests_send(api: Api, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(api.services.webhooks, "round", nothing)
 
 
-def submit(api: Api) -> str:
+def submit(api: Api, host: str = HOST) -> str:
     """A job whose webhook nobody but this test's sender can reach."""
-    answer = api.client.post("/v1/generate", files=form(webhook_url=f"https://{HOST}.invalid:1/hook"))
+    answer = api.client.post("/v1/generate", files=form(webhook_url=f"https://{host}.invalid:1/hook"))
     assert answer.status_code == 202, answer.text
     job_id: str = answer.json()["id"]
     return job_id
@@ -140,23 +149,37 @@ def test_every_event_arrives_in_order_and_verifies_with_the_standards_library(
     assert len({headers["webhook-id"] for headers, _ in receiver.messages}) == 3
 
 
-def test_a_failed_delivery_is_repeated_with_the_same_id_after_a_pause(
+def retry_now(sender: WebhookSender, job_id: str) -> None:
+    """Let the pauses of a job be over."""
+    cursor = sender._load(job_id)
+    failed = {
+        number: tries.model_copy(update={"next_at": utcnow()}) for number, tries in cursor.failed.items()
+    }
+    sender._save(job_id, cursor.model_copy(update={"failed": failed}))
+
+
+def test_a_failed_delivery_is_repeated_with_the_same_id_and_body_after_a_pause(
     api: Api, authority: trustme.CA
 ) -> None:
     job_id = submit(api)
-    fail(api, job_id)
+    start(api, job_id)
 
     async def story(sender: WebhookSender, receiver: Receiver) -> None:
         await rounds(sender, 2)
         assert len(receiver.messages) == 1, "the second round came before the pause was over"
-        for told in (2, 4):  # the redirect is a failure, too; then both events go out
-            sender._save(job_id, sender._cursors[job_id].model_copy(update={"next_try_at": utcnow()}))
+        succeed(api, job_id, started=True)
+        for told in (4, 5):  # the redirect is a failure, too, and holds up nothing
+            retry_now(sender, job_id)
             await rounds(sender)
             assert len(receiver.messages) == told
+        assert sender._cursors[job_id].over
 
     receiver = run(api, authority, story, statuses=[500, 302])
-    ids = [headers["webhook-id"] for headers, _ in receiver.messages]
-    assert ids[0] == ids[1] == ids[2] != ids[3]
+    types = [json.loads(body)["type"] for _, body in receiver.messages]
+    assert types == ["job.started", "job.started", "job.clip_finished", "job.succeeded", "job.started"]
+    tries = [receiver.messages[number] for number in (0, 1, 4)]
+    assert len({headers["webhook-id"] for headers, _ in tries}) == 1
+    assert len({body for _, body in tries}) == 1, "a repeated message has the same bytes"
 
 
 def test_410_ends_it_and_so_does_a_day_of_failures(api: Api, authority: trustme.CA) -> None:
@@ -167,15 +190,64 @@ def test_410_ends_it_and_so_does_a_day_of_failures(api: Api, authority: trustme.
         await rounds(sender, 3)
         assert sender._cursors[gone].over
         assert len(receiver.messages) == 1
-        start(api, silent)
-        old = Cursor(tries=9, first_try_at=utcnow() - GIVE_UP_AFTER - timedelta(seconds=1))
-        sender._save(silent, old)
-        receiver.statuses.append(500)
+        fail(api, silent)
+        old = Tries(count=9, first_at=utcnow() - GIVE_UP_AFTER - timedelta(seconds=1), next_at=utcnow())
+        sender._save(silent, Cursor(sequence=3, failed={1: old, 2: old}))
+        receiver.statuses += [500, 500]
         await rounds(sender, 2)
         assert sender._cursors[silent].over
-        assert len(receiver.messages) == 2
+        assert len(receiver.messages) == 3
 
     run(api, authority, story, statuses=[410])
+
+
+def test_several_api_processes_tell_each_event_once(api: Api, authority: trustme.CA) -> None:
+    job_ids = [submit(api) for _ in range(5)]
+    for job_id in job_ids:
+        succeed(api, job_id)
+
+    async def story(sender: WebhookSender, receiver: Receiver) -> None:
+        others = [
+            WebhookSender(
+                sender.store, sender.index, Hints(sender.hints._queue), sender.fetcher, sender.secret
+            )
+            for _ in range(3)
+        ]
+        for _ in range(4):
+            await asyncio.gather(*(rounds(each) for each in [sender, *others]))
+        assert len(receiver.messages) == 3 * len(job_ids)
+
+    receiver = run(api, authority, story)
+    ids = [headers["webhook-id"] for headers, _ in receiver.messages]
+    assert len(set(ids)) == len(ids)
+
+
+def test_silent_receivers_hold_up_nobody_else(api: Api, authority: trustme.CA) -> None:
+    """Forty jobs of one tenant go to a black hole; another's message arrives in the first round."""
+    silent = [submit(api) for _ in range(40)]
+    for job_id in silent:
+        start(api, job_id)
+    heard = submit(api, host="other.example")
+    start(api, heard)
+
+    async def story(sender: WebhookSender, receiver: Receiver) -> None:
+        post = sender.fetcher.post
+
+        async def black_hole(url: str, headers: Any, body: bytes) -> int:
+            if "other.example" not in url:
+                await asyncio.sleep(3600)
+            return await post(url, headers, body)
+
+        object.__setattr__(sender.fetcher, "post", black_hole)
+        sender.index.refresh()
+        await sender.round()
+        assert len(sender._telling) == AT_ONCE_PER_HOST + 1
+        await sender._telling[heard]
+        assert len(receiver.messages) == 1
+        await sender.stop()
+        assert sender._hosts.total() == sender._places.held == 0
+
+    run(api, authority, story)
 
 
 def test_a_restart_tells_nothing_twice_and_forgets_nothing(api: Api, authority: trustme.CA) -> None:
@@ -239,23 +311,43 @@ def test_a_private_address_is_never_called(api: Api, authority: trustme.CA) -> N
     async def story(sender: WebhookSender, receiver: Receiver) -> None:
         await rounds(sender)
         assert receiver.messages == []
-        assert sender._cursors[job_id].tries == 1
+        assert sender._cursors[job_id].failed[1].count == 1
 
     run(api, authority, story, policy=lambda address: False)
 
 
-def test_a_deleted_job_is_told_no_more_and_leaves_no_cursor(api: Api, authority: trustme.CA) -> None:
-    job_id = submit(api)
+def test_a_deleted_job_says_how_it_ended_and_leaves_nothing(api: Api, authority: trustme.CA) -> None:
+    job_id, told = submit(api), submit(api)
     start(api, job_id)
+    fail(api, told)
 
-    async def story(sender: WebhookSender, _: Receiver) -> None:
+    async def story(sender: WebhookSender, receiver: Receiver) -> None:
         await rounds(sender)
-        assert api.store.list_names("webhooks") == [f"{job_id}.json"]
-        api.client.delete(f"/v1/jobs/{job_id}")
+        assert api.store.list_names("webhooks") == sorted([f"{job_id}.json", f"{told}.json"])
+        before = len(receiver.messages)
+        receiver.statuses.append(500)
+        for each in (job_id, told):
+            assert api.client.delete(f"/v1/jobs/{each}").status_code == 200
         await rounds(sender)
-        assert api.store.list_names("webhooks") == []
+        (name,) = api.store.list_names("farewells")
+        farewell = sender._farewell(name)
+        assert farewell is not None
+        due = farewell.model_copy(update={"tries": farewell.tries.model_copy(update={"next_at": utcnow()})})
+        api.store.write(f"farewells/{name}", due.model_dump_json().encode())
+        await rounds(sender, 2)
+        assert api.store.list_names("webhooks") == api.store.list_names("farewells") == []
+        assert len(receiver.messages) == before + 2
 
-    run(api, authority, story)
+    receiver = run(api, authority, story)
+    event = Webhook(webhook_secret(api.store, None)).verify(
+        receiver.messages[-1][1], receiver.messages[-1][0]
+    )
+    assert (event["type"], event["data"]["id"], event["data"]["status"]) == (
+        "job.canceled",
+        job_id,
+        "canceled",
+    )
+    assert receiver.messages[-1][1] == receiver.messages[-2][1]
 
 
 def test_pauses_grow_up_to_three_hours() -> None:

@@ -1,0 +1,47 @@
+"""Signing as Standard Webhooks say (standardwebhooks.com): a secret, and three headers for each message."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from typing import Final
+
+from jobs.artifacts import ArtifactStore
+
+_SECRET: Final = "webhook.secret"
+_PREFIX: Final = "whsec_"
+
+
+def webhook_secret(store: ArtifactStore, configured: str | None) -> str:
+    """The configured secret, or one that is made once and kept in storage. Raises ValueError if malformed."""
+    if configured is not None:
+        _key(configured)
+        return configured
+    fresh = _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+    store.create(_SECRET, fresh.encode())
+    kept = store.read(_SECRET)
+    assert kept is not None
+    return kept.decode()
+
+
+def _key(secret: str) -> bytes:
+    try:
+        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except binascii.Error as error:
+        raise ValueError("a webhook secret is whsec_ and base64") from error
+    if not secret.startswith(_PREFIX) or len(key) < 24:
+        raise ValueError("a webhook secret is whsec_ and base64 of at least 24 bytes")
+    return key
+
+
+def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The three headers of the standard. The signature is HMAC-SHA256 of `id.timestamp.body`."""
+    signature = hmac.new(_key(secret), f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
+    }
