@@ -121,6 +121,12 @@ def revoke_key(store: ArtifactStore, key_id: str) -> bool:
     return True
 
 
+def is_revoked(store: ArtifactStore, key_id: str) -> bool:
+    """Whether a key was valid once and is not any more."""
+    data = store.read(_path(key_id)) if _ID.fullmatch(key_id) else None
+    return data is not None and ApiKey.model_validate_json(data).revoked_at is not None
+
+
 def any_keys(store: ArtifactStore) -> bool:
     """Whether the server asks for keys: from the first key on it does, even if all keys are revoked."""
     return bool(store.list_names(_FOLDER))

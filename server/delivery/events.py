@@ -17,7 +17,9 @@ from starlette.responses import Response, StreamingResponse
 from contract.entries import JournalEntry
 from contract.state import Job
 from jobs.journal import JobNotFound, submitted_job
+from server.access import Principal, tenant_of
 from server.errors import ApiError
+from server.keys import is_revoked
 from server.services import Services
 from server.shares import NoPlace
 from server.views import job_view
@@ -25,7 +27,7 @@ from server.views import job_view
 EVENT_STREAM: Final = "text/event-stream"
 POLL_S: Final = 0.25
 PROGRESS_EVERY: Final = 4
-KEEP_ALIVE_EVERY: Final = 60
+KEEP_ALIVE_EVERY: Final = 20
 EVENT_OF_ENTRY: Final = {
     "submitted": "job.submitted",
     "started": "job.started",
@@ -42,8 +44,11 @@ def _event(name: str, data: str, sequence: int | None = None) -> bytes:
     return f"{identifier}event: {name}\ndata: {data}\n\n".encode()
 
 
-def event_stream(job: Job, after: int, services: Services, request: Request, tenant: str) -> Response:
+def event_stream(
+    job: Job, after: int, services: Services, request: Request, principal: Principal
+) -> Response:
     """The answer that carries `job_events`. Raises ApiError if the tenant has its share of streams open."""
+    tenant = tenant_of(principal, request)
     try:
         with services.streams.place(tenant):
             pass
@@ -54,6 +59,8 @@ def event_stream(job: Job, after: int, services: Services, request: Request, ten
     async def counted() -> AsyncIterator[bytes]:
         with services.streams.place(tenant):
             async for event in job_events(job, after, services, request):
+                if await asyncio.to_thread(is_revoked, services.store, principal.owner):
+                    return
                 yield event
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -87,7 +94,7 @@ async def job_events(job: Job, after: int, services: Services, request: Request)
                 yield _event("job.progress", progress)
         rounds += 1
         if rounds % KEEP_ALIVE_EVERY == 0:
-            yield b": still here\n\n"
+            yield b": still here\n\n"  # also the moment at which a revoked key is noticed
         try:
             await asyncio.wait_for(services.stopping.wait(), POLL_S)
         except TimeoutError:

@@ -20,7 +20,6 @@ from server.access import (
     ServicesOf,
     Submitter,
     WritableJob,
-    tenant_of,
 )
 from server.control import cancel, delete, finished, listed
 from server.delivery.events import event_stream
@@ -195,7 +194,7 @@ async def get_events(
             return Response(
                 status_code=204
             )  # a browser's EventSource comes back for ever after anything else
-    return event_stream(job, after, services, request, tenant_of(principal, request))
+    return event_stream(job, after, services, request, principal)
 
 
 @router.post("/jobs/{job_id}/signed-urls", response_model=SignedUrls, summary="Make links that need no key")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.cards import publish_card
 from jobs.journal import IllegalEntry
 from jobs.queue import JobQueue
+from server.keys import create_key, revoke_key
 from tests.server.conftest import CARD, Api
 from tests.server.inputs import audio_bytes, form
 from tests.server.journals import VIDEO, fail, finish_clip, start, succeed
@@ -249,6 +251,21 @@ def events_of(text: str) -> list[tuple[str | None, str, dict[str, Any]]]:
         if fields:
             found.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
     return found
+
+
+def test_a_stream_ends_within_seconds_of_its_keys_revocation(api: Api) -> None:
+    key = create_key(api.store, "ada")
+    headers = {"Authorization": f"Bearer {key.token}"}
+    job = api.client.post("/v1/generate", files=form(), headers=headers).json()["id"]
+    began = time.monotonic()
+    revoking = threading.Timer(0.5, revoke_key, (api.store, key.key.id))
+    revoking.start()
+    text = api.client.get(f"/v1/jobs/{job}/events", headers=headers).text
+    revoking.join()
+    assert [name for _, name, _ in events_of(text)][0] == "job.submitted"
+    assert not api.services.journal.read(job).state.is_terminal
+    assert time.monotonic() - began < 20
+    assert api.services.streams.held == 0
 
 
 def test_events_tell_the_whole_story_in_order(api: Api) -> None:
