@@ -262,7 +262,7 @@ def test_a_stream_ends_within_seconds_of_its_keys_revocation(api: Api) -> None:
     revoking.start()
     text = api.client.get(f"/v1/jobs/{job}/events", headers=headers).text
     revoking.join()
-    assert [name for _, name, _ in events_of(text)][0] == "job.submitted"
+    assert next(name for _, name, _ in events_of(text)) == "job.submitted"
     assert not api.services.journal.read(job).state.is_terminal
     assert time.monotonic() - began < 20
     assert api.services.streams.held == 0
