@@ -32,6 +32,7 @@ from server.hints import Hints
 from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
 from server.keys import any_keys
+from server.loop_lag import measure_lag
 from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
 from server.routes import health, jobs, pages, videos
@@ -117,12 +118,16 @@ def create_app(settings: Settings) -> FastAPI:
         services.stopping.clear()
         await asyncio.to_thread(services.index.refresh)
         await services.sandbox.start()
-        keeping_up = asyncio.create_task(_keep_up(services))
+        background = [
+            asyncio.create_task(_keep_up(services)),
+            asyncio.create_task(measure_lag(services.metrics.loop_lag)),
+        ]
         try:
             yield
         finally:
             services.stopping.set()
-            keeping_up.cancel()
+            for task in background:
+                task.cancel()
             await services.webhooks.stop()
             await services.sandbox.stop()
 

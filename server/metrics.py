@@ -25,6 +25,10 @@ class Metrics:
             "cointeract_http_request_seconds", "Seconds until the answer started.", ["route", "method"],
             registry=self.registry, buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
         )  # fmt: skip
+        self.loop_lag = Histogram(
+            "cointeract_loop_lag_seconds", "How long the event loop was held up, tried ten times a second.",
+            registry=self.registry, buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+        )  # fmt: skip
         self.jobs = Gauge("cointeract_jobs", "Stored jobs by state.", ["state"], registry=self.registry)
         self.free_bytes = Gauge("cointeract_free_bytes", "Free space of the storage.", registry=self.registry)
         self.workers = Gauge(
