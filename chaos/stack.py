@@ -26,6 +26,7 @@ from jobs.journal import Journal
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
+from workers.scratch import attempt_of_folder
 
 CHECKPOINT = "chaos"
 START_TIMEOUT_S = 120.0
@@ -132,7 +133,8 @@ class LiveStack:
         """
         folders = self.store.list_names("scratch")
         return (
-            any(name.startswith(f"attempt-{job_id}-") for name in folders) and job_id in self.running_jobs()
+            any((attempt_of_folder(name) or ("",))[0] == job_id for name in folders)
+            and job_id in self.running_jobs()
         )
 
     def _job_of(self, pid: int) -> str | None:

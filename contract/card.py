@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,10 +41,10 @@ class CheckpointCard(BaseModel):
 
     name: str
     trained: bool
-    sizes: tuple[str, ...]
+    sizes: tuple[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")], ...] = Field(min_length=1)
     """Recommended "WIDTHxHEIGHT", multiples of 16; the first is the default."""
     min_side: int
-    max_pixels: int
+    max_pixels: int = Field(gt=0)
     frames_per_clip: int = CLIP_FRAMES
     fps: int = FPS
     defaults: CheckpointDefaults
@@ -54,3 +54,8 @@ class CheckpointCard(BaseModel):
     """What it was made from."""
     note: str = ""
     """What whoever sees its videos should know: shown beside them."""
+
+    @classmethod
+    def stored(cls, data: bytes) -> Self:
+        """The card as another version may have published it. Raises ValueError."""
+        return cls.model_validate_json(data, extra="ignore")

@@ -103,3 +103,11 @@ JournalEntry = Annotated[
 
 
 JOURNAL_ENTRY: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)
+
+
+def stored_entry(data: bytes) -> JournalEntry:
+    """An entry as another version of this program may have written it: fields we do not know are dropped.
+
+    Raises ValueError for what makes the whole job unreadable: a type or a value that we do not know, damage.
+    """
+    return JOURNAL_ENTRY.validate_json(data, extra="ignore")

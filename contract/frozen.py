@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -11,3 +13,12 @@ class Frozen(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def stored(cls, data: bytes) -> Self:
+        """The value that another version of this program may have written: fields it does not know are
+        dropped, here and in all values inside, so that a rollback can read what the newer version wrote.
+
+        Raises ValueError.
+        """
+        return cls.model_validate_json(data, extra="ignore")

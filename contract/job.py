@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -79,6 +80,10 @@ class JobError(Frozen):
     code: str
     message: str
     stage: Stage
+
+
+JOB_ID = re.compile(r"job_[0-9a-v]{36}")
+"""What `new_job_id` makes. A folder of another name is no job of ours."""
 
 
 def utcnow() -> datetime:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from pydantic import Field
+
 from contract.attention import AttentionReport
 from contract.frozen import Frozen
 from contract.job import Priority, Stage
@@ -38,7 +40,7 @@ class RunningJob(Frozen):
     attempt: int
     owner: str
     priority: Priority
-    cost: float
+    cost: float = Field(ge=0, allow_inf_nan=False)
     started_at: datetime
     progress: LiveProgress
 
@@ -59,7 +61,7 @@ class WorkerInfo(Frozen):
     running: RunningJob | None = None
     attention: AttentionReport | None = None
     """What its attention runs on; None until the model is loaded."""
-    seconds_per_cost: float | None = None
+    seconds_per_cost: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Measured speed (seconds per unit of `Submitted.cost`), for estimates; None until the first clip is
     done.
     """

@@ -3,29 +3,53 @@
 1. A reader sees a file whole or not at all, and a file that was seen survives a power cut (write, fsync,
    rename or link, fsync the folder).
 2. `create` makes a file exactly once, however many processes try at the same time.
+
+Nobody but us can read it: folders have mode 0700 and files that are written here 0600, whatever the umask.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from jobs.passed_over import PassedOver
+
+log = logging.getLogger(__name__)
+
+
+STORAGE_AWAY = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+        *(errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN),
+    }
+)
+"""Errors that say something of the storage and nothing of who used it: full, read-only, cut off, broken."""
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 class ArtifactStore(Protocol):
-    """A store of files. Keys are relative POSIX paths that we choose ("jobs/job_…/journal/000000.json")."""
+    """A store of files. Keys are relative POSIX paths that we choose ("jobs/job_…/journal/000000.json").
+
+    Whatever reads or writes may raise OSError; with an errno of `STORAGE_AWAY` it is worth another try later.
+    """
+
+    passed_over: PassedOver
+    """What was found in the store and left alone."""
 
     def create(self, key: str, data: bytes, *, durable: bool = True) -> bool:
         """Create `key` with `data`, durably. False if it exists already, or its folder is gone.
 
-        With `durable` false a power cut may lose the file until an `adopt_folder` names it in `after`.
+        With `durable` false a power cut may lose the file until an `adopt_folder` names it in `after`. If it
+        does not, the file has its data.
         """
 
     def write(self, key: str, data: bytes) -> None:
@@ -36,6 +60,17 @@ class ArtifactStore(Protocol):
 
     def exists(self, key: str) -> bool:
         """Whether there is such a key. Cheaper than reading it."""
+
+    def written_at(self, key: str) -> float | None:
+        """When the content was written, in Unix time by the storage's own clock; None if there is no such
+        key.
+        """
+
+    def now(self) -> float:
+        """Unix time by the storage's own clock."""
+
+    def check(self) -> None:
+        """Write and read something. Raises OSError if that does not work."""
 
     def remove(self, key: str) -> None:
         """Remove one file. No error if there is none."""
@@ -82,6 +117,19 @@ def fsync_path(path: Path) -> None:
 
 
 SYNCS_AT_ONCE = 16
+FOLDERS = (
+    "jobs",
+    "done",
+    "checkpoints",
+    "tokenizers",
+    "keys",
+    "idempotency",
+    "usage",
+    "webhooks",
+    "farewells",
+    "scratch",
+    "trash",
+)
 
 
 class FolderStore:
@@ -89,21 +137,27 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self.passed_over = PassedOver()
         self._syncing = ThreadPoolExecutor(SYNCS_AT_ONCE, thread_name_prefix="fsync")
-        for name in (
-            "jobs",
-            "done",
-            "checkpoints",
-            "tokenizers",
-            "keys",
-            "idempotency",
-            "usage",
-            "webhooks",
-            "farewells",
-            "scratch",
-            "trash",
-        ):
-            (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self.root, *(self.root / name for name in FOLDERS)):
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o700)
+        self._mend_modes()
+
+    def exposed(self) -> list[Path]:
+        """Folders and secrets of ours that other users may read or change."""
+        kept = [self.root, *(self.root / name for name in FOLDERS)]
+        secrets_kept = [*self.root.glob("*.secret"), *(self.root / "keys").glob("*.json")]
+        return [path for path in (*kept, *secrets_kept) if path.stat().st_mode & 0o077]
+
+    def _mend_modes(self) -> None:
+        """Close what an older version, or a hand, has left open."""
+        for path in self.exposed():
+            try:
+                path.chmod(0o700 if path.is_dir() else 0o600)
+            except OSError as error:
+                log.error("other users may read %s, which cannot be changed: %s", path, error.strerror)
 
     def _path(self, key: str) -> Path:
         path = self.root / key
@@ -112,24 +166,25 @@ class FolderStore:
         return path
 
     @contextmanager
-    def _written(self, data: bytes, durable: bool = True) -> Iterator[Path]:
-        """A temporary file that holds `data`. It is removed at the end even after an error: a full disk must
-        not fill further.
+    def _written(self, data: bytes) -> Iterator[Path]:
+        """A temporary file that holds `data`, durably. It is removed at the end even after an error: a full
+        disk must not fill further.
         """
         temporary = self.scratch() / f"write-{secrets.token_hex(8)}"
         try:
             with temporary.open("xb") as file:
+                os.fchmod(file.fileno(), 0o600)
                 file.write(data)
                 file.flush()
-                if durable:
-                    os.fsync(file.fileno())
+                os.fsync(file.fileno())
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 
     def create(self, key: str, data: bytes, *, durable: bool = True) -> bool:
         target = self._path(key)
-        with self._written(data, durable) as temporary:
+        # Even if the name need not last yet: a name that does, without its data, would be worse than none.
+        with self._written(data) as temporary:
             try:
                 # Unlike rename, link refuses to replace a file: the kernel decides every race.
                 os.link(temporary, target)
@@ -151,17 +206,34 @@ class FolderStore:
     def read(self, key: str) -> bytes | None:
         try:
             return self._path(key).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def exists(self, key: str) -> bool:
         return self._path(key).exists()
 
+    def written_at(self, key: str) -> float | None:
+        try:
+            return self._path(key).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def now(self) -> float:
+        with self._written(b"") as probe:
+            return probe.stat().st_mtime
+
+    def check(self) -> None:
+        with self._written(b"?") as probe:
+            probe.read_bytes()
+
     def put_file(self, source: Path, key: str) -> bool:
         target = self._path(key)
-        fsync_path(source)
         try:
-            source.rename(target)
+            if source.exists():  # else an earlier call failed behind the rename
+                fsync_path(source)
+                source.rename(target)
+            elif not target.exists():
+                return False
             fsync_path(target.parent)
         except FileNotFoundError:
             return False
@@ -192,7 +264,7 @@ class FolderStore:
     def list_names(self, prefix: str) -> list[str]:
         try:
             return sorted(os.listdir(self._path(prefix)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def remove_folder(self, prefix: str) -> None:
@@ -209,11 +281,20 @@ class FolderStore:
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.root).free
 
-    def remove_leftovers(self, age_s: float) -> None:
-        """Delete what dead processes left in scratch and trash, if nobody touched it for `age_s` seconds."""
+    def remove_leftovers(self, now: float, age_s: float, in_use: Callable[[str], bool]) -> None:
+        """Delete what dead processes left in scratch and in the trash: what was untouched for `age_s` at
+        `now`, but nothing in scratch that is `in_use` by its name, and nothing that we would not have made.
+        """
         for folder in ("scratch", "trash"):
             for path in (self.root / folder).iterdir():
-                with suppress(FileNotFoundError):  # somebody else was faster
+                if path.name.startswith(".") or path.name == "lost+found":
+                    self.passed_over.note("stray", f"{folder}/{path.name}", "not ours")
+                    continue
+                try:
                     newest = max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
-                    if time.time() - newest > age_s:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    if now - newest > age_s and not (folder == "scratch" and in_use(path.name)):
+                        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                except FileNotFoundError:
+                    continue  # somebody else was faster
+                except OSError as error:
+                    self.passed_over.note("leftover", f"{folder}/{path.name}", error)

@@ -35,8 +35,12 @@ def read_cards(store: ArtifactStore) -> dict[str, CheckpointCard]:
     """All known checkpoints by name."""
     cards = {}
     for file in store.list_names("checkpoints"):
-        data = store.read(f"checkpoints/{file}")
-        if data is not None:
-            card = CheckpointCard.model_validate_json(data)
+        try:
+            data = store.read(f"checkpoints/{file}")
+            card = CheckpointCard.stored(data) if data is not None else None
+        except (ValueError, OSError) as error:  # one that cannot be read must not hide the others
+            store.passed_over.note("card", file, error)
+            continue
+        if card is not None:
             cards[card.name] = card
     return cards

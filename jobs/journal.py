@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from contract.entries import (
-    JOURNAL_ENTRY,
     Canceled,
     ClipFinished,
     Failed,
@@ -25,10 +26,13 @@ from contract.entries import (
     Started,
     Submitted,
     Succeeded,
+    stored_entry,
 )
-from contract.job import JobError, JobState, Stage, StoredFile, utcnow
+from contract.job import JOB_ID, JobError, JobState, Stage, StoredFile, utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
+
+_FOLDER = "jobs"
 
 
 class JobNotFound(Exception):
@@ -39,18 +43,38 @@ class Outdated(Exception):
     """Somebody else wrote to the journal first. Read the job again and decide anew."""
 
 
+class UnreadableJob(ValueError):
+    """A journal that is damaged, or that a newer version has written in words we do not know.
+
+    The job is left alone, and every other one goes on.
+    """
+
+    def __init__(self, job_id: str, why: object, submitted: Submitted | None = None) -> None:
+        super().__init__(str(why))
+        self.job_id = job_id
+        self.submitted = submitted
+        """Its first entry, if that much could be read."""
+
+
 class IllegalEntry(Exception):
     """The entry cannot follow the state of the job, such as a cancel after the end. Nothing was written."""
 
 
 def job_prefix(job_id: str) -> str:
     """The folder of a job in the store."""
-    return f"jobs/{job_id}"
+    return f"{_FOLDER}/{job_id}"
 
 
 def file_key(job_id: str, file: StoredFile) -> str:
     """Where a file of a job lies in the store."""
     return f"{job_prefix(job_id)}/{file.name}"
+
+
+def _in_short(error: ValidationError) -> str:
+    """The first thing wrong, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def _entry_key(job_id: str, sequence: int) -> str:
@@ -134,18 +158,46 @@ class Journal:
 
     store: ArtifactStore
 
+    def ids(self) -> list[str]:
+        """Ids of all stored jobs, oldest first. Whatever else lies in the folder is passed over."""
+        found = []
+        for name in self.store.list_names(_FOLDER):
+            if JOB_ID.fullmatch(name):
+                found.append(name)
+            else:
+                self.store.passed_over.note("stray", f"{_FOLDER}/{name}", "not the name of a job")
+        return found
+
     def entries(self, job_id: str, first: int = 0) -> Iterator[JournalEntry]:
-        """The entries from number `first` on, in order. There are none if the job is not stored."""
+        """The entries from number `first` on, in order. There are none if the job is not stored.
+
+        Raises UnreadableJob, and OSError if storage does not answer.
+        """
         sequence = first
-        while (data := self.store.read(_entry_key(job_id, sequence))) is not None:
-            yield JOURNAL_ENTRY.validate_json(data)
+        while (data := self._data(job_id, sequence)) is not None:
+            try:
+                yield stored_entry(data)
+            except ValidationError as error:
+                raise UnreadableJob(job_id, f"entry {sequence} cannot be read: {_in_short(error)}") from error
             sequence += 1
 
+    def _data(self, job_id: str, sequence: int) -> bytes | None:
+        try:
+            return self.store.read(_entry_key(job_id, sequence))
+        except (IsADirectoryError, PermissionError) as error:
+            raise UnreadableJob(job_id, f"entry {sequence} cannot be read: {error.strerror}") from error
+
     def follow(self, job: Job) -> Iterator[tuple[JournalEntry, Job]]:
-        """Each entry that is newer than `job`, with the job as it is after the entry."""
-        for entry in self.entries(job.id, job.sequence + 1):
-            job = apply(job, entry)
-            yield entry, job
+        """Each entry that is newer than `job`, with the job as it is after the entry.
+
+        Raises UnreadableJob, and OSError if storage does not answer.
+        """
+        try:
+            for entry in self.entries(job.id, job.sequence + 1):
+                job = apply(job, entry)
+                yield entry, job
+        except (IllegalEntry, UnreadableJob) as error:
+            raise UnreadableJob(job.id, error, job.submitted) from error
 
     def as_of(self, job_id: str, sequence: int) -> Job:
         """The job as it was after entry `sequence`. Raises JobNotFound if there is no such job or entry."""
@@ -159,7 +211,7 @@ class Journal:
     def read(self, job_id: str, known: Job | None = None) -> Job:
         """The job as of now. If `known` is the result of an earlier read, only newer entries are read.
 
-        Raises JobNotFound.
+        Raises JobNotFound, UnreadableJob, and OSError if storage does not answer.
         """
         if known is None:
             job = self._at_submit(job_id)
@@ -176,8 +228,15 @@ class Journal:
         if submitted is None:
             raise JobNotFound(job_id)
         if not isinstance(submitted, Submitted):
-            raise ValueError(f"job {job_id}: the first entry is {submitted.type}, not submitted")
+            raise UnreadableJob(job_id, f"the first entry is {submitted.type}, not submitted")
         return submitted_job(job_id, submitted)
+
+    def ended_at(self, job: Job) -> float:
+        """When the job ended, in Unix time: as its worker says, or as storage stamped the last entry if that
+        is later. So a worker whose clock is late does not make its own results old.
+        """
+        said = job.completed_at.timestamp() if job.completed_at else 0.0
+        return max(said, self.store.written_at(_entry_key(job.id, job.sequence)) or 0.0)
 
     def moved_on(self, job_id: str, sequence: int) -> bool:
         """Whether there is an entry after number `sequence`. Cheaper than reading it."""
@@ -192,7 +251,9 @@ class Journal:
         # Before the write: an entry that cannot be applied must never reach the disk.
         updated = apply(job, entry)
         data = entry.model_dump_json().encode()
-        if self.store.create(_entry_key(job.id, updated.sequence), data):
+        key = _entry_key(job.id, updated.sequence)
+        # Equal to the last byte of its time, it is ours: an earlier call failed behind the create.
+        if self.store.create(key, data) or self.store.read(key) == data:
             return updated
         if not self.store.exists(_entry_key(job.id, 0)):
             raise JobNotFound(job.id)

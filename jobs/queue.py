@@ -8,7 +8,6 @@ sure that there are at least as many tickets as waiting jobs.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import secrets
@@ -16,26 +15,32 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
-from pydantic import BaseModel, ValidationError
 from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from contract.job import Priority, utcnow
+from contract.job import utcnow
 from contract.settings import Settings
 from contract.state import Job
 from contract.worker import LiveProgress, WorkerInfo
+from jobs.redis_values import (
+    drop_wrong_types,
+    hint_of,
+    number_of,
+    record_of,
+    served_of,
+    texts_of,
+    waiting_of,
+)
 from jobs.scheduling import PRICE, QueueSnapshot, WaitingJob, start_order
 from jobs.tickets import RENDER_NEXT, Ticket
 
 if TYPE_CHECKING:
     from redis.client import Pipeline
-
-Hint = TypeVar("Hint", bound=BaseModel)
 
 SERVED_WINDOW_S = 600.0
 """How long served work counts against its owner."""
@@ -45,6 +50,7 @@ _PREFIX = "cointeract:"
 _WORKERS = _PREFIX + "workers"
 _CHECKPOINTS = _PREFIX + "checkpoints"
 _TROUBLED = _PREFIX + "troubled"
+_EPOCH = _PREFIX + "epoch"
 
 
 def connect(redis_url: str, *, timeout_s: float = 2.0) -> Redis:
@@ -98,14 +104,19 @@ def _speed_key(checkpoint: str) -> str:
     return f"{_PREFIX}speed:{checkpoint}"
 
 
-def _parsed(model: type[Hint], data: bytes | None) -> Hint | None:
-    """What Redis holds, or None if it makes no sense: another version of this program may have written it."""
-    if data is None:
-        return None
-    try:
-        return model.model_validate_json(data)
-    except ValidationError:
-        return None
+_TYPES = {
+    _WORKERS: "set",
+    _CHECKPOINTS: "set",
+    _EPOCH: "string",
+    _TROUBLED: "set",
+    _troubles_key(""): "string",
+    _waiting_key(""): "hash",
+    _served_key(""): "zset",
+    _worker_key(""): "string",
+    _progress_key(""): "string",
+    _alive_key(""): "string",
+    _speed_key(""): "string",
+}
 
 
 class JobQueue:
@@ -157,18 +168,18 @@ class JobQueue:
             return snapshot
 
     def progress(self, job_id: str) -> LiveProgress | None:
-        return _parsed(LiveProgress, cast(bytes | None, self.redis.get(_progress_key(job_id))))
+        return hint_of(LiveProgress, cast(bytes | None, self.redis.get(_progress_key(job_id))))
 
     def workers(self) -> list[WorkerInfo]:
         """Workers with a live lease."""
-        names = sorted(name.decode() for name in cast(set[bytes], self.redis.smembers(_WORKERS)))
+        names = texts_of(cast(set[bytes], self.redis.smembers(_WORKERS)))
         if not names:
             return []
         answers = cast(list[bytes | None], self.redis.mget([_worker_key(name) for name in names]))
         dead = [name for name, answer in zip(names, answers, strict=True) if answer is None]
         if dead:
             self.redis.srem(_WORKERS, *dead)  # a live one adds itself again with its next heartbeat
-        found = [_parsed(WorkerInfo, answer) for answer in answers]
+        found = [hint_of(WorkerInfo, answer) for answer in answers]
         return [info for info in found if info is not None]
 
     def ping(self) -> None:
@@ -178,7 +189,7 @@ class JobQueue:
 
     def checkpoints(self) -> list[str]:
         """The checkpoints for which a job was ever announced."""
-        return sorted(name.decode() for name in cast(set[bytes], self.redis.smembers(_CHECKPOINTS)))
+        return texts_of(cast(set[bytes], self.redis.smembers(_CHECKPOINTS)))
 
     def tickets(self, checkpoint: str) -> Queue:
         """The RQ queue of a checkpoint's tickets."""
@@ -189,7 +200,7 @@ class JobQueue:
         return self._tickets[checkpoint]
 
     def waiting_ids(self, checkpoint: str) -> set[str]:
-        return {name.decode() for name in cast(list[bytes], self.redis.hkeys(_waiting_key(checkpoint)))}
+        return set(texts_of(cast(list[bytes], self.redis.hkeys(_waiting_key(checkpoint)))))
 
     def add_waiting(self, jobs: list[Job]) -> None:
         """Add queued jobs to the waiting set without issuing tickets."""
@@ -260,10 +271,10 @@ class JobQueue:
 
     def troubles(self) -> list[str]:
         """A sentence for each part that was told of."""
-        origins = cast(set[bytes], self.redis.smembers(_TROUBLED))
+        origins = texts_of(cast(set[bytes], self.redis.smembers(_TROUBLED)))
         found: list[str] = []
-        for origin in sorted(origins):
-            told = cast(bytes | None, self.redis.get(_troubles_key(origin.decode())))
+        for origin in origins:
+            told = cast(bytes | None, self.redis.get(_troubles_key(origin)))
             if told is None:
                 self.redis.srem(_TROUBLED, origin)
                 continue
@@ -283,25 +294,33 @@ class JobQueue:
         request = job.submitted
         amount = request.cost * PRICE[request.priority] * fraction
         record = json.dumps([request.owner, amount, f"{job.id}.{job.attempt}"])
+        now = self._now()
         with self.redis.pipeline(transaction=False) as pipeline:
-            pipeline.zadd(_served_key(request.checkpoint), {record: time.time()})
-            pipeline.zremrangebyscore(_served_key(request.checkpoint), 0, time.time() - SERVED_WINDOW_S)
+            pipeline.zadd(_served_key(request.checkpoint), {record: now})
+            pipeline.zremrangebyscore(_served_key(request.checkpoint), 0, now - SERVED_WINDOW_S)
             pipeline.execute()
 
     def epoch(self) -> str:
         """A mark that changes when Redis has forgotten something: after a flush, a restart without its file,
         or a move to another server.
         """
-        key = _PREFIX + "epoch"
-        self.redis.set(key, secrets.token_hex(8), nx=True)
+        self.redis.set(_EPOCH, secrets.token_hex(8), nx=True)
         info = cast(dict[str, str], self.redis.info("server"))
-        return f"{cast(bytes, self.redis.get(key)).decode()}:{info['run_id']}"
+        return f"{cast(bytes | None, self.redis.get(_EPOCH))!r}:{info['run_id']}"
+
+    def drop_wrong_types(self) -> int:
+        """Delete keys of ours that somebody has made into something else; returns their number."""
+        return drop_wrong_types(self.redis, _TYPES)
+
+    def _now(self) -> float:
+        """Unix time by the clock of Redis, which is the same for all who bill."""
+        seconds, microseconds = self.redis.time()
+        return seconds + microseconds / 1e6
 
     def _add_waiting(self, jobs: list[Job], pipeline: Pipeline) -> None:
         for job in jobs:
-            waiting = WaitingJob.of(job)
-            record = json.dumps(dataclasses.astuple(waiting)[1:])
             pipeline.sadd(_CHECKPOINTS, job.submitted.checkpoint)
+            record = record_of(WaitingJob.of(job))
             pipeline.hset(_waiting_key(job.submitted.checkpoint), job.id, record)
 
     def _add_tickets(self, checkpoint: str, count: int, pipeline: Pipeline) -> None:
@@ -312,26 +331,23 @@ class JobQueue:
     def _take_snapshot(self, checkpoint: str) -> QueueSnapshot:
         workers = [worker for worker in self.workers() if worker.checkpoint == checkpoint]
         with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.time()
             pipeline.hgetall(_waiting_key(checkpoint))
-            pipeline.zrangebyscore(_served_key(checkpoint), time.time() - SERVED_WINDOW_S, "+inf")
+            pipeline.zrange(_served_key(checkpoint), 0, -1, withscores=True)
             pipeline.get(_speed_key(checkpoint))
-            records, served_records, speed = pipeline.execute()
-        waiting = []
-        for job_id, record in cast(dict[bytes, bytes], records).items():
-            try:
-                owner, priority, *rest = json.loads(record)
-                waiting.append(WaitingJob(job_id.decode(), owner, Priority(priority), *rest))
-            except (ValueError, TypeError):
-                self.redis.hdel(_waiting_key(checkpoint), job_id)  # the reaper adds it again
-        served: dict[str, float] = {}
-        for record in cast(list[bytes], served_records):
-            with suppress(ValueError, TypeError):
-                owner, amount, _ = json.loads(record)
-                served[owner] = served.get(owner, 0.0) + amount
+            (now, _), records, bills, speed = pipeline.execute()
+        recent = [record for record, at in bills if at > now - SERVED_WINDOW_S]
         running = [worker.running for worker in workers if worker.running is not None]
         return QueueSnapshot(
             taken_at=utcnow(),
-            waiting=start_order(waiting, running, served),
+            waiting=start_order(self._readable(checkpoint, records), running, served_of(recent)),
             workers=workers,
-            seconds_per_cost=float(speed) if speed else None,
+            seconds_per_cost=number_of(speed),
         )
+
+    def _readable(self, checkpoint: str, records: dict[bytes, bytes]) -> list[WaitingJob]:
+        """The waiting jobs of records that make sense. The others are dropped; the reaper makes them anew."""
+        found = {job_id: waiting_of(job_id, record) for job_id, record in records.items()}
+        if senseless := [job_id for job_id, waiting in found.items() if waiting is None]:
+            self.redis.hdel(_waiting_key(checkpoint), *senseless)
+        return [waiting for waiting in found.values() if waiting is not None]

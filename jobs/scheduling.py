@@ -121,6 +121,12 @@ class QueueSnapshot:
         """When the job starts, or started, and when it finishes if nothing else is submitted. None if that
         is not known.
         """
+        try:
+            return self._estimate(job_id)
+        except (OverflowError, ValueError):  # hints in Redis that nobody would call an estimate
+            return None
+
+    def _estimate(self, job_id: str) -> tuple[datetime, datetime] | None:
         if self.seconds_per_cost is None or not self.workers:
             return None
         free_at = []

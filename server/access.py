@@ -4,7 +4,6 @@ people's jobs do not exist.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -13,17 +12,16 @@ from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
-from contract.job import Priority
+from contract.job import JOB_ID, Priority
 from contract.network import is_loopback
 from contract.settings import Settings
 from contract.state import Job
-from jobs.journal import JobNotFound
+from jobs.journal import JobNotFound, UnreadableJob
 from server.errors import ApiError
 from server.keys import KeyLimits, Scope, any_keys, authenticate
 from server.services import Services
 
 ANONYMOUS_OWNER: Final = "local"
-_JOB_ID: Final = re.compile(r"job_[0-9a-v]{36}")
 
 _bearer = HTTPBearer(
     auto_error=False, description="An API key (`cointeract keys create`). Not needed while there is none."
@@ -118,16 +116,23 @@ JobId = Annotated[str, Path(description="Id of a job: `job_` and 36 letters and 
 
 def stored_job(job_id: str, services: Services) -> Job:
     """The job. Raises JobNotFound; what is no id at all names no job either."""
-    if not _JOB_ID.fullmatch(job_id):
+    if not JOB_ID.fullmatch(job_id):
         raise JobNotFound(job_id)
     return services.journal.read(job_id)
 
 
 def owned_job(job_id: str, services: Services, principal: Principal) -> Job:
-    """The job, if the principal may see it. Otherwise raises ApiError (404), as if there were no such job."""
-    job = stored_job(job_id, services)
+    """The job, if the principal may see it. Otherwise raises JobNotFound, as if there were no such job; to
+    its owner also UnreadableJob.
+    """
+    try:
+        job = stored_job(job_id, services)
+    except UnreadableJob as error:
+        if principal.is_admin or (error.submitted is not None and error.submitted.owner == principal.owner):
+            raise
+        raise JobNotFound(job_id) from error
     if not principal.may_see(job):
-        raise ApiError("job_not_found", "There is no such job.")
+        raise JobNotFound(job_id)
     return job
 
 

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from contract.settings import Settings
 from contract.version import installed_version
 from jobs.artifacts import FolderStore
+from jobs.clock import Clock, ClockNotTrusted
 from jobs.journal import Journal
 from jobs.queue import JobQueue
 from server import errors
@@ -37,6 +38,7 @@ from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
 from server.routes import health, jobs, pages, videos
 from server.services import Services
+from server.storage_probe import StorageProbe
 
 log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0
@@ -55,7 +57,8 @@ def _services(settings: Settings) -> Services:
             "COINTERACT_REDIS_URL is not set; `cointeract up` starts a private Redis and sets it."
         )
     store = FolderStore(settings.storage_dir)
-    hints = Hints(JobQueue(settings, settings.redis_url))
+    queue = JobQueue(settings, settings.redis_url)
+    hints = Hints(queue)
     index = JobIndex(store, settings.max_queued_jobs)
     fetcher = Fetcher(settings.fetch_timeout_s)
     try:
@@ -74,20 +77,27 @@ def _services(settings: Settings) -> Services:
         signer=UrlSigner(store),
         metrics=Metrics(),
         webhooks=WebhookSender(store, index, hints, fetcher, secret, settings.base_url),
+        clock=Clock(store, queue.redis),
+        storage=StorageProbe(store, settings.min_free_bytes),
     )
 
 
 async def _keep_up(services: Services) -> None:
     """Refresh the index and send webhooks every second; forget old claims every hour. Errors are logged."""
-    expired_at = -EXPIRE_EVERY_S
+    expired_at, working = -EXPIRE_EVERY_S, True
     while True:
         try:
             await asyncio.to_thread(services.index.refresh)
             await services.webhooks.round()
             if time.monotonic() - expired_at > EXPIRE_EVERY_S:
-                await asyncio.to_thread(services.idempotency.expire)
                 expired_at = time.monotonic()
-        except (OSError, ValueError):
+                await asyncio.to_thread(_forget_old, services)
+            working = True
+        except OSError as error:
+            if working:
+                log.error("storage fails: %s", error)
+            working = False
+        except Exception:  # whatever it is, the next round must come
             log.exception("the index could not catch up with storage")
         await asyncio.sleep(INDEX_EVERY_S)
 
@@ -97,6 +107,17 @@ def _why_not_to_serve(services: Services) -> str | None:
     settings = services.settings
     strangers = why_not_to_start(settings, any_keys(services.store))
     return strangers or why_not_to_decode(settings.allow_unconfined_decoding)
+
+
+def _forget_old(services: Services) -> None:
+    """Raises OSError."""
+    try:
+        now = services.clock.now()
+    except ClockNotTrusted as reason:
+        log.error("%s", reason)
+        return
+    services.idempotency.expire(now)
+    services.index.expire(now)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -116,7 +137,10 @@ def create_app(settings: Settings) -> FastAPI:
         if (missing := why_unconfined()) is not None:
             log.warning("%s.", missing)
         services.stopping.clear()
-        await asyncio.to_thread(services.index.refresh)
+        try:
+            await asyncio.to_thread(services.index.refresh)
+        except OSError as error:  # what can be answered without storage is answered
+            log.error("storage fails: %s", error)
         await services.sandbox.start()
         background = [
             asyncio.create_task(_keep_up(services)),

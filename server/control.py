@@ -9,7 +9,7 @@ from typing import Final
 from contract.entries import Canceled
 from contract.job import JobState, utcnow
 from contract.state import Job
-from jobs.journal import JobNotFound, Outdated
+from jobs.journal import JobNotFound, Outdated, UnreadableJob
 from server.access import ANONYMOUS_OWNER, Principal
 from server.errors import ApiError
 from server.services import Services
@@ -39,6 +39,8 @@ def listed(
             jobs.append(services.journal.read(job_id))
         except JobNotFound:
             continue  # removed between listing and reading
+        except (UnreadableJob, OSError) as error:
+            services.store.passed_over.note("job", job_id, error)
     return jobs, len(ids) > limit
 
 

@@ -6,7 +6,6 @@ docs/errors.md lists the same codes; a test keeps the two equal.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from contract.request import FieldError, field_error
-from jobs.journal import JobNotFound, Outdated
+from jobs.artifacts import DISK_FULL, STORAGE_AWAY
+from jobs.journal import JobNotFound, Outdated, UnreadableJob
 from jobs.logs import one_line
 from server.fetch import FetchedNothing, FetchError, FetchRefused, FetchTooLarge
 
@@ -86,8 +86,10 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "stored_bytes_limit": 429,
     "too_many_streams": 429,
     "internal_error": 500,
+    "job_unreadable": 500,
     "busy": 503,
     "no_checkpoint": 503,
+    "storage_unavailable": 503,
     "insufficient_storage": 507,
 }
 
@@ -113,8 +115,6 @@ TITLE_OF_STATUS: Final[Mapping[int, str]] = {
 }
 
 DEFAULT_RETRY_AFTER_S: Final[Mapping[int, int]] = {429: 5, 503: 5, 507: 60}
-
-DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 
@@ -210,6 +210,11 @@ def api_error_of(error: Exception, field: str | None = None) -> ApiError:
             return ApiError("busy", "The job is changing; try again.", retry_after_s=1)
         case OSError() if error.errno in DISK_FULL:
             return ApiError("insufficient_storage", "The disk is full.")
+        case OSError() if error.errno in STORAGE_AWAY:
+            return ApiError("storage_unavailable", "Storage cannot be used at the moment; try again.")
+        case UnreadableJob():
+            detail = "This version of the server cannot read the job, and leaves it alone; its log says why."
+            return ApiError("job_unreadable", detail, headers={"x-should-retry": "false"})
         case ClientDisconnect():
             return ApiError("client_closed_request", "The client closed the connection.", close=True)
         case RequestValidationError():
@@ -233,7 +238,7 @@ def api_error_of(error: Exception, field: str | None = None) -> ApiError:
 async def answer(request: Request, error: Exception) -> Response:
     """The exception handler for everything a route may raise."""
     problem = api_error_of(error)
-    if problem.status == 500:
+    if problem.code == "internal_error":
         log.error("unhandled error in %s %s", request.method, printable(request.url.path), exc_info=error)
     return problem.response(openai=request.url.path.startswith("/v1/videos"))
 

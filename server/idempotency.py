@@ -4,6 +4,8 @@ A claim maps a key to a job id and a fingerprint of the request. It is created e
 so two submits with one key agree on one job id. A claim without a job means that a submit crashed in between:
 the next one with that key stores the job under the id of the claim. When a job is deleted or expires, a mark
 beside its claim says so, and a submit with that key is refused.
+A claim that cannot be read counts as none: another takes its place beside it, because whoever removed it
+could remove that of a submit that was faster.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Final
 
 from contract.frozen import Frozen
@@ -26,6 +31,7 @@ from server.errors import ApiError
 KEPT: Final = timedelta(hours=48)
 LONGEST_KEY: Final = 255
 _FOLDER: Final = "idempotency"
+_NAME: Final = re.compile(r"(?P<key>[0-9a-f]{64})(\.\d+)?\.(claim|gone)")
 
 
 class Claim(Frozen):
@@ -67,22 +73,35 @@ class IdempotencyKeys:
         return f"{_FOLDER}/{name}"
 
     def known(self, owner: str, key: str) -> bool:
-        return self.store.exists(self.claim_key(owner, key))
+        return self._slot(owner, key)[1] is not None
+
+    def _slot(self, owner: str, key: str) -> tuple[str, Claim | None]:
+        """Where the key's claim lies, or belongs, and what it says."""
+        for number in count():
+            path = f"{self._path(owner, key)}{f'.{number}' if number else ''}.claim"
+            data = self.store.read(path)
+            if data is None:
+                return path, None
+            try:
+                return path, Claim.stored(data)
+            except ValueError as error:
+                self.store.passed_over.note("claim", path, f"cannot be read: {data[:20]!r}, {type(error)}")
+        raise AssertionError("counting has no end")
 
     def claim(self, owner: str, key: str, request: str, job_id: str) -> str:
         """The id of this request's job: `job_id`, or the id that the first submit with this key claimed.
 
         Raises ApiError if the key was used for another request.
         """
-        path = self.claim_key(owner, key)
-        wanted = Claim(job_id=job_id, fingerprint=request, at=utcnow())
-        # Not durable yet: the claim becomes durable with its job, without which it is worth nothing.
-        if self.store.create(path, wanted.model_dump_json().encode(), durable=False):
-            return job_id
-        data = self.store.read(path)
-        if data is None:
+        path, claim = self._slot(owner, key)
+        if claim is None:
+            wanted = Claim(job_id=job_id, fingerprint=request, at=utcnow())
+            # Not durable yet: the claim becomes durable with its job, without which it is worth nothing.
+            if self.store.create(path, wanted.model_dump_json().encode(), durable=False):
+                return job_id
+            path, claim = self._slot(owner, key)
+        if claim is None:
             raise ApiError("busy", "The idempotency key has just expired; try again.", retry_after_s=1)
-        claim = Claim.model_validate_json(data)
         if claim.fingerprint != request:
             detail = "This Idempotency-Key was used for another request."
             raise ApiError("idempotency_key_reused", detail, field="Idempotency-Key")
@@ -90,20 +109,26 @@ class IdempotencyKeys:
 
     def claim_key(self, owner: str, key: str) -> str:
         """Where the claim lies in storage."""
-        return f"{self._path(owner, key)}.claim"
+        return self._slot(owner, key)[0]
 
     def is_gone(self, owner: str, key: str) -> bool:
         """Whether the job of the key was deleted or has expired."""
         return self.store.exists(gone_key(self.claim_key(owner, key)))
 
-    def expire(self) -> None:
-        """Forget claims older than `KEPT`."""
+    def expire(self, now: float) -> None:
+        """Forget claims older than `KEPT` at `now`, by the storage's own stamps."""
+        files: dict[str, list[str]] = defaultdict(list)
         for name in self.store.list_names(_FOLDER):
-            stem, _, kind = name.partition(".")
-            data = self.store.read(f"{_FOLDER}/{name}") if kind == "claim" else None
-            if data is not None and Claim.model_validate_json(data).at < utcnow() - KEPT:
-                self.store.remove(f"{_FOLDER}/{name}")
-                self.store.remove(f"{_FOLDER}/{stem}.gone")
+            path = f"{_FOLDER}/{name}"
+            if match := _NAME.fullmatch(name):
+                files[match["key"]].append(path)
+            else:
+                self.store.passed_over.note("stray", path, "no claim of ours")
+        for paths in files.values():
+            newest = max(self.store.written_at(path) or now for path in paths if path.endswith(".claim"))
+            if newest < now - KEPT.total_seconds():
+                for path in paths:
+                    self.store.remove(path)
 
     @asynccontextmanager
     async def turn(self, owner: str, key: str) -> AsyncIterator[None]:

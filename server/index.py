@@ -11,19 +11,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime
 from urllib.parse import urlsplit
 
-from contract.frozen import Frozen
 from contract.job import JobState, StoredFile, utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
-from jobs.journal import JobNotFound, Journal
+from jobs.journal import JobNotFound, Journal, UnreadableJob
 from server.errors import ApiError
 from server.keys import KeyLimits
-
-DAY: Final = timedelta(days=1)
+from server.usage import DAY, UsageLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +65,12 @@ class JobSummary:
         )
 
 
-class SpentUsage(Frozen):
-    """The GPU time of a deleted job, since deleting a job gives no quota back."""
-
-    owner: str
-    gpu_seconds: float
-    at: datetime
-
-
 class JobIndex:
     """The index of one server. Threads may share it."""
 
     def __init__(self, store: ArtifactStore, max_queued_jobs: int) -> None:
         self._store, self._journal, self._max_queued_jobs = store, Journal(store), max_queued_jobs
+        self.usage = UsageLedger(store)
         self._jobs: dict[str, JobSummary] = {}
         self._queued: Counter[str] = Counter()
         """How many jobs wait, by owner: in a flood, no refusal should count all jobs again."""
@@ -92,27 +82,42 @@ class JobIndex:
         """
 
     def refresh(self) -> None:
-        """Catch up with the store."""
+        """Catch up with the store. Raises OSError if it cannot be listed; one bad job is passed over."""
         with self._refreshing:
             known = dict(
                 self._jobs
             )  # before listing: a job that is put meanwhile must not be taken for a gone one
-            stored = self._store.list_names("jobs")
+            stored = self._journal.ids()
+            gone = known.keys() - stored
             fresh: dict[str, JobSummary] = {}
             for job_id in stored:
-                summary = known.get(job_id)
-                if summary is not None and (
-                    summary.state.is_terminal or not self._journal.moved_on(job_id, summary.sequence)
-                ):
-                    continue
                 try:
-                    fresh[job_id] = JobSummary.of(self._journal.read(job_id))
+                    if (summary := self._news_of(job_id, known.get(job_id))) is not None:
+                        fresh[job_id] = summary
                 except JobNotFound:
                     continue
-            gone = known.keys() - stored
+                except UnreadableJob as error:
+                    self._store.passed_over.note("job", job_id, error)
+                    gone |= {job_id}
+                except OSError as error:  # what was read before still counts
+                    self._store.passed_over.note("job", job_id, error)
+            spent = self.usage.unread()
             with self._lock:
                 for job_id in gone | fresh.keys():
                     self._set(job_id, fresh.get(job_id))
+                self.usage.take(spent)
+
+    def _news_of(self, job_id: str, known: JobSummary | None) -> JobSummary | None:
+        """The job's summary if it is not the known one."""
+        if known is None and self._store.passed_over.was_just_noted("job", job_id):
+            return None
+        if known is not None and (
+            known.state.is_terminal or not self._journal.moved_on(job_id, known.sequence)
+        ):
+            return None
+        summary = JobSummary.of(self._journal.read(job_id))
+        self._store.passed_over.forget("job", job_id)
+        return summary
 
     def _set(self, job_id: str, summary: JobSummary | None) -> None:
         before = self._jobs.pop(job_id, None)
@@ -128,14 +133,17 @@ class JobIndex:
             self._set(job.id, JobSummary.of(job))
 
     def remove(self, job: Job) -> None:
-        """Note that this process deletes a job, and keep what the job has cost."""
+        """Note that this process deletes a job, and keep what the job has cost. Raises OSError."""
+        spent = self.usage.write(job, JobSummary.of(job).last_at)
         with self._lock:
+            self.usage.take(spent)
             self._set(job.id, None)
-        if job.gpu_seconds > 0:
-            usage = SpentUsage(
-                owner=job.submitted.owner, gpu_seconds=job.gpu_seconds, at=JobSummary.of(job).last_at
-            )
-            self._store.create(f"usage/{job.id}.json", usage.model_dump_json().encode())
+
+    def expire(self, now: float) -> None:
+        """Forget what counts no more at `now`. Raises OSError."""
+        gone = self.usage.remove_old(now)
+        with self._lock:
+            self.usage.forget(gone)
 
     def page(
         self,
@@ -179,16 +187,7 @@ class JobIndex:
         total = sum(
             job.gpu_seconds for job in self._jobs.values() if job.owner == owner and job.last_at > since
         )
-        for name in self._store.list_names("usage"):
-            data = self._store.read(f"usage/{name}")
-            if data is None:
-                continue
-            usage = SpentUsage.model_validate_json(data)
-            if usage.at <= since:
-                self._store.remove(f"usage/{name}")
-            elif usage.owner == owner:
-                total += usage.gpu_seconds
-        return total
+        return total + self.usage.spent(owner)
 
     @contextmanager
     def admission(self, owner: str, limits: KeyLimits) -> Iterator[None]:

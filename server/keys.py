@@ -23,6 +23,7 @@ from jobs.artifacts import ArtifactStore
 _FOLDER: Final = "keys"
 _KEY: Final = re.compile(r"ck_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
 _ID: Final = re.compile(r"[a-z0-9]{12}")
+_FILE: Final = re.compile(rf"{_ID.pattern}\.json")
 
 
 class Scope(StrEnum):
@@ -71,6 +72,29 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def _names(store: ArtifactStore) -> list[str]:
+    """Files of keys, readable or not. What else lies in the folder is passed over, and locks nobody out."""
+    found = []
+    for name in store.list_names(_FOLDER):
+        if _FILE.fullmatch(name):
+            found.append(name)
+        else:
+            store.passed_over.note("stray", f"{_FOLDER}/{name}", "not the name of a key")
+    return found
+
+
+def _read(store: ArtifactStore, key_id: str) -> ApiKey | None:
+    """The key, if it is stored and can be read. One with an unknown field, which may restrict it, cannot."""
+    data = store.read(_path(key_id))
+    if data is None:
+        return None
+    try:
+        return ApiKey.model_validate_json(data)
+    except ValueError:
+        store.passed_over.note("key", key_id, "cannot be read, so it is not valid")
+        return None
+
+
 def create_key(
     store: ArtifactStore,
     name: str,
@@ -103,18 +127,15 @@ def create_key(
 
 def list_keys(store: ArtifactStore) -> list[ApiKey]:
     """All keys, revoked ones included, oldest first."""
-    records = (store.read(f"{_FOLDER}/{name}") for name in store.list_names(_FOLDER))
-    return sorted(
-        (ApiKey.model_validate_json(data) for data in records if data), key=lambda key: key.created_at
-    )
+    found = (_read(store, name.removesuffix(".json")) for name in _names(store))
+    return sorted((key for key in found if key is not None), key=lambda key: key.created_at)
 
 
 def revoke_key(store: ArtifactStore, key_id: str) -> bool:
     """Make a key invalid from now on. Its jobs stay. False if there is no such key, or it was revoked."""
-    data = store.read(_path(key_id)) if _ID.fullmatch(key_id) else None
-    if data is None:
+    key = _read(store, key_id) if _ID.fullmatch(key_id) else None
+    if key is None:
         return False
-    key = ApiKey.model_validate_json(data)
     if key.revoked_at is not None:
         return False
     store.write(_path(key_id), key.model_copy(update={"revoked_at": utcnow()}).model_dump_json().encode())
@@ -129,7 +150,7 @@ def is_revoked(store: ArtifactStore, key_id: str) -> bool:
 
 def any_keys(store: ArtifactStore) -> bool:
     """Whether the server asks for keys: from the first key on it does, even if all keys are revoked."""
-    return bool(store.list_names(_FOLDER))
+    return bool(_names(store))
 
 
 def authenticate(store: ArtifactStore, token: str) -> ApiKey | None:
@@ -137,10 +158,9 @@ def authenticate(store: ArtifactStore, token: str) -> ApiKey | None:
     match = _KEY.fullmatch(token)
     if match is None:
         return None
-    data = store.read(_path(match[1]))
-    if data is None:
+    key = _read(store, match[1])
+    if key is None:
         return None
-    key = ApiKey.model_validate_json(data)
     if not hmac.compare_digest(key.secret_sha256, _hash(match[2])) or key.revoked_at is not None:
         return None
     return key

@@ -30,7 +30,15 @@ class Metrics:
             registry=self.registry, buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
         )  # fmt: skip
         self.jobs = Gauge("cointeract_jobs", "Stored jobs by state.", ["state"], registry=self.registry)
-        self.free_bytes = Gauge("cointeract_free_bytes", "Free space of the storage.", registry=self.registry)
+        self.free_bytes = Gauge(
+            "cointeract_free_bytes",
+            "Free space of the storage; -1 if it does not say.",
+            registry=self.registry,
+        )
+        self.passed_over = Gauge(
+            "cointeract_passed_over", "Things in storage that are not ours or cannot be read.", ["kind"],
+            registry=self.registry,
+        )  # fmt: skip
         self.workers = Gauge(
             "cointeract_workers", "Live workers; -1 if Redis does not answer.", registry=self.registry
         )
@@ -49,10 +57,13 @@ class Metrics:
         self,
         jobs: dict[JobState, int],
         free_bytes: int,
+        passed_over: dict[str, int],
         workers: list[WorkerInfo] | None,
         problems: Sequence[str],
     ) -> bytes:
         """The exposition text with the gauges as of now."""
+        for kind, count in passed_over.items():
+            self.passed_over.labels(kind).set(count)
         for state, count in jobs.items():
             self.jobs.labels(state.value).set(count)
         self.free_bytes.set(free_bytes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from contract.settings import Settings
 from jobs.artifacts import ArtifactStore
+from jobs.clock import Clock
 from jobs.journal import Journal
 from server.decoding.sandbox import Sandbox
 from server.delivery.signing import UrlSigner
@@ -17,6 +18,7 @@ from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
 from server.metrics import Metrics
 from server.shares import Places, Turns
+from server.storage_probe import StorageProbe
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Services:
     signer: UrlSigner
     metrics: Metrics
     webhooks: WebhookSender
+    clock: Clock
+    storage: StorageProbe
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))

@@ -24,20 +24,22 @@ from contract.job import JobError, JobState, Stage, StoredFile, utcnow
 from contract.settings import Settings
 from contract.state import Job
 from contract.worker import LiveProgress, RunningJob
-from jobs.artifacts import ArtifactStore
-from jobs.journal import JobNotFound, Journal, Outdated, file_key, verdict
+from jobs.artifacts import DISK_FULL, STORAGE_AWAY, ArtifactStore
+from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, file_key, verdict
 from jobs.queue import JobQueue
 from jobs.scheduling import may_start
 from workers.engines.engine import DeviceFailed, Engine, OutOfMemory, RenderRequest
 from workers.lost_attempts import announce_again
 from workers.messages import ClipDone, Ended, Message, Progressed, Working
+from workers.scratch import attempt_folder
 
 log = logging.getLogger(__name__)
 
 Written = TypeVar("Written")
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-DISK_RETRY_S = 1.0
+STORAGE_RETRY_S = 1.0
+MOST_OWN_FAILURES = 10
+"""So often in a row one file may fail in a storage that works otherwise."""
 
 OUT_OF_MEMORY_ADVICE = (
     "The device ran out of memory. Ask for a smaller size, start the worker with offloading or a quantised "
@@ -107,13 +109,22 @@ class Runner:
         except (JobNotFound, Outdated):
             job = None
         except ValueError as error:  # written by another version, or damaged: not ours to touch
-            log.error("the journal cannot be read: %s", error, extra={"job_id": job_id})
+            self.store.passed_over.note("job", job_id, error)
             job = None
-        with suppress(
-            RedisError
-        ):  # claimed, by us or somebody else; if Redis is away, the reaper will tidy up
+        except OSError as error:  # it goes on waiting, and others may be luckier
+            self.store.passed_over.note("job", job_id, error)
+            return None
+        # Claimed, by us or somebody else. If Redis is away, the reaper will tidy up.
+        with suppress(RedisError):
             self.queue.withdraw(job_id, checkpoint)
         return job
+
+    def storage_works(self) -> bool:
+        try:
+            self.store.check()
+        except OSError:
+            return False
+        return True
 
 
 class _Attempt:
@@ -143,11 +154,9 @@ class _Attempt:
             )
         )
         log.info("attempt started behind clip %d", self.done_at_start, extra=self.about)
-        workdir = runner.store.scratch() / f"attempt-{job.id}-{job.attempt}"
-        shutil.rmtree(workdir, ignore_errors=True)
+        workdir = runner.store.scratch() / attempt_folder(job.id, job.attempt)
         outcome, cause = "superseded", ""
         try:
-            workdir.mkdir()
             outcome, cause = self._render_or_record(workdir)
         finally:
             # Only here: until it is handled, the exception that ended a render holds its tensors.
@@ -182,6 +191,7 @@ class _Attempt:
         except Exception as error:
             log.exception("attempt failed while %s", self.stage, extra=self.about)
             reason, message = "error", f"{type(error).__name__}: {error}"
+            burns = not self._is_storages_fault(error)
         log.warning(
             "attempt interrupted: %s: %s", reason, message, extra={**self.about, "stage": str(self.stage)}
         )
@@ -194,6 +204,14 @@ class _Attempt:
             burns_attempt=burns,
         )
         return self._record(entry, "failed" if isinstance(entry, Failed) else "interrupted", reason)
+
+    def _is_storages_fault(self, error: Exception) -> bool:
+        """Whether the job can do nothing for it. One file that cannot be read in a storage that works is the
+        job's own: it would be read again and again.
+        """
+        if not isinstance(error, OSError) or error.errno not in STORAGE_AWAY:
+            return False
+        return error.errno != errno.EIO or not self.runner.storage_works()
 
     def _record_failure(self, code: str, message: str) -> tuple[Literal["failed", "superseded"], str]:
         error = JobError(code=code, message=message, stage=self.stage)
@@ -208,7 +226,7 @@ class _Attempt:
             self._append(entry)
         except (Superseded, Outdated, JobNotFound):
             return "superseded", ""
-        except ShuttingDown:  # the disk is full and we must go: the supervisor or the reaper will try again
+        except ShuttingDown:  # storage fails and we must go: the supervisor or the reaper will try again
             return "interrupted", cause
         announce_again(self.runner.queue, self.job)
         return outcome, cause
@@ -216,7 +234,8 @@ class _Attempt:
     # Rendering
 
     def _render(self, workdir: Path) -> None:
-        store, engine, params = self.runner.store, self.runner.engine, self.job.submitted.params
+        self._durably(partial(_make_empty, workdir))
+        engine, params = self.runner.engine, self.job.submitted.params
         inputs = self.job.submitted.inputs
         request = RenderRequest(
             params=params,
@@ -251,7 +270,7 @@ class _Attempt:
         )
         self._append(entry)
         if self.job.clips:
-            store.remove(file_key(self.job.id, self.job.clips[-1].motion))
+            self._drop(self.job.clips[-1].motion)
         log.info("succeeded", extra=self.about)
 
     def _keep_clip(self, index: int, video: Path, motion: Path, seconds: float) -> None:
@@ -270,7 +289,7 @@ class _Attempt:
             )
         )
         if before is not None:  # up to 200 MB that nobody needs any more
-            self.runner.store.remove(file_key(self.job.id, before))
+            self._drop(before)
         request = self.job.submitted
         cost = request.cost / request.params.num_clips
         self.runner.tell(ClipDone(seconds=seconds, seconds_per_cost=seconds / cost))
@@ -288,6 +307,12 @@ class _Attempt:
             newest = self.runner.journal.read(job.id, known=job)
         except JobNotFound:
             raise Superseded("the job was removed") from None
+        except UnreadableJob as error:
+            raise Superseded(f"its journal cannot be read any more: {error}") from error
+        except OSError as error:
+            if error.errno not in STORAGE_AWAY:
+                raise
+            newest = job  # nobody can tell: until storage is back, the render goes on
         if newest.sequence != job.sequence:
             raise Superseded(f"the job is {newest.state}, attempt {newest.attempt}")
         if self.runner.stopping.is_set():
@@ -318,16 +343,31 @@ class _Attempt:
         return stored
 
     def _durably(self, write: Callable[[], Written]) -> Written:
-        """`write()`, again and again while the disk is full: a finished clip is too dear to lose to that."""
+        """`write()`, again and again while storage is full or away: a finished clip is too dear to lose."""
+        tries = own_failures = 0
         while True:
             try:
                 return write()
             except OSError as error:
-                if error.errno not in DISK_FULL:
+                # What is full may have room for the few bytes of a check, so that says something of the other
+                # errors only.
+                if error.errno not in DISK_FULL and self.runner.storage_works():
+                    own_failures += 1
+                if error.errno not in STORAGE_AWAY or own_failures > MOST_OWN_FAILURES:
                     raise
-                log.error("the disk is full; trying again", extra=self.about)
+                what = "the disk is full" if error.errno in DISK_FULL else f"storage fails ({error.strerror})"
+            if not tries:
+                log.error("%s; trying again until it works", what, extra=self.about)
+            tries += 1
+            # Else the supervisor would take it for stalled.
+            self.runner.tell(Progressed(progress=self._progress(len(self.job.clips), 0)))
             self._check()
-            self.runner.stopping.wait(DISK_RETRY_S)
+            self.runner.stopping.wait(STORAGE_RETRY_S)
+
+    def _drop(self, file: StoredFile) -> None:
+        """Remove a file that nobody needs any more. If that fails it goes with its job."""
+        with suppress(OSError):
+            self.runner.store.remove(file_key(self.job.id, file))
 
     def _local(self, file: StoredFile) -> Path:
         try:
@@ -343,3 +383,9 @@ class _Attempt:
         if rendered:
             with suppress(RedisError):
                 self.runner.queue.bill(self.job, rendered)
+
+
+def _make_empty(folder: Path) -> None:
+    """A fresh folder, whatever an earlier process of this attempt's name has left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()

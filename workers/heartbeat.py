@@ -18,6 +18,7 @@ from contract.attention import AttentionReport
 from contract.settings import Settings
 from contract.worker import RunningJob, WorkerInfo
 from jobs.queue import JobQueue
+from jobs.redis_values import texts_of
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,9 @@ class Heartbeat(threading.Thread):
         """
         redis, name, ttl = self._queue.redis, self._info.name, self._settings.rq_lease_s
         executions_key = WORKER_EXECUTIONS_KEY_TEMPLATE.format(name)
-        keys = cast(set[bytes], redis.smembers(executions_key))
-        executions = [Execution.from_composite_key(key.decode(), connection=redis) for key in keys]
+        keys = texts_of(cast(set[bytes], redis.smembers(executions_key)))
+        ours = [key for key in keys if key.count(":") == 1]  # a ticket and its execution
+        executions = [Execution.from_composite_key(key, connection=redis) for key in ours]
         registry = self._queue.tickets(self._info.checkpoint).started_job_registry
         with redis.pipeline(transaction=False) as pipeline:
             pipeline.expire(BaseWorker.redis_worker_namespace_prefix + name, ttl + 60)

@@ -16,6 +16,12 @@ CLIP_SECONDS = Histogram(
 LOST_ATTEMPTS = Counter("cointeract_lost_attempts_total", "Attempts whose worker vanished.")
 LIVE_JOBS = Gauge("cointeract_live_jobs", "Jobs that are not finished.", ["state"])
 REPAIRS = Counter("cointeract_repairs_total", "Hints in Redis that were wrong and were put right.", ["kind"])
+PASSED_OVER = Gauge(
+    "cointeract_passed_over", "Things in storage that are not ours or cannot be read, by kind.", ["kind"]
+)
+CLOCK_TRUSTED = Gauge(
+    "cointeract_clock_trusted", "0 while clocks disagree or have jumped, and so nothing is deleted."
+)
 ATTENTION = Gauge(
     "cointeract_attention_info", "1 for the kernel that this worker's attention runs on.", ["backend"]
 )

@@ -1,8 +1,8 @@
 """The reaper: makes what Redis says agree with the journals, ends lost attempts, and removes what is too old.
 
 It may be killed at any moment and several may run at once: each thing it does is decided by the journal or
-can be done twice. A round costs time in proportion to the live jobs, not to all that are stored: finished
-ones leave a marker "done/<expiry>-<job id>".
+can be done twice. A round costs time in proportion to the live jobs, not to all that are stored. A job that
+cannot be read, and storage that fails while one job is looked at, hold up no other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq.registry import clean_registries
 from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
@@ -28,13 +28,15 @@ from contract.job import JobState, Stage
 from contract.settings import Settings
 from contract.state import Job
 from jobs.artifacts import FolderStore
+from jobs.clock import Clock
 from jobs.identity import REAPER, is_surely_dead, lives_here, process_name
-from jobs.journal import JobNotFound, Journal, job_prefix
+from jobs.journal import JobNotFound, Journal, UnreadableJob
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
 from jobs.tickets import Ticket
+from workers.expiry import Expiry
 from workers.lost_attempts import end_attempt
-from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, REPAIRS
+from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, PASSED_OVER, REPAIRS
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +44,6 @@ SCAN_SHARE = 0.05
 """Largest share of the time that may go into listing stored jobs, however many there are."""
 
 EXPIRY_INTERVAL_S = 30.0
-SCRATCH_AGE_S = 3600.0
-"""Half-written files untouched for so long belong to nobody: an upload or a clip takes minutes."""
 
 
 @dataclass
@@ -57,7 +57,6 @@ class Reaper:
     """Jobs not known to be finished, as last read."""
     _unheard: dict[tuple[str, int], float] = field(default_factory=dict)
     """Attempts no live worker names, and since when."""
-    _unreadable: set[str] = field(default_factory=set)
     _stages: dict[tuple[str, int], Stage] = field(default_factory=dict)
     """Where each attempt was when its worker was last heard."""
     _epoch: str = ""
@@ -65,6 +64,11 @@ class Reaper:
     _next_scan: float = 0.0
     _next_expiry: float = 0.0
     _next_sign: float = 0.0
+    _trouble: str = ""
+    """What storage said last, so that it is logged once."""
+
+    def __post_init__(self) -> None:
+        self.expiry = Expiry(self.store, Clock(self.store, self.queue.redis))
 
     @property
     def journal(self) -> Journal:
@@ -84,11 +88,31 @@ class Reaper:
                 self.queue.say_alive(process_name(REAPER), 2 * self.settings.lease_ttl_s)
 
     def round(self) -> None:
-        """Raises OSError if storage fails; a Redis that is away is waited for."""
+        """Does what storage and Redis allow now; the rest waits for a later round."""
         self.say_alive()
-        self._find_new_jobs()
-        self._read_live_jobs()
-        self._end_dead_attempts()
+        trouble = ""
+        for step in (
+            self._find_new_jobs,
+            self._read_live_jobs,
+            self._end_dead_attempts,
+            self._look_at_redis,
+            self._remove_expired,
+        ):
+            try:
+                step()
+            except OSError as error:
+                trouble = str(error)
+            except Exception:  # whatever it is, what the other steps do must be done
+                log.exception("a part of the round failed")
+        if trouble and not self._trouble:
+            log.error("storage fails: %s", trouble)
+        elif self._trouble and not trouble:
+            log.info("storage works again")
+        self._trouble = trouble
+        for kind, count in self.store.passed_over.counts().items():
+            PASSED_OVER.labels(kind).set(count)
+
+    def _look_at_redis(self) -> None:
         try:
             self._retire_dead_workers()
             self._repair_queue()
@@ -96,42 +120,54 @@ class Reaper:
         except RedisError as error:
             self._unheard.clear()  # nobody could be heard
             log.warning("Redis is away: %s", error)
-        self._remove_expired()
+            if isinstance(error, ResponseError):  # it answers, but not what was asked for
+                with suppress(RedisError):
+                    REPAIRS.labels("type").inc(self.queue.drop_wrong_types())
 
     def _find_new_jobs(self) -> None:
         """Learn of jobs whose announcement was lost, and of all when starting."""
         started = time.monotonic()
         if started < self._next_scan:
             return
-        done = {name.partition("-")[2] for name in self.store.list_names("done")}
-        for job_id in self.store.list_names("jobs"):
-            if job_id not in self.live and job_id not in done and job_id not in self._unreadable:
+        done = {job_id for _, job_id in self.expiry.markers()}
+        for job_id in self.journal.ids():
+            known = job_id in self.live or job_id in done
+            if not known and not self.store.passed_over.was_just_noted("job", job_id):
                 self._read(job_id, None)
         now = time.monotonic()
         self._next_scan = now + max(self.settings.reaper_interval_s, (now - started) / SCAN_SHARE)
 
     def _read_live_jobs(self) -> None:
+        trouble: OSError | None = None
         for job_id, known in list(self.live.items()):
             job = self._read(job_id, known)
-            if job is not None and job.completed_at is not None:
-                expiry = int(job.completed_at.timestamp()) + job.submitted.retention_s
-                self.store.create(f"done/{expiry:012d}-{job_id}", b"")
-                del self.live[job_id]
+            if job is not None and job.state.is_terminal:
+                try:
+                    self.expiry.mark(job)
+                except OSError as error:
+                    trouble = error
+                else:
+                    del self.live[job_id]
         states = [job.state for job in self.live.values()]
         for state in (JobState.QUEUED, JobState.PROCESSING):
             LIVE_JOBS.labels(state).set(states.count(state))
+        if trouble is not None:
+            raise trouble
 
     def _read(self, job_id: str, known: Job | None) -> Job | None:
         """Note the job as it is now; None if it is gone, or cannot be understood and so is left alone."""
         self.say_alive()
         try:
             self.live[job_id] = self.journal.read(job_id, known=known)
+            self.store.passed_over.forget("job", job_id)
         except JobNotFound:
             self.live.pop(job_id, None)
-        except ValueError as error:
+            self.store.passed_over.forget("job", job_id)
+        except UnreadableJob as error:
             self.live.pop(job_id, None)
-            self._unreadable.add(job_id)
-            log.error("the journal cannot be read: %s", error, extra={"job_id": job_id})
+            self.store.passed_over.note("job", job_id, error)
+        except OSError as error:  # of this job alone: what was read before still counts
+            self.store.passed_over.note("job", job_id, error)
         return self.live.get(job_id)
 
     def _repair_queue(self) -> None:
@@ -164,6 +200,8 @@ class Reaper:
             return self.journal.read(job_id).state is JobState.QUEUED
         except (JobNotFound, ValueError):
             return False
+        except OSError:  # nobody can tell: it stays as it is
+            return True
 
     def _run_rq_maintenance(self, checkpoint: str) -> None:
         """What RQ's workers would do every ten minutes between two jobs."""
@@ -228,46 +266,35 @@ class Reaper:
     def _end(self, key: tuple[str, int], job: Job) -> None:
         # A process that we can see was stopped or starved, which is no fault of the job.
         stopped = job.worker is not None and lives_here(job.worker)
-        entry = end_attempt(
-            self.journal,
-            self.queue,
-            job.id,
-            job.attempt,
-            reason="worker_lost",
-            message=f"the worker {job.worker} {'lives but is silent' if stopped else 'vanished'}",
-            burns_attempt=not stopped,
-            max_attempts=self.settings.max_attempts,
-            stage=self._stages.get(key, Stage.LOADING),
-        )
-        LOST_ATTEMPTS.inc(entry is not None)
+        try:
+            entry = end_attempt(
+                self.journal,
+                self.queue,
+                job.id,
+                job.attempt,
+                reason="worker_lost",
+                message=f"the worker {job.worker} {'lives but is silent' if stopped else 'vanished'}",
+                burns_attempt=not stopped,
+                max_attempts=self.settings.max_attempts,
+                stage=self._stages.get(key, Stage.LOADING),
+            )
+        except (UnreadableJob, OSError) as error:
+            self.store.passed_over.note("job", job.id, error)
+        else:
+            LOST_ATTEMPTS.inc(entry is not None)
 
     def _remove_expired(self) -> None:
         if time.monotonic() < self._next_expiry:
             return
         self._next_expiry = time.monotonic() + min(EXPIRY_INTERVAL_S, 10 * self.settings.reaper_interval_s)
-        now = time.time()
-        for name in self.store.list_names("done"):
-            self.say_alive()
-            expiry, _, job_id = name.partition("-")
-            if int(expiry) > now:
-                break  # names sort by expiry
-            try:
-                self.journal.remove(self.journal.read(job_id))
-            except (JobNotFound, ValueError):  # deleted already, or nothing that can be understood
-                self.store.remove_folder(job_prefix(job_id))
-            self.store.remove(f"done/{name}")
-            log.info("removed: its time was up", extra={"job_id": job_id})
-        self.store.remove_leftovers(SCRATCH_AGE_S)
+        self.expiry.remove_due(self.say_alive)
 
 
 def run(settings: Settings, redis_url: str, stopping: threading.Event) -> None:
     """Reap until `stopping` is set. Survives Redis and storage being away."""
     reaper = Reaper(settings, FolderStore(settings.storage_dir), JobQueue(settings, redis_url))
     while not stopping.is_set():
-        try:
-            reaper.round()
-        except OSError as error:
-            log.error("storage failed: %s", error)
+        reaper.round()
         stopping.wait(settings.reaper_interval_s)
 
 

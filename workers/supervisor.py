@@ -60,6 +60,7 @@ STEADY_AFTER_S = 10.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 POLL_S = 0.25
+PUBLISH_RETRY_S = 5.0
 
 
 @dataclass
@@ -133,6 +134,8 @@ class Supervisor:
         self._problem: str | None = None
         self._deaths = 0
         """Of children in a row that were never steady."""
+        self._card_is_published = False
+        self._next_publish = 0.0
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = os.pipe()
 
@@ -143,8 +146,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Supervise until `stop`; then the child has put its job back or is killed."""
-        tokenizer = self.folder / "tokenizer" / "tokenizer.json"
-        publish_card(self.store, self.card, tokenizer.read_bytes() if tokenizer.is_file() else None)
+        self._publish_card()
         self.heartbeat.start()
         try:
             while not self._stopping.is_set():
@@ -161,6 +163,18 @@ class Supervisor:
                     self._stopping.wait(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._deaths, 10)))
         finally:
             self.heartbeat.stop()
+
+    def _publish_card(self) -> None:
+        """Tell the server what this worker renders. While storage fails, again and again."""
+        if self._card_is_published or time.monotonic() < self._next_publish:
+            return
+        try:
+            tokenizer = self.folder / "tokenizer" / "tokenizer.json"
+            publish_card(self.store, self.card, tokenizer.read_bytes() if tokenizer.is_file() else None)
+            self._card_is_published = True
+        except OSError as error:
+            log.error("the checkpoint's card cannot be published: %s", error)
+            self._next_publish = time.monotonic() + PUBLISH_RETRY_S
 
     def _start_child(self) -> Child:
         reports, child_end = os.pipe()
@@ -206,6 +220,7 @@ class Supervisor:
             selector.register(self._wake_read, selectors.EVENT_READ)
             while True:
                 ready = {key.fd for key, _ in selector.select(POLL_S)}
+                self._publish_card()
                 if child.reports in ready:
                     messages = child.receive()
                     if messages is None:

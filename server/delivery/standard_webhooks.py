@@ -20,9 +20,9 @@ def webhook_secret(store: ArtifactStore, configured: str | None) -> str:
     if configured is not None:
         _key(configured)
         return configured
-    fresh = _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
-    store.create(_SECRET, fresh.encode())
-    kept = store.read(_SECRET)
+    if (kept := store.read(_SECRET)) is None:
+        store.create(_SECRET, (_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()).encode())
+        kept = store.read(_SECRET)
     assert kept is not None
     return kept.decode()
 

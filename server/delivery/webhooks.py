@@ -208,7 +208,11 @@ class WebhookSender:
 
     def _load(self, job_id: str) -> Cursor:
         data = self.store.read(_cursor_key(job_id))
-        return Cursor() if data is None else Cursor.model_validate_json(data)
+        try:
+            return Cursor() if data is None else Cursor.stored(data)
+        except ValueError as error:  # told again from the start, under the same ids
+            self.store.passed_over.note("cursor", job_id, error)
+            return Cursor()
 
     def _save(self, job_id: str, cursor: Cursor) -> None:
         self._cursors[job_id] = cursor
@@ -248,8 +252,12 @@ class WebhookSender:
         self.store.write(f"{_FAREWELLS}/{job.id}.json", farewell.model_dump_json().encode())
 
     def _farewell(self, name: str) -> Farewell | None:
-        data = self.store.read(f"{_FAREWELLS}/{name}")
-        return None if data is None else Farewell.model_validate_json(data)
+        try:
+            data = self.store.read(f"{_FAREWELLS}/{name}")
+            return None if data is None else Farewell.stored(data)
+        except (ValueError, OSError) as error:
+            self.store.passed_over.note("cursor", name, error)
+            return None
 
     async def _take_leave(self, name: str, farewell: Farewell) -> None:
         claim = f"webhook {name}"

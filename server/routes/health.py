@@ -27,13 +27,15 @@ async def healthz() -> Health:
     responses={503: {"model": Readiness, "description": "Something is missing."}},
 )  # fmt: skip
 def readyz(services: ServicesOf, credentials: Credentials) -> Response:
-    """200 if Redis answers, storage has room, and a worker lives that can work. 503 says which of these is
-    missing. `problems` name files: they are for admins, or for everybody while there are no keys.
+    """200 if Redis answers, storage can be written and has room, and a worker lives that can work.
+
+    503 says which of these is missing. `problems` name files: they are for admins, or for everybody while
+    there are no keys.
     """
     workers = services.hints.workers()
     failing = sum(worker.problem is not None for worker in workers or ())
     able = len(workers or ()) - failing
-    storage = services.store.free_bytes() >= services.settings.min_free_bytes
+    storage = services.storage.problem() is None
     ready = able > 0 and storage
     state = Readiness(
         ready=ready,
@@ -52,9 +54,14 @@ def readyz(services: ServicesOf, credentials: Credentials) -> Response:
 })  # fmt: skip
 def metrics(services: ServicesOf, principal: Admin) -> Response:
     """Needs an admin's key, once there are keys."""
+    try:
+        free = services.store.free_bytes()
+    except OSError:
+        free = -1
     text = services.metrics.render(
         services.index.counts(),
-        services.store.free_bytes(),
+        free,
+        services.store.passed_over.counts(),
         services.hints.workers(),
         services.hints.problems(),
     )

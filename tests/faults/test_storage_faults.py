@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_killed_at_any_write_a_job_is_there_whole_or_not_at_all(tmp_path: Path) 
             assert person == b"person" * 1000
             if job.state is JobState.SUCCEEDED:
                 assert store.read("jobs/job_1/video-1.mp4") == VIDEO
-        store.remove_leftovers(age_s=0)
+        store.remove_leftovers(time.time() + 1, 0, lambda name: False)
         assert list(store.scratch().iterdir()) == []
         if not died:
             break

@@ -76,7 +76,7 @@ def test_leftovers_are_removed_once_they_are_old_and_what_is_in_use_stays(store:
     long_ago = time.time() - 7200
     for path in (old, old / "file", used):
         os.utime(path, (long_ago, long_ago))
-    store.remove_leftovers(age_s=3600)
+    store.remove_leftovers(store.now(), 3600, lambda name: False)
     assert not old.exists()
     assert (used / "file").exists()
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
 import pytest
 
-from contract.job import JobState, utcnow
+from contract.job import JobState
 from jobs.queue import JobQueue
-from server.idempotency import KEPT, Claim
+from server.idempotency import KEPT
 from server.keys import create_key
 from tests.server.conftest import Api, ApiFactory, wait_for
 from tests.server.inputs import form
@@ -87,7 +88,7 @@ def test_a_job_whose_time_was_up_is_not_made_again_while_its_key_is_remembered(
     wait_for(removed, 10)
     answer = submit(api, "k1")
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotent_job_gone")
-    api.services.idempotency.expire()
+    api.services.idempotency.expire(api.store.now())
     assert len(api.store.list_names("idempotency")) == 2, "claim and mark"
 
 
@@ -100,7 +101,7 @@ def test_a_job_that_outlives_its_key_leaves_no_mark(api: Api) -> None:
 
 
 def test_a_refused_request_does_not_use_the_key_up(api: Api) -> None:
-    assert submit(api, "k1", seed=-1).status_code == 422
+    assert submit(api, "k1", seed=-2).status_code == 422
     assert submit(api, "k1", seed=1).status_code == 202
 
 
@@ -129,10 +130,23 @@ def test_a_bad_key_is_refused(api: Api, key: str) -> None:
 def test_claims_are_kept_two_days_and_then_forgotten(api: Api) -> None:
     submit(api, "k1")
     keys = api.services.idempotency
-    keys.expire()
+    keys.expire(api.store.now())
     assert keys.known("local", "k1")
-    (claim,) = [name for name in api.store.list_names("idempotency") if name.endswith(".claim")]
-    old = Claim(job_id="job_x", fingerprint="f", at=utcnow() - KEPT)
-    api.store.write(f"idempotency/{claim}", old.model_dump_json().encode())
-    keys.expire()
+    path = api.store.local_path(keys.claim_key("local", "k1"))
+    written = api.store.now() - KEPT.total_seconds() - 1
+    os.utime(path, (written, written))
+    keys.expire(api.store.now())
     assert api.store.list_names("idempotency") == []
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(200), b"{", b"[]", b'{"job_id": 1}'])
+def test_a_claim_that_a_power_cut_left_unreadable_counts_as_none(api: Api, damage: bytes) -> None:
+    keys = api.services.idempotency
+    api.store.write(keys.claim_key("local", "k1"), damage)
+    first = submit(api, "k1")
+    assert first.status_code == 202
+    assert submit(api, "k1").json()["id"] == first.json()["id"]
+    assert submit(api, "k1", seed=5).json()["code"] == "idempotency_key_reused"
+    api.client.delete(first.json()["urls"]["self"])
+    assert submit(api, "k1").json()["code"] == "idempotent_job_gone"
+    assert api.store.passed_over.counts()["claim"] == 1

@@ -1,0 +1,106 @@
+"""Removes finished jobs whose time is up, and what dead processes left in scratch.
+
+A finished job has a marker "done/<expiry>-<job id>", so that neither costs anything until then.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from contract.job import JOB_ID, JobState
+from contract.state import Job
+from jobs.artifacts import FolderStore
+from jobs.clock import Clock, ClockNotTrusted
+from jobs.journal import JobNotFound, Journal, UnreadableJob
+from workers.metrics import CLOCK_TRUSTED
+from workers.scratch import attempt_of_folder
+
+log = logging.getLogger(__name__)
+
+SCRATCH_AGE_S = 3600.0
+"""Half-written files untouched for so long belong to nobody: an upload takes minutes, and an attempt that may
+take longer is known by its name.
+"""
+
+_FOLDER = "done"
+_MARKER = re.compile(rf"(?P<expiry>\d{{12}})-(?P<job>{JOB_ID.pattern})")
+
+
+@dataclass
+class Expiry:
+    """Deletes by the time on which this machine, storage and Redis agree, or not at all."""
+
+    store: FolderStore
+    clock: Clock
+    _distrust: str = field(default="", init=False)
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.store)
+
+    def mark(self, job: Job) -> None:
+        """Remember when a finished job may go. Raises OSError."""
+        expiry = int(self.journal.ended_at(job)) + job.submitted.retention_s
+        self.store.create(f"{_FOLDER}/{expiry:012d}-{job.id}", b"")
+
+    def markers(self) -> list[tuple[int, str]]:
+        """(expiry, job id) of all finished jobs, soonest first."""
+        found = []
+        for name in self.store.list_names(_FOLDER):
+            if match := _MARKER.fullmatch(name):
+                found.append((int(match["expiry"]), match["job"]))
+            else:
+                self.store.passed_over.note("stray", f"{_FOLDER}/{name}", "not a marker of ours")
+        return found
+
+    def remove_due(self, say_alive: Callable[[], None]) -> None:
+        """One round. Raises OSError if storage fails as a whole."""
+        try:
+            now = self.clock.now()
+        except ClockNotTrusted as reason:
+            CLOCK_TRUSTED.set(0)
+            if not self._distrust:
+                log.error("%s", reason)
+            self._distrust = str(reason)
+            return
+        CLOCK_TRUSTED.set(1)
+        if self._distrust:
+            log.info("the clock is trusted again")
+            self._distrust = ""
+        for expiry, job_id in self.markers():
+            if expiry > now:
+                break
+            say_alive()
+            self._remove(expiry, job_id)
+        self.store.remove_leftovers(now, SCRATCH_AGE_S, self._is_live_attempt)
+
+    def _remove(self, expiry: int, job_id: str) -> None:
+        try:
+            job = self.journal.read(job_id)
+        except JobNotFound:  # deleted already
+            self.store.remove(f"{_FOLDER}/{expiry:012d}-{job_id}")
+            return
+        except (UnreadableJob, OSError) as error:
+            self.store.passed_over.note("job", job_id, error)
+            return
+        if job.state.is_terminal:
+            self.journal.remove(job)
+            log.info("removed: its time was up", extra={"job_id": job_id})
+        self.store.remove(f"{_FOLDER}/{expiry:012d}-{job_id}")
+
+    def _is_live_attempt(self, name: str) -> bool:
+        """Whether a folder in scratch is that of an attempt which goes on, or which we cannot judge."""
+        found = attempt_of_folder(name)
+        if found is None:
+            return False
+        job_id, attempt = found
+        try:
+            job = self.journal.read(job_id)
+        except JobNotFound:
+            return False
+        except (UnreadableJob, OSError):
+            return True
+        return job.state is JobState.PROCESSING and job.attempt == attempt

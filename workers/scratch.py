@@ -1,0 +1,20 @@
+"""The folder in which one attempt puts its files together before they are published."""
+
+from __future__ import annotations
+
+import re
+
+from contract.job import JOB_ID
+
+_FOLDER = re.compile(rf"attempt-(?P<job>{JOB_ID.pattern})-(?P<attempt>\d+)")
+
+
+def attempt_folder(job_id: str, attempt: int) -> str:
+    """Its name within scratch."""
+    return f"attempt-{job_id}-{attempt}"
+
+
+def attempt_of_folder(name: str) -> tuple[str, int] | None:
+    """(job id, attempt) whose folder that is, if it is one."""
+    match = _FOLDER.fullmatch(name)
+    return (match["job"], int(match["attempt"])) if match else None
