@@ -10,12 +10,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES: Final = 65_536
 HEAD_SECONDS: Final = 20.0
+LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 16 * 2**20
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes a connection whose request has endless headers, or headers that arrive too slowly."""
+    """Closes a connection whose request has endless headers, or headers that arrive too slowly.
+
+    What is answered before its body has arrived is read on for a moment: a client that is still sending when
+    the connection closes gets an error of its socket instead of the answer.
+    """
 
     head_seconds: float = HEAD_SECONDS
+    linger_seconds: float = LINGER_SECONDS
+    _lingering: TimerHandle | None = None
+    _unread_bytes: int = 0
     _in_head: bool = True
     _head_bytes: int = 0
     _heads: int = 0
@@ -29,11 +38,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_complete()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         heads = self._heads
         super().data_received(data)
+        if self._lingering is not None:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > LINGER_BYTES:
+                self.transport.close()
         if not self._in_head or heads != self._heads or self.transport.is_closing():
             return  # data counts only if all of it belongs to a head
         self._head_bytes += len(data)
@@ -55,12 +70,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._body_is_complete = True
         super().on_message_complete()
+        if self._lingering is not None:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
-        """Close instead of waiting for the rest of a body that nobody will read: it may never come."""
+        """Wait a moment only for the rest of a body that nobody will read: it may never come."""
         super().on_response_complete()
-        if not self._body_is_complete:
-            self.transport.close()
+        if not self._body_is_complete and not self.transport.is_closing():
+            self._lingering = self.loop.call_later(self.linger_seconds, self.transport.close)
 
     def _expect_head(self) -> None:
         reason = "The request did not come in time."

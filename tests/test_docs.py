@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tools.reference import cli_page, settings_page, with_file_map
+from tests.test_architecture import ALLOWED
+from tools.reference import PACKAGES, cli_page, files_page, settings_page
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def tracked_files() -> list[str]:
@@ -34,10 +35,56 @@ def test_every_command_and_option_explains_itself() -> None:
         assert re.fullmatch(r"\| .+ \| .* \| .{10,} \|", row), row
 
 
-def test_the_readme_maps_every_source_file_in_one_line() -> None:
-    assert with_file_map(README) == README, "run: make docs"
-    for row in re.findall(r"^\| `[\w/]+\.py` \| (.*) \|$", README, flags=re.MULTILINE):
+def test_every_source_file_is_told_in_one_line() -> None:
+    page = (ROOT / "docs/files.md").read_text(encoding="utf-8")
+    assert page == files_page(), "run: make docs"
+    assert PACKAGES.keys() == {*ALLOWED, "client/cointeract_client"}
+    for row in re.findall(r"^\| `[\w/]+\.py` \| (.*) \|$", page, flags=re.MULTILINE):
         assert 10 < len(row) < 160, row
+
+
+def test_a_newcomer_reads_the_readme_at_a_sitting() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def names_in(source: Path) -> set[str]:
+    """What a file defines: functions, classes and constants, and `Class.method`."""
+    found: set[str] = set()
+
+    def collect(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            match node:
+                case ast.FunctionDef() | ast.AsyncFunctionDef():
+                    found.add(prefix + node.name)
+                case ast.ClassDef():
+                    found.add(prefix + node.name)
+                    collect(node.body, f"{prefix}{node.name}.")
+                case ast.Assign():
+                    found.update(prefix + name.id for name in node.targets if isinstance(name, ast.Name))
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    found.add(prefix + name)
+
+    collect(ast.parse(source.read_text(encoding="utf-8")).body, "")
+    return found
+
+
+def test_each_decision_is_made_where_contributing_says() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.partition("## Where is it decided?")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) >= 10
+    for row in rows:
+        places = re.findall(r"`([\w/]+\.py):([\w.]+)`", row)
+        assert places, f"names no place: {row}"
+        for file, name in places:
+            assert name in names_in(ROOT / file), f"{file} defines no {name}: {row}"
+
+
+def test_files_that_contributing_names_exist() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|toml|md|txt|yml))[:`]", page)
+    assert len(named) > 40
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("page", [name for name in tracked_files() if name.endswith(".md")])

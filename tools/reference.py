@@ -1,4 +1,4 @@
-"""docs/settings.md, docs/cli.md and the README's file map, written from the code by `make docs`.
+"""docs/settings.md, docs/cli.md and docs/files.md, written from the code by `make docs`.
 
 A test fails while they differ from it.
 """
@@ -20,12 +20,27 @@ from contract.settings import Settings
 ROOT = Path(__file__).parent.parent
 
 PACKAGES = {
-    "server": "the HTTP API. Imports jobs, never torch",
-    "jobs": "the contract between server and workers. Imports nothing of ours",
-    "workers": "everything that turns jobs into videos. Imports jobs and model",
-    "model": "the network, its pipeline, checkpoints and training. Imports nothing of ours",
-    "deploy": "the command line and the one-machine stack. Imports all of it",
+    "contract": "the words that everybody uses. Imports nothing of ours",
+    "jobs": "where jobs live and wait. Imports contract",
+    "server": "the HTTP API. Imports jobs and contract, never torch",
+    "workers": "what turns jobs into videos. Imports jobs, model and contract",
+    "model": "the network, its pipeline and checkpoints. Imports contract",
+    "training": "training, evaluation, and the world of the small checkpoint. Imports model and contract",
+    "cli": "the `cointeract` command. Imports everything",
+    "deploy": "what puts it on machines, with the bundled checkpoint. Imports jobs and contract",
+    "chaos": "load and faults, for `cointeract chaos`. Imports deploy, workers, jobs and contract",
+    "client/cointeract_client": "the client, a package of its own. Imports nothing of ours",
+    "tools": "what makes the repository itself. Imported by nobody",
 }
+"""Every package of ours, and the heading of its part of docs/files.md."""
+
+FILES_INTRODUCTION = """\
+# Every file
+
+A line for each source file: the first sentence of its docstring. `make docs` writes this page from the code.
+Imports go one way only, and `tests/test_architecture.py` keeps it so.
+
+"""
 
 SETTINGS_INTRODUCTION = """\
 # Settings
@@ -91,15 +106,15 @@ def _row(parameter: Any) -> str:
     return f"| {', '.join(f'`{name}`' for name in names)} | {default} | {meaning} |\n"
 
 
-def file_map() -> str:
-    """The README's section: a line per source file, the first sentence of its docstring."""
-    parts = ["## Every file\n"]
+def files_page() -> str:
+    """A line per source file, the first sentence of its docstring."""
+    parts = []
     for package, title in PACKAGES.items():
         files = [path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
         files.sort(key=lambda path: (len(path.parts), path))
         rows = [f"| `{path.relative_to(ROOT).as_posix()}` | {_first_sentence(path)} |\n" for path in files]
-        parts.append(f"### {package}/: {title}\n\n| file | what is in it |\n|---|---|\n" + "".join(rows))
-    return "\n".join(parts)
+        parts.append(f"## {package}/: {title}\n\n| file | what is in it |\n|---|---|\n" + "".join(rows))
+    return FILES_INTRODUCTION + "\n".join(parts)
 
 
 def _first_sentence(path: Path) -> str:
@@ -108,19 +123,11 @@ def _first_sentence(path: Path) -> str:
     return " ".join(sentence.split())
 
 
-def with_file_map(readme: str) -> str:
-    """The README's text with its section on files written anew."""
-    before, _, rest = readme.partition("## Every file\n")
-    _, heading, after = rest.partition("\n## ")
-    return f"{before}{file_map()}{heading}{after}"
-
-
 def main() -> None:
     """Write all of it."""
     (ROOT / "docs/settings.md").write_text(settings_page(), encoding="utf-8")
     (ROOT / "docs/cli.md").write_text(cli_page(), encoding="utf-8")
-    readme = ROOT / "README.md"
-    readme.write_text(with_file_map(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    (ROOT / "docs/files.md").write_text(files_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def probing(url: str) -> Iterator[list[float]]:
     thread = threading.Thread(target=ask)
     thread.start()
     try:
+        while not taken:
+            time.sleep(0.01)
         yield taken
     finally:
         stop.set()
@@ -119,6 +121,21 @@ def test_a_body_that_nobody_reads_does_not_keep_the_connection(server: tuple[str
         while block := connection.recv(65_536):
             received += block
     assert received.startswith(b"HTTP/1.1 ")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nowhere"])
+def test_a_client_that_is_still_sending_gets_its_answer(server: tuple[str, int], path: str) -> None:
+    host, port = server[0].removeprefix("http://").split(":")
+    parts = [b"x" * 30_000] * 20
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {sum(map(len, parts))}\r\n\r\n"
+        connection.sendall(head.encode())
+        received = connection.recv(65_536)
+        for part in parts:
+            connection.sendall(part)  # fails if the server has closed the connection
+        while block := connection.recv(65_536):
+            received += block
+    assert received.startswith(b"HTTP/1.1 40")
 
 
 def test_a_body_that_trickles_is_cut_off_on_every_route(tmp_path: Path, redis_url: str) -> None:
