@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from model.checkpoints.official_names import dit_config
-from model.transformer import CoInteractTransformer3DModel
+from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 from model.vae import decode_latents, encode_pixels
 
 SIZES = {"480x832": (480, 832), "720x1280": (720, 1280)}
@@ -80,13 +80,15 @@ def transformer_peak(model: CoInteractTransformer3DModel, height: int, width: in
         nonlocal tokens
         both = [
             model.prepare_conditioning(
+                ConditioningInputs(
+                    person_latents=latents(1),
+                    encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
+                    audio_embeds=torch.empty(1, 25, 1024, 80, dtype=torch.bfloat16),
+                    product_latents=latents(1),
+                    motion_latents=latents(19),
+                    pose_latents=latents(20),
+                ),
                 num_latent_frames=20,
-                person_latents=latents(1),
-                product_latents=latents(1),
-                motion_latents=latents(19),
-                pose_latents=latents(20),
-                encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
-                audio_embeds=torch.empty(1, 25, 1024, 80, dtype=torch.bfloat16),
                 keep_key_values=True,
             )
             for _ in range(2)

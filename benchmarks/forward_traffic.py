@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from model.checkpoints.official_names import dit_config
-from model.transformer import CoInteractTransformer3DModel, Conditioning
+from model.transformer import CoInteractTransformer3DModel, Conditioning, ConditioningInputs
 
 SIZES = {"720x1280": (1280, 720), "480x832": (832, 480)}
 TIMESTEPS = (500.0, 950.0)
@@ -106,16 +106,15 @@ def conditioning(model: CoInteractTransformer3DModel, height: int, width: int) -
     def latents(frames: int) -> torch.Tensor:
         return torch.empty(1, 16, frames, height // 8, width // 8, dtype=torch.bfloat16)
 
-    return model.prepare_conditioning(
-        num_latent_frames=20,
+    inputs = ConditioningInputs(
         person_latents=latents(1),
+        encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
+        audio_embeds=torch.empty(1, 25, 1024, 80, dtype=torch.bfloat16),
         product_latents=latents(1),
         motion_latents=latents(19),
         pose_latents=latents(20),
-        encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
-        audio_embeds=torch.empty(1, 25, 1024, 80, dtype=torch.bfloat16),
-        keep_key_values=True,
     )
+    return model.prepare_conditioning(inputs, num_latent_frames=20, keep_key_values=True)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from model.checkpoints.official_names import dit_config, dit_name
-from model.transformer import CoInteractTransformer3DModel
+from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 
 FRAMES, HEIGHT, WIDTH = 20, 16, 20  # latent size: 128×160 pixels, one clip
 CONFIG: dict[str, Any] = {
@@ -200,12 +200,14 @@ def build_ours() -> Forward:
     given = clip()
     with torch.no_grad():  # once per clip
         conditioning = transformer.prepare_conditioning(
+            ConditioningInputs(
+                person_latents=given["person"],
+                encoder_hidden_states=given["prompt"],
+                audio_embeds=given["speech"],
+                product_latents=given["product"],
+                motion_latents=given["motion"],
+            ),
             num_latent_frames=FRAMES,
-            person_latents=given["person"],
-            product_latents=given["product"],
-            motion_latents=given["motion"],
-            encoder_hidden_states=given["prompt"],
-            audio_embeds=given["speech"],
             keep_key_values=True,
         )
 

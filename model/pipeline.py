@@ -40,7 +40,12 @@ from model.speech_features import (
     official_clip_count,
 )
 from model.text_encoder import encode_prompts
-from model.transformer import CoInteractTransformer3DModel, Conditioning, TransformerOutput
+from model.transformer import (
+    CoInteractTransformer3DModel,
+    Conditioning,
+    ConditioningInputs,
+    TransformerOutput,
+)
 from model.vae import decode_latents, encode_pixels
 
 OFFICIAL_AUDIO_WINDOW = 81
@@ -318,16 +323,18 @@ class CoInteractPipeline(DiffusionPipeline):
 
         def prepare(prompt: str, audio_embeds: torch.Tensor) -> Conditioning:
             return self.transformer.prepare_conditioning(
+                ConditioningInputs(
+                    person_latents=encoded.person_latents.to(dtype),
+                    encoder_hidden_states=encoded.prompt_embeds[prompt].to(dtype),
+                    audio_embeds=audio_embeds,
+                    product_latents=None
+                    if encoded.product_latents is None
+                    else encoded.product_latents.to(dtype),
+                    motion_latents=None if motion_latents is None else motion_latents.to(dtype),
+                    pose_latents=None if pose_latents is None else pose_latents.to(dtype),
+                    product_scale=params.product_scale,
+                ),
                 num_latent_frames=CLIP_LATENT_FRAMES,
-                person_latents=encoded.person_latents.to(dtype),
-                product_latents=None
-                if encoded.product_latents is None
-                else encoded.product_latents.to(dtype),
-                motion_latents=None if motion_latents is None else motion_latents.to(dtype),
-                pose_latents=None if pose_latents is None else pose_latents.to(dtype),
-                encoder_hidden_states=encoded.prompt_embeds[prompt].to(dtype),
-                audio_embeds=audio_embeds,
-                product_scale=params.product_scale,
                 keep_key_values=not offloaded,
             )
 

@@ -42,6 +42,20 @@ MOTION_PACKS = ((1, (1, 2, 2)), (2, (2, 4, 4)), (16, (4, 8, 8)))
 
 
 @dataclass(frozen=True)
+class ConditioningInputs:
+    """What drives a clip, as the encoders give it; all tensors on the network's device."""
+
+    person_latents: torch.Tensor  # (B, C, 1, h, w), clean
+    encoder_hidden_states: torch.Tensor  # (B, L, text_dim) prompt; rows beyond it are zero
+    audio_embeds: torch.Tensor  # (B, layers, audio_dim, T) speech features at 25 fps
+    product_latents: torch.Tensor | None = None  # (B, C, 1, h, w), clean
+    motion_latents: torch.Tensor | None = None  # (B, C, up to 19, h, w): the clip before, newest last
+    pose_latents: torch.Tensor | None = None  # (B, C, F, h, w)
+    product_scale: float = 1.0  # relative size in which the product is to appear
+    hoi_encoder_hidden_states: torch.Tensor | None = None  # (B, L, text_dim): asks for HOI tokens
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """Everything that stays the same through the denoising steps of one clip; see `prepare_conditioning`."""
 
@@ -197,50 +211,66 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         self.gradient_checkpointing = False
 
     def prepare_conditioning(
-        self,
-        *,
-        num_latent_frames: int,
-        person_latents: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        audio_embeds: torch.Tensor,
-        product_latents: torch.Tensor | None = None,
-        motion_latents: torch.Tensor | None = None,
-        pose_latents: torch.Tensor | None = None,
-        product_scale: float = 1.0,
-        hoi_encoder_hidden_states: torch.Tensor | None = None,
-        keep_key_values: bool = False,
+        self, inputs: ConditioningInputs, *, num_latent_frames: int, keep_key_values: bool = False
     ) -> Conditioning:
         """Compute once per clip (and per prompt) what its denoising steps share.
 
         Args:
             num_latent_frames: F of the target.
-            person_latents, product_latents: (B, C, 1, h, w), clean.
-            motion_latents: (B, C, up to 19, h, w), the end of the previous clip, newest last.
-            pose_latents: (B, C, F, h, w).
-            encoder_hidden_states: (B, L, text_dim) prompt embeddings; rows beyond the prompt are zero.
-            hoi_encoder_hidden_states: the same of the HOI prompt; asks for HOI tokens in the layout.
-            audio_embeds: (B, layers, audio_dim, T) speech features at 25 fps.
-            product_scale: relative size in which the product is to appear.
             keep_key_values: also compute the prompt's and the speech's keys and values for every block (per
                 prompt 2 · layers · L · D values: 0.42 GB in bf16 at full size). The blocks' weights must be
-                on the device; under block-level offloading pass raw inputs to `forward` instead, and its
+                on the device; under block-level offloading pass the inputs to `forward` instead, and its
                 output's conditioning to the next steps.
 
         Raises:
             ValueError: motion or pose latents differ in size from the person's, or pose or speech cover
                 another number of frames.
         """
-        device, dtype = person_latents.device, person_latents.dtype
-        height, width = person_latents.shape[-2:]
-        for name, latents in (("motion", motion_latents), ("pose", pose_latents)):
+        size = (num_latent_frames, *inputs.person_latents.shape[-2:])
+        layout, references, angles = self._lay_out(inputs, size)
+        audio = self.audio_encoder(inputs.audio_embeds)
+        if audio.local.shape[1] != num_latent_frames:
+            raise ValueError(
+                f"speech of {inputs.audio_embeds.shape[-1]} frames covers {audio.local.shape[1]} latent "
+                f"frames, target {num_latent_frames}"
+            )
+        embed_text = self.condition_embedder.text_embedder
+        text, hoi_text = embed_text(inputs.encoder_hidden_states), inputs.hoi_encoder_hidden_states
+        keys = injections = None
+        if keep_key_values:
+            keys = tuple(block.attn2.key_value(text) for block in self._layers())
+            injections = tuple(
+                None if block.audio_injection is None else block.audio_injection.prepare(audio)
+                for block in self._layers()
+            )
+        return Conditioning(
+            latent_size=size,
+            layout=layout,
+            rotary_emb=rotary_table(
+                torch.cat([grid.flatten(0, 2) for grid in angles]), inputs.person_latents.device
+            ),
+            target_bias=self._target_bias(inputs, num_latent_frames),
+            reference_tokens=references,
+            encoder_hidden_states=text,
+            hoi_encoder_hidden_states=None if hoi_text is None else embed_text(hoi_text),
+            audio=audio,
+            text_key_values=keys,
+            injections=injections,
+        )
+
+    def _lay_out(
+        self, inputs: ConditioningInputs, size: tuple[int, int, int]
+    ) -> tuple[TokenLayout, torch.Tensor, list[torch.Tensor]]:
+        """The order of a clip's tokens: their counts, the clean ones (B, N, D), and every token's angles."""
+        frames, height, width = size
+        for name, latents in (("motion", inputs.motion_latents), ("pose", inputs.pose_latents)):
             if latents is not None and latents.shape[-2:] != (height, width):
                 found = tuple(latents.shape[-2:])
                 raise ValueError(f"{name} latents are {found}, person's {(height, width)}")
         rows, columns = height // 2, width // 2
-        types = self.type_embedding.weight.to(dtype)
-
-        angles = [self.rope(target_positions(num_latent_frames, rows, columns))]
-        layout = TokenLayout(grid=(num_latent_frames, rows, columns), person=0)
+        types = self.type_embedding.weight.to(inputs.person_latents.dtype)
+        angles = [self.rope(target_positions(frames, rows, columns))]
+        layout = TokenLayout(grid=(frames, rows, columns), person=0)
         references = []
 
         def add(grid: torch.Tensor, row: int, positions: Positions) -> int:
@@ -248,61 +278,35 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             angles.append(self.rope(positions))
             return references[-1].shape[1]
 
-        person = self.patch_embedding(person_latents)
+        person = self.patch_embedding(inputs.person_latents)
         layout = replace(layout, person=add(person, REFERENCE_TYPE, person_positions(rows, columns)))
-        if product_latents is not None:
-            positions = product_positions(
-                product_latents.shape[-2] // 2, product_latents.shape[-1] // 2, product_scale
-            )
-            product = self.patch_embedding(product_latents)
+        if inputs.product_latents is not None:
+            product = self.patch_embedding(inputs.product_latents)
+            positions = product_positions(product.shape[-2], product.shape[-1], inputs.product_scale)
             layout = replace(layout, product=add(product, REFERENCE_TYPE, positions))
-        if motion_latents is not None and motion_latents.shape[2]:
+        if inputs.motion_latents is not None and inputs.motion_latents.shape[2]:
             packed = motion_positions(
                 [(height // patch[1], width // patch[2]) for _, patch in MOTION_PACKS], rows, columns
             )
-            grids = zip(self.motion_packer(motion_latents), packed, strict=True)
+            grids = zip(self.motion_packer(inputs.motion_latents), packed, strict=True)
             layout = replace(
                 layout, motion=sum(add(grid, MOTION_TYPE, positions) for grid, positions in grids)
             )
-        if hoi_encoder_hidden_states is not None:
-            angles.append(self.rope(hoi_positions(num_latent_frames, rows, columns)))
+        if inputs.hoi_encoder_hidden_states is not None:
+            angles.append(self.rope(hoi_positions(frames, rows, columns)))
             layout = replace(layout, hoi=layout.target)
+        return layout, torch.cat(references, dim=1), angles
 
-        if pose_latents is None:  # the convolution of zeros is its bias
+    def _target_bias(self, inputs: ConditioningInputs, num_latent_frames: int) -> torch.Tensor:
+        """Pose and type embedding of the noisy tokens, (B, N_target or 1, D)."""
+        latents, dtype = inputs.pose_latents, inputs.person_latents.dtype
+        if latents is None:  # the convolution of zeros is its bias
             pose = cast(torch.Tensor, self.pose_embedding.bias).to(dtype).view(1, 1, -1)
-        elif pose_latents.shape[2] != num_latent_frames:
-            raise ValueError(f"pose covers {pose_latents.shape[2]} latent frames, target {num_latent_frames}")
+        elif latents.shape[2] != num_latent_frames:
+            raise ValueError(f"pose covers {latents.shape[2]} latent frames, target {num_latent_frames}")
         else:
-            pose = _flatten_grid(self.pose_embedding(pose_latents))
-
-        audio = self.audio_encoder(audio_embeds)
-        if audio.local.shape[1] != num_latent_frames:
-            raise ValueError(
-                f"speech of {audio_embeds.shape[-1]} frames covers {audio.local.shape[1]} latent frames, "
-                f"target {num_latent_frames}"
-            )
-        text = self.condition_embedder.text_embedder(encoder_hidden_states)
-        return Conditioning(
-            latent_size=(num_latent_frames, height, width),
-            layout=layout,
-            rotary_emb=rotary_table(torch.cat([grid.flatten(0, 2) for grid in angles]), device),
-            target_bias=pose + types[TARGET_TYPE],
-            reference_tokens=torch.cat(references, dim=1),
-            encoder_hidden_states=text,
-            hoi_encoder_hidden_states=None
-            if hoi_encoder_hidden_states is None
-            else self.condition_embedder.text_embedder(hoi_encoder_hidden_states),
-            audio=audio,
-            text_key_values=tuple(block.attn2.key_value(text) for block in self._layers())
-            if keep_key_values
-            else None,
-            injections=tuple(
-                None if block.audio_injection is None else block.audio_injection.prepare(audio)
-                for block in self._layers()
-            )
-            if keep_key_values
-            else None,
-        )
+            pose = _flatten_grid(self.pose_embedding(latents))
+        return pose + self.type_embedding.weight.to(dtype)[TARGET_TYPE]
 
     def _layers(self) -> list[CoInteractBlock]:
         return cast(list[CoInteractBlock], list(self.blocks))
@@ -311,17 +315,9 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         self,
         hidden_states: torch.Tensor,
         timestep: float | torch.Tensor,
-        conditioning: Conditioning | None = None,
+        conditioning: Conditioning | ConditioningInputs,
         *,
-        person_latents: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        audio_embeds: torch.Tensor | None = None,
-        product_latents: torch.Tensor | None = None,
-        motion_latents: torch.Tensor | None = None,
-        pose_latents: torch.Tensor | None = None,
-        product_scale: float = 1.0,
         hoi_latents: torch.Tensor | None = None,
-        hoi_encoder_hidden_states: torch.Tensor | None = None,
         hoi_visibility: Visibility = "asymmetric",
         audio_face_mask: bool = False,
         return_router_logits: bool = False,
@@ -332,8 +328,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             hidden_states: (B, C, F, h, w) noisy target latents.
             timestep: 0..1000, one number or one per sample (B,). Give a number or a CPU tensor: whether the
                 experts run is decided from it, and a tensor on the GPU has to be waited for.
-            conditioning: from `prepare_conditioning` or an earlier output. Without it, the raw inputs (see
-                there) are required.
+            conditioning: from `prepare_conditioning` or an earlier output; or the inputs, to prepare here.
             hoi_latents: (B, C, F, h, w) noisy HOI latents, together with an HOI prompt.
             hoi_visibility: "asymmetric": video tokens do not see the HOI stream, which sees itself, target
                 and product; "mutual": all tokens see each other.
@@ -341,22 +336,8 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             return_router_logits: also return each block's routing, at every timestep.
         """
         batch, _, frames, height, width = hidden_states.shape
-        if conditioning is None:
-            if person_latents is None or encoder_hidden_states is None or audio_embeds is None:
-                raise ValueError(
-                    "person_latents, encoder_hidden_states and audio_embeds are required without conditioning"
-                )
-            conditioning = self.prepare_conditioning(
-                num_latent_frames=frames,
-                person_latents=person_latents,
-                encoder_hidden_states=encoder_hidden_states,
-                audio_embeds=audio_embeds,
-                product_latents=product_latents,
-                motion_latents=motion_latents,
-                pose_latents=pose_latents,
-                product_scale=product_scale,
-                hoi_encoder_hidden_states=hoi_encoder_hidden_states,
-            )
+        if isinstance(conditioning, ConditioningInputs):
+            conditioning = self.prepare_conditioning(conditioning, num_latent_frames=frames)
         layout, split = conditioning.layout, conditioning.split
         if (hoi_latents is not None) != bool(layout.hoi):
             raise ValueError("hoi_latents and the HOI prompt go together")

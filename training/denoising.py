@@ -13,6 +13,7 @@ import torch
 from model.kernels.router import FACE, HAND
 from model.pipeline import CoInteractPipeline
 from model.text_encoder import encode_prompts
+from model.transformer import ConditioningInputs
 
 from .clips import ClipEncoder
 from .dataset import synthetic_clip
@@ -60,13 +61,15 @@ def denoising_scores(pipeline: CoInteractPipeline, video: SyntheticVideo) -> Den
         if clip.labels is None or clip.objects is None:
             raise ValueError("the video has no boxes")
         noise = torch.randn(clip.target.shape, generator=torch.Generator().manual_seed(index))
-        conditioning = pipeline.transformer.prepare_conditioning(
-            num_latent_frames=clip.target.shape[1],
+        inputs = ConditioningInputs(
             person_latents=clip.person[None],
-            product_latents=None if clip.product is None else clip.product[None],
-            motion_latents=None if clip.motion is None else clip.motion[None],
             encoder_hidden_states=encode_prompts(pipeline.text_encoder, pipeline.tokenizer, [prompt], CPU),
             audio_embeds=clip.audio[None],
+            product_latents=None if clip.product is None else clip.product[None],
+            motion_latents=None if clip.motion is None else clip.motion[None],
+        )
+        conditioning = pipeline.transformer.prepare_conditioning(
+            inputs, num_latent_frames=clip.target.shape[1]
         )
         for timestep in TIMESTEPS:
             noisy = torch.lerp(clip.target, noise, timestep / 1000)[None]

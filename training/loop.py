@@ -82,6 +82,126 @@ def train(
         FileNotFoundError: no checkpoint in `base`, no clips in `cache`, nothing to resume from.
         ValueError: the data do not fit the recipe.
     """
+    run = _Run(recipe)
+    if resume:
+        run.resume()
+    progress = run.progress
+    started, saved = time.monotonic() - progress.seconds, time.monotonic()
+    with (recipe.output / "curve.jsonl").open("a" if resume else "w") as curve:
+        while (share := run_share(recipe, progress.step, time.monotonic() - started)) < 1:
+            report = run.step(share)
+            if report.step % recipe.log_every == 0 and run.accelerator.is_main_process:
+                curve.write(json.dumps(vars(report)) + "\n")
+                curve.flush()
+                known = {name: value for name, value in vars(report).items() if value is not None}
+                run.accelerator.log(known, step=report.step)
+            if on_step is not None:
+                on_step(report)
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            if time.monotonic() - saved > 60 * recipe.save_minutes:
+                run.save()
+                run.cache.refresh()
+                saved = time.monotonic()
+    folder = run.save()
+    run.accelerator.end_training()
+    return folder
+
+
+class _Run:
+    """The networks, optimisers and clips of one training run."""
+
+    def __init__(self, recipe: TrainRecipe) -> None:
+        self.recipe = recipe
+        self.accelerator = _make_accelerator(recipe)
+        self.pipeline = load_pipeline(recipe.base, "cpu", DTYPES[recipe.frozen_weights])
+        self.cache = _prepare_cache(recipe, self.pipeline, self.accelerator)
+        self.transformer = _prepare_transformer(recipe, self.pipeline)
+        self.model = CoGeneration(
+            self.transformer,
+            training_schedule(recipe.flow_shift),
+            LossWeights(
+                hoi=recipe.hoi_weight,
+                routing=recipe.routing_weight if recipe.experts else 0.0,
+                details=recipe.detail_weight,
+            ),
+            audio_face_mask=recipe.audio_face_mask,
+        )
+        self.trained = [weight for weight in self.transformer.parameters() if weight.requires_grad]
+        self.optimizers = [
+            self.accelerator.prepare(optimizer) for optimizer in make_optimizers(self.transformer, recipe)
+        ]
+        self.prepared = self.accelerator.prepare(self.model)
+        self.average = EMAModel(self.trained, decay=recipe.ema, use_ema_warmup=True, power=0.75)
+        self.average.to(self.accelerator.device)
+        self.progress = _Progress()
+        self.accelerator.register_for_checkpointing(self.progress, self.average)
+
+    def resume(self) -> None:
+        """Go on from the last save. Raises FileNotFoundError if there is none."""
+        output = self.recipe.output
+        if not (output / "state").is_dir():
+            raise FileNotFoundError(f"{output} holds no state to resume from")
+        self.accelerator.load_state(str(output / "state"))
+        if self.accelerator.is_main_process:
+            _forget_steps_from(self.progress.step, output / "curve.jsonl")
+
+    def step(self, share: float) -> Step:
+        """One update of the weights and of their moving average."""
+        recipe, step = self.recipe, self.progress.step
+        self.model.visibility = "mutual" if share < recipe.first_stage else "asymmetric"
+        rate = learning_rate(recipe, step, share)
+        began = time.monotonic()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        for part in range(recipe.gradient_accumulation):
+            losses = self._accumulate(step, part, share)
+        self.average.step(self.trained)
+        return _report(losses, step, share, rate, time.monotonic() - began)
+
+    def _accumulate(self, step: int, part: int, share: float) -> Losses:
+        """The losses of one batch; the weights change at the last one of a step."""
+        recipe, accelerator = self.recipe, self.accelerator
+        rng = np.random.default_rng([recipe.seed, step, part, accelerator.process_index])
+        batch = draw_batch(recipe, self.cache, rng, share)
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        noise = torch.randn(batch.target.shape, generator=generator)
+        hoi_noise = None if batch.hoi is None else torch.randn(batch.hoi.shape, generator=generator)
+        with accelerator.accumulate(self.prepared), accelerator.autocast():
+            losses: Losses = self.prepared(
+                batch.to(accelerator.device),
+                draw_levels(rng, len(batch.target)),
+                noise.to(accelerator.device),
+                None if hoi_noise is None else hoi_noise.to(accelerator.device),
+            )
+            accelerator.backward(losses.total)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.trained, recipe.gradient_clip)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        return losses
+
+    def save(self) -> Path:
+        """Write the state to resume from, and the averaged, pruned checkpoint.
+
+        The checkpoint's card says that it is trained, and from what.
+        """
+        recipe = self.recipe
+        self.accelerator.save_state(str(recipe.output / "state"))
+        folder = recipe.output / "checkpoint"
+        if self.accelerator.is_main_process:
+            self.average.store(self.trained)
+            self.average.copy_to(self.trained)
+            base = read_card(recipe.base)
+            card = base.model_copy(update={"name": recipe.output.name, "trained": True})
+            export_checkpoint(folder, self.pipeline, self.transformer, card, DTYPES[recipe.stored_weights])
+            self.average.restore(self.trained)
+        return folder
+
+
+def _make_accelerator(recipe: TrainRecipe) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
@@ -92,8 +212,11 @@ def train(
     )
     recipe.output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("tensorboard")
-    pipeline = load_pipeline(recipe.base, "cpu", DTYPES[recipe.frozen_weights])
-    cache = _prepare_cache(recipe, pipeline, accelerator)
+    return accelerator
+
+
+def _prepare_transformer(recipe: TrainRecipe, pipeline: CoInteractPipeline) -> CoInteractTransformer3DModel:
+    """The network with what the recipe trains made trainable."""
     transformer = with_hoi_branch(pipeline.transformer) if recipe.hoi_weight else pipeline.transformer
     transformer.train()
     choose_trained(transformer, recipe.lora_rank, recipe.experts, recipe.hoi_weight > 0)
@@ -103,57 +226,7 @@ def train(
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     use_short_prompts(transformer)
-
-    model = CoGeneration(
-        transformer,
-        training_schedule(recipe.flow_shift),
-        LossWeights(
-            hoi=recipe.hoi_weight,
-            routing=recipe.routing_weight if recipe.experts else 0.0,
-            details=recipe.detail_weight,
-        ),
-        audio_face_mask=recipe.audio_face_mask,
-    )
-    trained = [weight for weight in transformer.parameters() if weight.requires_grad]
-    optimizers = [accelerator.prepare(optimizer) for optimizer in make_optimizers(transformer, recipe)]
-    prepared = accelerator.prepare(model)
-    average = EMAModel(trained, decay=recipe.ema, use_ema_warmup=True, power=0.75)
-    average.to(accelerator.device)
-    progress = _Progress()
-    accelerator.register_for_checkpointing(progress, average)
-    if resume:
-        if not (recipe.output / "state").is_dir():
-            raise FileNotFoundError(f"{recipe.output} holds no state to resume from")
-        accelerator.load_state(str(recipe.output / "state"))
-        if accelerator.is_main_process:
-            _forget_steps_from(progress.step, recipe.output / "curve.jsonl")
-
-    started, saved = time.monotonic() - progress.seconds, time.monotonic()
-    with (recipe.output / "curve.jsonl").open("a" if resume else "w") as curve:
-        while (share := run_share(recipe, progress.step, time.monotonic() - started)) < 1:
-            model.visibility = "mutual" if share < recipe.first_stage else "asymmetric"
-            rate = learning_rate(recipe, progress.step, share)
-            began = time.monotonic()
-            losses = _step(
-                recipe, accelerator, prepared, optimizers, cache, progress.step, share, rate, trained
-            )
-            average.step(trained)
-            report = _report(losses, progress.step, share, rate, time.monotonic() - began)
-            if progress.step % recipe.log_every == 0 and accelerator.is_main_process:
-                curve.write(json.dumps(vars(report)) + "\n")
-                curve.flush()
-                accelerator.log({k: v for k, v in vars(report).items() if v is not None}, step=progress.step)
-            if on_step is not None:
-                on_step(report)
-            progress.step += 1
-            progress.seconds = time.monotonic() - started
-            if time.monotonic() - saved > 60 * recipe.save_minutes:
-                _save(recipe, accelerator, pipeline, transformer, trained, average)
-                cache.refresh()
-                saved = time.monotonic()
-    folder = _save(recipe, accelerator, pipeline, transformer, trained, average)
-    accelerator.end_training()
-    return folder
+    return transformer
 
 
 def run_share(recipe: TrainRecipe, step: int, seconds: float) -> float:
@@ -282,9 +355,8 @@ def export_checkpoint(
             stored[name] = copy.deepcopy(part).to(dtype) if foreign else part
     CoInteractPipeline(**stored).save_pretrained(folder)
     write_card(card, folder)
-    for weights in folder.rglob(
-        "*.safetensors"
-    ):  # written for their owner only; workers have users of their own
+    # They are written for their owner only, but workers have users of their own.
+    for weights in folder.rglob("*.safetensors"):
         weights.chmod((folder / CARD_FILE).stat().st_mode)
 
 
@@ -307,43 +379,6 @@ def _prepare_cache(recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerato
     return ClipCache(recipe.cache)
 
 
-def _step(
-    recipe: TrainRecipe,
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    cache: ClipCache,
-    step: int,
-    share: float,
-    rate: float,
-    trained: list[torch.nn.Parameter],
-) -> Losses:
-    """One update from `gradient_accumulation` batches; the losses of the last one."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-    for part in range(recipe.gradient_accumulation):
-        rng = np.random.default_rng([recipe.seed, step, part, accelerator.process_index])
-        batch = draw_batch(recipe, cache, rng, share)
-        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        noise = torch.randn(batch.target.shape, generator=generator)
-        hoi_noise = None if batch.hoi is None else torch.randn(batch.hoi.shape, generator=generator)
-        with accelerator.accumulate(model), accelerator.autocast():
-            losses: Losses = model(
-                batch.to(accelerator.device),
-                draw_levels(rng, len(batch.target)),
-                noise.to(accelerator.device),
-                None if hoi_noise is None else hoi_noise.to(accelerator.device),
-            )
-            accelerator.backward(losses.total)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(trained, recipe.gradient_clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-    return losses
-
-
 def _report(losses: Losses, step: int, share: float, rate: float, seconds: float) -> Step:
     def number(value: torch.Tensor | None) -> float | None:
         return None if value is None else round(value.item(), 5)
@@ -359,28 +394,3 @@ def _report(losses: Losses, step: int, share: float, rate: float, seconds: float
         learning_rate=rate,
         seconds=round(seconds, 3),
     )
-
-
-def _save(
-    recipe: TrainRecipe,
-    accelerator: Accelerator,
-    pipeline: CoInteractPipeline,
-    transformer: CoInteractTransformer3DModel,
-    trained: list[torch.nn.Parameter],
-    average: EMAModel,
-) -> Path:
-    """State to resume from, and the averaged, pruned checkpoint. The card says that it is trained, and
-    from what.
-    """
-    accelerator.save_state(str(recipe.output / "state"))
-    folder = recipe.output / "checkpoint"
-    if accelerator.is_main_process:
-        average.store(trained)
-        average.copy_to(trained)
-        base = read_card(recipe.base)
-        values = {**vars(base), "name": recipe.output.name, "trained": True}
-        export_checkpoint(
-            folder, pipeline, transformer, CheckpointCard(**values), DTYPES[recipe.stored_weights]
-        )
-        average.restore(trained)
-    return folder

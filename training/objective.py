@@ -16,7 +16,7 @@ from torch import nn
 from model.kernels.router import BASE
 from model.network.block import Visibility
 from model.training_schedule import TrainingSchedule
-from model.transformer import CoInteractTransformer3DModel, Conditioning
+from model.transformer import CoInteractTransformer3DModel, Conditioning, ConditioningInputs
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,17 @@ class CoGeneration(nn.Module):
         return weights.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[:, None]
 
     def _conditioning(self, batch: Batch) -> Conditioning:
-        whole = self.transformer.prepare_conditioning(
-            num_latent_frames=batch.clip_latent_frames,
+        inputs = ConditioningInputs(
             person_latents=batch.person,
+            encoder_hidden_states=batch.prompt_embeds,
+            audio_embeds=batch.audio,
             product_latents=batch.product,
             motion_latents=batch.motion,
             pose_latents=batch.pose,
-            encoder_hidden_states=batch.prompt_embeds,
-            hoi_encoder_hidden_states=batch.hoi_prompt_embeds if batch.hoi is not None else None,
-            audio_embeds=batch.audio,
             product_scale=batch.product_scale,
+            hoi_encoder_hidden_states=batch.hoi_prompt_embeds if batch.hoi is not None else None,
         )
+        whole = self.transformer.prepare_conditioning(inputs, num_latent_frames=batch.clip_latent_frames)
         frames = batch.target.shape[2]
         if frames == batch.clip_latent_frames:
             return whole

@@ -26,7 +26,7 @@ from model.kernels.router import FACE, HAND
 from model.pipeline import CoInteractPipeline
 from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
 from model.text_encoder import encode_prompts
-from model.transformer import Conditioning
+from model.transformer import Conditioning, ConditioningInputs
 from model.vae import decode_latents, encode_pixels
 
 from .branches import with_hoi_branch
@@ -106,15 +106,15 @@ def co_generate(
 def _condition(pipeline: CoInteractPipeline, clip: EncodedClip, prompt: str, hoi: bool) -> Conditioning:
     prompts = [prompt, f"{HOI_PROMPT_PREFIX} {prompt}"] if hoi else [prompt]
     embeds = encode_prompts(pipeline.text_encoder, pipeline.tokenizer, prompts, CPU)
-    return pipeline.transformer.prepare_conditioning(
-        num_latent_frames=clip.target.shape[1],
+    inputs = ConditioningInputs(
         person_latents=clip.person[None],
-        product_latents=None if clip.product is None else clip.product[None],
         encoder_hidden_states=embeds[:1],
-        hoi_encoder_hidden_states=embeds[1:] if hoi else None,
         audio_embeds=clip.audio[None],
+        product_latents=None if clip.product is None else clip.product[None],
         product_scale=clip.product_scale,
+        hoi_encoder_hidden_states=embeds[1:] if hoi else None,
     )
+    return pipeline.transformer.prepare_conditioning(inputs, num_latent_frames=clip.target.shape[1])
 
 
 def _decode(pipeline: CoInteractPipeline, before: torch.Tensor, latents: torch.Tensor) -> np.ndarray:

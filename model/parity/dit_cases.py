@@ -16,7 +16,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from model.checkpoints.official_components import rename
 from model.checkpoints.official_names import dit_config, dit_name, is_hoi_name
 from model.network.block import Visibility
 from model.parity.result import CaseResult, compare
-from model.transformer import CoInteractTransformer3DModel
+from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 
 LIMIT = 1e-4
 
@@ -161,29 +161,28 @@ def run_dit_cases(transformer: CoInteractTransformer3DModel, cases: Tensors) -> 
 def _run(
     transformer: CoInteractTransformer3DModel, case: DitCase, cases: Tensors, recorded: Tensors
 ) -> Iterator[CaseResult]:
-    inputs: dict[str, Any] = {}
+    latents: dict[str, torch.Tensor] = {}
     for part in case.inputs:
         if _INPUTS[part] in cases:
-            inputs[f"{part}_latents"] = cases[_INPUTS[part]]
+            latents[f"{part}_latents"] = cases[_INPUTS[part]]
         elif case.inputs_named:
             raise ValueError(f"case {case.name!r} needs {_INPUTS[part]}, which the file lacks")
-    if case.hoi and transformer.config.hoi_branch:
-        inputs["hoi_latents"] = cases["in.hoi_latents"]
-        inputs["hoi_encoder_hidden_states"] = cases.get("in.hoi_context", cases["in.context"])
-        inputs["hoi_visibility"] = case.hoi
     person, target = cases["in.latents"].split([1, cases["in.latents"].shape[2] - 1], dim=2)
+    inputs = ConditioningInputs(
+        person_latents=person,
+        encoder_hidden_states=cases["in.context"],
+        audio_embeds=cases["in.audio_features"],
+        product_scale=case.product_scale,
+        **latents,
+    )
+    hoi: dict[str, Any] = {}
+    if case.hoi and transformer.config.hoi_branch:
+        prompt = cases.get("in.hoi_context", cases["in.context"])
+        inputs = replace(inputs, hoi_encoder_hidden_states=prompt)
+        hoi = {"hoi_latents": cases["in.hoi_latents"], "hoi_visibility": case.hoi}
     attempts = []
     for timestep in case.timesteps:
-        output = transformer(
-            target,
-            timestep,
-            person_latents=person,
-            encoder_hidden_states=cases["in.context"],
-            audio_embeds=cases["in.audio_features"],
-            product_scale=case.product_scale,
-            audio_face_mask=case.audio_face_mask,
-            **inputs,
-        )
+        output = transformer(target, timestep, inputs, audio_face_mask=case.audio_face_mask, **hoi)
         ours = {"rgb": output.sample, "hoi": output.hoi_sample}
         attempts.append(
             [

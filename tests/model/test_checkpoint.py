@@ -14,9 +14,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 
-from model.checkpoints.card_file import read_card
+from model.checkpoints.card_file import read_card, write_card
 from model.checkpoints.load import CheckpointError, load_model, load_pipeline
 from model.checkpoints.tiny import CARD, write_tiny_checkpoint
+from model.transformer import ConditioningInputs
 
 CPU = torch.device("cpu")
 
@@ -130,7 +131,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
 
 
 def test_the_card_survives_writing_and_reading(tmp_path):
-    CARD.write(tmp_path)
+    write_card(CARD, tmp_path)
     assert read_card(tmp_path) == CARD
     raw = json.loads((tmp_path / "cointeract.json").read_text())
     assert (raw["name"], raw["trained"], raw["sizes"][0]) == ("tiny-random", False, "112x192")
@@ -175,11 +176,13 @@ def test_the_tiny_networks_react_to_their_inputs_at_every_size(checkpoint):
         outputs = []
         for audio in (torch.zeros(1, 25, 32, 80), torch.ones(1, 25, 32, 80)):
             conditioning = pipeline.transformer.prepare_conditioning(
+                ConditioningInputs(
+                    person_latents=latents,
+                    encoder_hidden_states=torch.zeros(1, 512, 64),
+                    audio_embeds=audio,
+                    motion_latents=latents.expand(-1, -1, 19, -1, -1),
+                ),
                 num_latent_frames=20,
-                person_latents=latents,
-                motion_latents=latents.expand(-1, -1, 19, -1, -1),
-                encoder_hidden_states=torch.zeros(1, 512, 64),
-                audio_embeds=audio,
             )
             noise = torch.zeros(1, 16, 20, height, width)
             outputs.append(pipeline.transformer(noise, 500.0, conditioning).sample.numpy())

@@ -63,13 +63,13 @@ def clips(pipeline, seconds=3.0, **changes):
 
 
 def spy(monkeypatch, pipeline) -> list[dict]:
-    """Every `prepare_conditioning` call's arguments."""
+    """The inputs of every `prepare_conditioning`."""
     calls = []
     original = pipeline.transformer.prepare_conditioning
 
-    def recording(**arguments):
-        calls.append(arguments)
-        return original(**arguments)
+    def recording(inputs, **arguments):
+        calls.append(vars(inputs))
+        return original(inputs, **arguments)
 
     monkeypatch.setattr(pipeline.transformer, "prepare_conditioning", recording)
     return calls

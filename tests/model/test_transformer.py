@@ -1,7 +1,7 @@
 """What the transformer promises beyond equal numbers (those are in test_parity_dit.py)."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from model.checkpoints.official_components import rename
 from model.checkpoints.official_names import dit_config, dit_name, is_hoi_name
 from model.network.moe import HumanAwareMoE
-from model.transformer import CoInteractTransformer3DModel
+from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 from tests.model.golden import FULL_DIT, TINY_DIT, official_dit_shapes, official_weights
 
 CASES = Path(__file__).parent.parent / "data" / "dit_tiny_cases.safetensors"
@@ -62,7 +62,19 @@ def hoi_inputs(recorded: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def prepare(transformer: CoInteractTransformer3DModel, inputs: dict[str, torch.Tensor], **more: object):
-    return transformer.prepare_conditioning(num_latent_frames=4, **inputs, **more)
+    keep = bool(more.pop("keep_key_values", False))
+    return transformer.prepare_conditioning(
+        ConditioningInputs(**inputs, **more), num_latent_frames=4, keep_key_values=keep
+    )
+
+
+def predict(
+    transformer: CoInteractTransformer3DModel, target: torch.Tensor, timestep: float, **given: object
+):
+    """One call, with the inputs and the options of `forward` in one list."""
+    names = {field.name for field in fields(ConditioningInputs)}
+    inputs = ConditioningInputs(**{name: given.pop(name) for name in list(given) if name in names})
+    return transformer(target, timestep, inputs, **given)
 
 
 # The paper's central claim
@@ -73,8 +85,10 @@ def test_the_video_is_bit_identical_with_the_asymmetric_hoi_stream_and_with_the_
     target, inputs, hoi_inputs, timestep
 ) -> None:
     with torch.no_grad():
-        both = build(hoi_branch=True)(target, timestep, **inputs, **hoi_inputs, hoi_visibility="asymmetric")
-        pruned = build(hoi_branch=False)(target, timestep, **inputs)
+        both = predict(
+            build(hoi_branch=True), target, timestep, **inputs, **hoi_inputs, hoi_visibility="asymmetric"
+        )
+        pruned = predict(build(hoi_branch=False), target, timestep, **inputs)
     assert torch.equal(both.sample, pruned.sample)
     assert both.hoi_sample is not None
     assert both.hoi_sample.shape == target.shape
@@ -84,8 +98,8 @@ def test_the_video_is_bit_identical_with_the_asymmetric_hoi_stream_and_with_the_
 def test_the_video_sees_the_hoi_stream_under_mutual_visibility(target, inputs, hoi_inputs) -> None:
     transformer = build(hoi_branch=True)
     with torch.no_grad():
-        alone = transformer(target, 500, **inputs)
-        mutual = transformer(target, 500, **inputs, **hoi_inputs, hoi_visibility="mutual")
+        alone = predict(transformer, target, 500, **inputs)
+        mutual = predict(transformer, target, 500, **inputs, **hoi_inputs, hoi_visibility="mutual")
     assert not torch.allclose(alone.sample, mutual.sample, atol=1e-3)
 
 
@@ -97,7 +111,7 @@ def test_the_hoi_loss_reaches_shared_weights_and_the_video_through_attention(
     product = inputs["product_latents"].clone().requires_grad_()
     person = inputs["person_latents"].clone().requires_grad_()
     given = {**inputs, "product_latents": product, "person_latents": person}
-    transformer(noisy, 500, **given, **hoi_inputs).hoi_sample.square().mean().backward()
+    predict(transformer, noisy, 500, **given, **hoi_inputs).hoi_sample.square().mean().backward()
     assert noisy.grad is not None
     assert noisy.grad.abs().max() > 0
     assert product.grad.abs().max() > 0
@@ -119,9 +133,9 @@ def test_the_hoi_stream_does_not_read_person_or_motion_in_a_one_layer_network(
     }
     swapped = {**inputs, "product_latents": -inputs["product_latents"]}
     with torch.no_grad():
-        first = transformer(target, 500, **inputs, **hoi_inputs).hoi_sample
-        second = transformer(target, 500, **other, **hoi_inputs).hoi_sample
-        third = transformer(target, 500, **swapped, **hoi_inputs).hoi_sample
+        first = predict(transformer, target, 500, **inputs, **hoi_inputs).hoi_sample
+        second = predict(transformer, target, 500, **other, **hoi_inputs).hoi_sample
+        third = predict(transformer, target, 500, **swapped, **hoi_inputs).hoi_sample
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
 
@@ -137,22 +151,22 @@ def test_experts_run_below_the_routing_limit_and_are_not_even_called_from_it_on(
     monkeypatch.setattr(HumanAwareMoE, "route", _counting(HumanAwareMoE.route, calls, "route"))
     monkeypatch.setattr(HumanAwareMoE, "forward", _counting(HumanAwareMoE.forward, calls, "experts"))
     with torch.no_grad():
-        transformer(target, 900.0, **inputs)
+        predict(transformer, target, 900.0, **inputs)
         assert calls == []
-        transformer(target, 899.9, **inputs)
+        predict(transformer, target, 899.9, **inputs)
     assert calls == ["route", "experts"] * 4
 
 
 def test_from_the_routing_limit_on_the_experts_weights_do_not_matter(target, inputs) -> None:
     transformer = build()
     with torch.no_grad():
-        before = transformer(target, 900, **inputs).sample
-        below = transformer(target, 899, **inputs).sample
+        before = predict(transformer, target, 900, **inputs).sample
+        below = predict(transformer, target, 899, **inputs).sample
         for block in transformer.blocks:
             for parameter in block.moe.parameters():
                 parameter.mul_(-3)
-        assert torch.equal(before, transformer(target, 900, **inputs).sample)
-        assert not torch.equal(below, transformer(target, 899, **inputs).sample)
+        assert torch.equal(before, predict(transformer, target, 900, **inputs).sample)
+        assert not torch.equal(below, predict(transformer, target, 899, **inputs).sample)
 
 
 def test_a_batch_on_both_sides_of_the_routing_limit_equals_its_samples_one_by_one(target, inputs) -> None:
@@ -160,9 +174,9 @@ def test_a_batch_on_both_sides_of_the_routing_limit_equals_its_samples_one_by_on
     timesteps = torch.tensor([950.0, 500.0])
     doubled = {name: tensor.repeat(2, *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()}
     with torch.no_grad():
-        batch = transformer(torch.cat([target, -target]), timesteps, **doubled).sample
-        first = transformer(target, 950, **inputs).sample
-        second = transformer(-target, 500, **inputs).sample
+        batch = predict(transformer, torch.cat([target, -target]), timesteps, **doubled).sample
+        first = predict(transformer, target, 950, **inputs).sample
+        second = predict(transformer, -target, 500, **inputs).sample
     torch.testing.assert_close(batch, torch.cat([first, second]), atol=2e-5, rtol=0)
 
 
@@ -170,10 +184,10 @@ def test_router_logits_are_returned_for_every_block_at_every_timestep_and_train_
     target, inputs
 ) -> None:
     transformer = build()
-    output = transformer(target, 950, **inputs, return_router_logits=True)
+    output = predict(transformer, target, 950, **inputs, return_router_logits=True)
     assert [tuple(logits.shape) for logits in output.router_logits] == [(1, 96, 3)] * 4
     with torch.no_grad():
-        plain = transformer(target, 950, **inputs)
+        plain = predict(transformer, target, 950, **inputs)
     assert torch.equal(output.sample, plain.sample)
     torch.stack(output.router_logits).square().mean().backward()
     assert transformer.blocks[0].moe.router[0].weight.grad.abs().max() > 0
@@ -188,7 +202,7 @@ def test_a_prepared_conditioning_gives_the_same_bits_as_raw_inputs(target, input
     transformer = build()
     pose = recorded["in.pose_latents"]
     with torch.no_grad():
-        raw = transformer(target, 500, **inputs, pose_latents=pose)
+        raw = predict(transformer, target, 500, **inputs, pose_latents=pose)
         for keep in (False, True):
             conditioning = prepare(transformer, inputs, pose_latents=pose, keep_key_values=keep)
             assert torch.equal(raw.sample, transformer(target, 500, conditioning).sample)
@@ -219,7 +233,7 @@ def test_the_last_block_queries_from_target_tokens_only(target, inputs) -> None:
     for block in transformer.blocks:
         block.attn1.to_q.register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1]))
     with torch.no_grad():
-        layout = transformer(target, 500, **inputs).conditioning.layout
+        layout = predict(transformer, target, 500, **inputs).conditioning.layout
     assert lengths == [layout.video] * 3 + [layout.target]
     assert layout.video > layout.target
 
@@ -230,18 +244,15 @@ def test_the_last_block_queries_from_target_tokens_only(target, inputs) -> None:
         ("motion_latents", lambda t: t[..., :4], "motion latents"),
         ("motion_latents", lambda t: torch.cat([t, t], dim=2), "19 frames more"),
         ("audio_embeds", lambda t: t[..., :9], "speech of 9 frames"),
-        ("audio_embeds", None, "required"),
     ],
 )
 def test_inputs_that_do_not_fit_together_are_refused_with_a_reason(
     target, inputs, name, change, message
 ) -> None:
     transformer = build()
-    given = (
-        {**inputs, name: change(inputs[name])} if change else {k: v for k, v in inputs.items() if k != name}
-    )
+    given = {**inputs, name: change(inputs[name])}
     with pytest.raises(ValueError, match=message), torch.no_grad():
-        transformer(target, 500, **given)
+        predict(transformer, target, 500, **given)
 
 
 def test_a_conditioning_of_another_size_is_refused(target, inputs) -> None:
@@ -265,8 +276,8 @@ def test_a_saved_network_loads_strictly_and_predicts_the_same(target, inputs, ho
         if not name.startswith("_"):
             assert saved[name] == json.loads(json.dumps(value)), name
     with torch.no_grad():
-        before = transformer(target, 500, **inputs, **hoi_inputs)
-        after = loaded(target, 500, **inputs, **hoi_inputs)
+        before = predict(transformer, target, 500, **inputs, **hoi_inputs)
+        after = predict(loaded, target, 500, **inputs, **hoi_inputs)
     assert torch.equal(before.sample, after.sample)
     assert torch.equal(before.hoi_sample, after.hoi_sample)
 
@@ -286,8 +297,8 @@ def test_bfloat16_stays_near_full_precision(target, inputs, tmp_path) -> None:
     transformer.save_pretrained(tmp_path)
     loaded = CoInteractTransformer3DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     with torch.no_grad():
-        exact = transformer(target, 500, **inputs).sample
-        half = loaded(target.bfloat16(), 500, **{k: v.bfloat16() for k, v in inputs.items()}).sample
+        exact = predict(transformer, target, 500, **inputs).sample
+        half = predict(loaded, target.bfloat16(), 500, **{k: v.bfloat16() for k, v in inputs.items()}).sample
     assert half.dtype == torch.bfloat16
     assert ((half.float() - exact).norm() / exact.norm()) < 0.03
 
@@ -298,7 +309,7 @@ def test_gradient_checkpointing_changes_no_gradient(target, inputs, hoi_inputs) 
         transformer = build(hoi_branch=True).train()
         if checkpointing:
             transformer.enable_gradient_checkpointing()
-        output = transformer(target, 500, **inputs, **hoi_inputs, return_router_logits=True)
+        output = predict(transformer, target, 500, **inputs, **hoi_inputs, return_router_logits=True)
         loss = output.sample.square().mean() + output.hoi_sample.square().mean()
         (loss + torch.stack(output.router_logits).square().mean()).backward()
         gradients.append({name: p.grad for name, p in transformer.named_parameters() if p.grad is not None})
@@ -310,7 +321,8 @@ def test_gradient_checkpointing_changes_no_gradient(target, inputs, hoi_inputs) 
 
 def test_every_parameter_of_the_network_is_trained(target, inputs, hoi_inputs, recorded) -> None:
     transformer = build(hoi_branch=True).train()
-    output = transformer(
+    output = predict(
+        transformer,
         target,
         500,
         **inputs,
@@ -326,14 +338,14 @@ def test_every_parameter_of_the_network_is_trained(target, inputs, hoi_inputs, r
 def test_lora_trains_beside_the_network_and_can_be_switched_off(target, inputs) -> None:
     transformer = build()
     with torch.no_grad():
-        before = transformer(target, 500, **inputs).sample
+        before = predict(transformer, target, 500, **inputs).sample
     transformer.add_adapter(
         LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
     )
     with torch.no_grad():
-        adapted = transformer(target, 500, **inputs).sample
+        adapted = predict(transformer, target, 500, **inputs).sample
         transformer.disable_adapters()
-        switched_off = transformer(target, 500, **inputs).sample
+        switched_off = predict(transformer, target, 500, **inputs).sample
     assert not torch.allclose(before, adapted, atol=1e-3)
     assert torch.equal(before, switched_off)
 
@@ -341,13 +353,13 @@ def test_lora_trains_beside_the_network_and_can_be_switched_off(target, inputs) 
 def test_a_first_block_cache_skips_blocks_when_steps_are_alike(target, inputs) -> None:
     transformer = build()
     with torch.no_grad():
-        exact = transformer(target, 500, **inputs).sample
+        exact = predict(transformer, target, 500, **inputs).sample
         transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
         calls = []
         transformer.blocks[2].ffn.net[2].register_forward_hook(lambda *_: calls.append(1))
         with transformer.cache_context("cond"):
-            first = transformer(target, 500, **inputs).sample
-            second = transformer(target, 499.5, **inputs).sample
+            first = predict(transformer, target, 500, **inputs).sample
+            second = predict(transformer, target, 499.5, **inputs).sample
     assert len(calls) == 1
     torch.testing.assert_close(first, exact, atol=1e-5, rtol=0)
     assert second.shape == exact.shape
@@ -357,14 +369,14 @@ def test_a_first_block_cache_skips_blocks_when_steps_are_alike(target, inputs) -
 def test_layerwise_casting_stores_weights_small_and_keeps_sensitive_ones(target, inputs) -> None:
     transformer = build()
     with torch.no_grad():
-        exact = transformer(target, 500, **inputs).sample
+        exact = predict(transformer, target, 500, **inputs).sample
         apply_layerwise_casting(
             transformer,
             torch.float8_e4m3fn,
             torch.float32,
             skip_modules_pattern=CoInteractTransformer3DModel._skip_layerwise_casting_patterns,
         )
-        cast = transformer(target, 500, **inputs).sample
+        cast = predict(transformer, target, 500, **inputs).sample
     assert transformer.blocks[0].ffn.net[2].weight.dtype == torch.float8_e4m3fn
     assert transformer.patch_embedding.weight.dtype == torch.float32
     assert ((cast - exact).norm() / exact.norm()) < 0.1
@@ -374,14 +386,14 @@ def test_layerwise_casting_stores_weights_small_and_keeps_sensitive_ones(target,
 def test_group_offloading_changes_nothing_over_several_steps(target, inputs, offload_type) -> None:
     transformer = build()
     with torch.no_grad():
-        exact = [transformer(target, t, **inputs).sample for t in (950, 500)]
+        exact = [predict(transformer, target, t, **inputs).sample for t in (950, 500)]
         apply_group_offloading(
             transformer,
             onload_device=torch.device("cpu"),
             offload_type=offload_type,
             num_blocks_per_group=1 if offload_type == "block_level" else None,
         )
-        first = transformer(target, 950, **inputs)
+        first = predict(transformer, target, 950, **inputs)
         second = transformer(target, 500, first.conditioning)
     assert torch.equal(first.sample, exact[0])
     assert torch.equal(second.sample, exact[1])
@@ -390,16 +402,16 @@ def test_group_offloading_changes_nothing_over_several_steps(target, inputs, off
 def test_the_attention_backend_can_be_chosen(target, inputs) -> None:
     transformer = build()
     with torch.no_grad():
-        default = transformer(target, 500, **inputs).sample
+        default = predict(transformer, target, 500, **inputs).sample
         transformer.set_attention_backend("_native_math")
-        chosen = transformer(target, 500, **inputs).sample
+        chosen = predict(transformer, target, 500, **inputs).sample
     torch.testing.assert_close(chosen, default, atol=2e-5, rtol=0)
 
 
 def test_blocks_compile_into_whole_graphs(target, inputs) -> None:
     transformer = build()
     with torch.no_grad():
-        exact = [transformer(target, t, **inputs).sample for t in (950, 500)]
+        exact = [predict(transformer, target, t, **inputs).sample for t in (950, 500)]
         transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
         conditioning = prepare(transformer, inputs, keep_key_values=True)
         compiled = [transformer(target, t, conditioning).sample for t in (950, 500)]

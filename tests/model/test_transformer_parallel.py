@@ -12,7 +12,7 @@ from model.parallel.arrangement import degrees, share
 from model.parallel.collectives import Purpose
 from model.parallel.conditioning import share_tokens
 from model.parallel.ranks import Ranks
-from model.transformer import CoInteractTransformer3DModel
+from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 from tests.model.golden import TINY_DIT
 from tests.model.ranks import on_ranks
 
@@ -66,7 +66,7 @@ def forwards(ranks: Ranks) -> dict[str, dict[str, Any]]:
         for keep in (False, True):
             with torch.no_grad():
                 whole = transformer.prepare_conditioning(
-                    num_latent_frames=FRAMES, keep_key_values=keep, **inputs
+                    ConditioningInputs(**inputs), num_latent_frames=FRAMES, keep_key_values=keep
                 )
                 alone = transformer(target, 500, whole)
                 part = share_tokens(whole, ranks.world)
@@ -109,7 +109,7 @@ def test_ranks_predict_what_one_process_does_and_exchange_what_the_formula_says(
 def sums(ranks: Ranks) -> torch.Tensor:
     transformer = tiny_transformer()
     whole = transformer.prepare_conditioning(
-        num_latent_frames=FRAMES, **clip(10, 6, later=False, product=True, pose=False)
+        ConditioningInputs(**clip(10, 6, later=False, product=True, pose=False)), num_latent_frames=FRAMES
     )
     split = share_tokens(whole, ranks.world).split
     return summed(torch.tensor([0.1 * 3**ranks.rank, 1.0]), split)
@@ -182,7 +182,9 @@ def refusals(ranks: Ranks) -> list[str]:
         transformer = CoInteractTransformer3DModel(**(settings | change))
         hoi = {} if change else {"hoi_encoder_hidden_states": torch.zeros(1, 5, 64)}
         try:
-            whole = transformer.prepare_conditioning(num_latent_frames=FRAMES, **inputs, **hoi)
+            whole = transformer.prepare_conditioning(
+                ConditioningInputs(**inputs, **hoi), num_latent_frames=FRAMES
+            )
             transformer(torch.zeros(1, 16, FRAMES, 10, 6), 500, share_tokens(whole, ranks.world))
         except ValueError as error:
             found.append(words if words in str(error) else str(error))

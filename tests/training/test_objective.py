@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from model.kernels.router import FACE, HAND
 from model.training_schedule import training_schedule
+from model.transformer import ConditioningInputs
 from tests.training.networks import noises, small_batch, small_transformer
 from training.branches import is_hoi, without_hoi_branch
 from training.objective import CoGeneration, LossWeights, routing_loss, time_window
@@ -28,23 +29,18 @@ def test_in_stage_two_the_pruned_network_predicts_the_same_bits() -> None:
     transformer = small_transformer().eval()
     batch = small_batch(frames=20, batch=1)
     noise, hoi_noise = noises(batch)
-    shared = {
-        "person_latents": batch.person,
-        "product_latents": batch.product,
-        "motion_latents": batch.motion,
-        "encoder_hidden_states": batch.prompt_embeds,
-        "audio_embeds": batch.audio,
-    }
+    shared = ConditioningInputs(
+        person_latents=batch.person,
+        encoder_hidden_states=batch.prompt_embeds,
+        audio_embeds=batch.audio,
+        product_latents=batch.product,
+        motion_latents=batch.motion,
+    )
+    with_hoi = replace(shared, hoi_encoder_hidden_states=batch.hoi_prompt_embeds)
     with torch.no_grad():
-        both = transformer(
-            noise, 500.0, **shared, hoi_latents=hoi_noise, hoi_encoder_hidden_states=batch.hoi_prompt_embeds,
-            hoi_visibility="asymmetric",
-        )  # fmt: skip
-        pruned = without_hoi_branch(transformer)(noise, 500.0, **shared)
-        coupled = transformer(
-            noise, 500.0, **shared, hoi_latents=hoi_noise, hoi_encoder_hidden_states=batch.hoi_prompt_embeds,
-            hoi_visibility="mutual",
-        )  # fmt: skip
+        both = transformer(noise, 500.0, with_hoi, hoi_latents=hoi_noise, hoi_visibility="asymmetric")
+        pruned = without_hoi_branch(transformer)(noise, 500.0, shared)
+        coupled = transformer(noise, 500.0, with_hoi, hoi_latents=hoi_noise, hoi_visibility="mutual")
     assert torch.equal(both.sample, pruned.sample)
     assert not torch.equal(both.sample, coupled.sample)
 

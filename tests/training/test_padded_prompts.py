@@ -3,6 +3,7 @@
 import torch
 
 from model.text_encoder import PROMPT_TOKENS
+from model.transformer import ConditioningInputs
 from tests.training.networks import TEXT, small_batch, small_transformer
 from training.padded_prompts import pad_prompts, use_short_prompts
 
@@ -14,13 +15,8 @@ def test_cut_prompts_give_what_512_rows_give() -> None:
 
     def predict(embeds: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            output = transformer(
-                batch.target,
-                500.0,
-                person_latents=batch.person,
-                encoder_hidden_states=embeds,
-                audio_embeds=batch.audio,
-            )
+            inputs = ConditioningInputs(batch.person, encoder_hidden_states=embeds, audio_embeds=batch.audio)
+            output = transformer(batch.target, 500.0, inputs)
         return output.sample
 
     full = predict(pad_prompts(prompts, PROMPT_TOKENS))

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan
 
 import training
 from model.speech_features import encode_audio
+from model.transformer import ConditioningInputs
 from tests.training.networks import small_batch
 from training import vae_training
 from training.small import (
@@ -48,9 +49,11 @@ def test_the_untrained_dit_predicts_zero_and_still_gets_gradients() -> None:
     output = transformer(
         batch.target,
         500.0,
-        person_latents=batch.person,
-        encoder_hidden_states=torch.randn(1, 9, 64),
-        audio_embeds=torch.randn(1, 3, 48, 80),
+        ConditioningInputs(
+            person_latents=batch.person,
+            encoder_hidden_states=torch.randn(1, 9, 64),
+            audio_embeds=torch.randn(1, 3, 48, 80),
+        ),
     )
     assert not output.sample.any()
     (output.sample - 1).pow(2).mean().backward()
