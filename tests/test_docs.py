@@ -102,3 +102,13 @@ def test_documented_environment_variables_exist() -> None:
             if page.endswith(".yml") and variable == "COINTERACT_CHECKPOINT":
                 continue  # the compose file's own
             assert variable in known, f"{page} names {variable}"
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/security.md").read_text(encoding="utf-8")))
+    sources = [ROOT / name for name in tracked_files() if name.startswith("tests/") and name.endswith(".py")]
+    defined = set(
+        re.findall(r"def (test_\w+)", "\n".join(path.read_text(encoding="utf-8") for path in sources))
+    )
+    assert len(named) > 25
+    assert named <= defined, named - defined
