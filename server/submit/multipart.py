@@ -18,7 +18,7 @@ from contract.request import unknown_field
 from server.errors import ApiError, printable
 
 MAX_TEXT_BYTES: Final = 65_536
-"""The bytes of one text field. No valid text is so long, so validation names the precise limit first."""
+"""The most bytes of one text field. No valid text is so long: validation names the precise limit."""
 MAX_PARTS: Final = 256
 
 
