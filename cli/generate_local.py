@@ -18,8 +18,8 @@ from contract.settings import Settings
 from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from contract.worker import LiveProgress
 from deploy.up import BUNDLED_CHECKPOINT, read_card
-from server.decoding.decoders import DecodedFile, decode_here
-from server.decoding.formats import Limits, RejectedFileError
+from server.decoding.decoded import DecodedFile, decode_here, limits_of
+from server.decoding.formats import RejectedFileError
 from workers.engines.engine import DeviceFailed, OutOfMemory, RenderRequest
 from workers.engines.pipeline import PipelineEngine
 
@@ -53,7 +53,7 @@ def _decoded(files: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], 
     """The files as a server would store them, in `folder`, and what is known about them. Raises
     GenerationFailed.
     """
-    limits = Limits.of(Settings())
+    limits = limits_of(Settings())
     paths, found = {}, {}
     for field, source in files.items():
         paths[field] = folder / field

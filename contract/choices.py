@@ -1,4 +1,4 @@
-"""The named choices of a request, as plain enums: the command line lists them without loading pydantic."""
+"""Named choices of a request and codes of its warnings, as plain enums: listed without loading pydantic."""
 
 from __future__ import annotations
 
@@ -19,3 +19,14 @@ class Preset(StrEnum):
     EXACT = "exact"
     PARITY = "parity"
     """Repeats the official code's behaviour, defects included; see docs/model.md."""
+
+
+class WarningCode(StrEnum):
+    """Every code a warning may have; docs/api.md says what they mean and a test keeps the two equal."""
+
+    SPEECH_SILENT = "speech_silent"
+    SPEECH_QUIET = "speech_quiet"
+    SPEECH_MAYBE_CUT = "speech_maybe_cut"
+    FRAMES_DROPPED = "frames_dropped"
+    PROMPTS_UNUSED = "prompts_unused"
+    PROMPT_CUT = "prompt_cut"

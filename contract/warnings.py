@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
+from contract.choices import WarningCode
 from contract.frozen import Frozen
 from contract.params import GenerationParams
 from contract.video import FPS, SpeechLength, frames_of_speech
-
-
-class WarningCode(StrEnum):
-    """Every code a warning may have; docs/api.md says what they mean and a test keeps the two equal."""
-
-    SPEECH_SILENT = "speech_silent"
-    SPEECH_QUIET = "speech_quiet"
-    SPEECH_MAYBE_CUT = "speech_maybe_cut"
-    FRAMES_DROPPED = "frames_dropped"
-    PROMPTS_UNUSED = "prompts_unused"
-    PROMPT_CUT = "prompt_cut"
 
 
 class JobWarning(Frozen):

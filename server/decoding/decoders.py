@@ -7,46 +7,16 @@ what most requests bring, photos in PNG, JPEG or WebP and speech in WAV; the ful
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import BinaryIO, Final, Literal
 
-from contract.video import SpeechLength
-from contract.warnings import JobWarning
 from server.decoding import riff
-from server.decoding.formats import ACCEPTED, KIND_OF_FIELD, Kind, Limits, Sample, accepted_format, sniff
+from server.decoding.formats import ACCEPTED, Kind, Limits, Sample, accepted_format, sniff
 
 Libraries = Literal["plain", "full"]
 Decoder = Callable[[BinaryIO, BinaryIO, str, Limits], dict[str, object]]
 Decoders = Mapping[tuple[Kind, str], Decoder]
 
 _PLAIN_FORMATS: Final = frozenset({"PNG", "JPEG", "WEBP"})
-
-
-@dataclass(frozen=True)
-class DecodedFile:
-    """What a decoder found out. Sizes in pixels, samples per channel at `rate` Hz."""
-
-    format: str
-    width: int = 0
-    height: int = 0
-    rate: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    frames: int = 0
-    warnings: tuple[JobWarning, ...] = ()
-
-    @classmethod
-    def of(cls, answer: Mapping[str, Any], field: str) -> DecodedFile:
-        """What a decoder answered about the file of a field."""
-        told = {name: value for name, value in answer.items() if name != "warnings"}
-        notes = answer.get("warnings", ())
-        warnings = tuple(JobWarning(code=code, message=text, field=field) for code, text in notes)
-        return cls(**told, warnings=warnings)
-
-    @property
-    def speech_length(self) -> SpeechLength:
-        return SpeechLength(self.samples, self.rate)
 
 
 def libraries_for(source: BinaryIO) -> Libraries:
@@ -84,17 +54,8 @@ def decode(
     decoders: Decoders, source: BinaryIO, target: BinaryIO, kind: Kind, limits: Limits
 ) -> dict[str, object]:
     """Decode one file into its canonical form; what is known about it, by the names of
-    `DecodedFile`. Raises RejectedFileError.
+    `server.decoding.decoded.DecodedFile`. Raises RejectedFileError.
     """
     name = accepted_format(kind, source)
     source.seek(0)
     return {"format": ACCEPTED[kind][name], **decoders[kind, name](source, target, name, limits)}
-
-
-def decode_here(field: str, source: Path, target: Path, limits: Limits) -> DecodedFile:
-    """Decode a file of one's own in this process: the same pixels and samples as a server makes. Raises
-    RejectedFileError, FileNotFoundError.
-    """
-    with source.open("rb") as file, target.open("w+b") as decoded:
-        decoders, _ = load_decoders(libraries_for(file))
-        return DecodedFile.of(decode(decoders, file, decoded, KIND_OF_FIELD[field], limits), field)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Literal
 
-from contract.settings import Settings
 from server.decoding import mpeg
 
 Kind = Literal["image", "audio", "video"]
@@ -90,16 +89,6 @@ class Limits:
     min_seconds: float
     max_seconds: float
     max_frame_pixels: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> Limits:
-        return cls(
-            max_pixels=settings.max_image_pixels,
-            min_side=settings.min_image_side,
-            min_seconds=settings.min_audio_seconds,
-            max_seconds=settings.max_audio_seconds,
-            max_frame_pixels=settings.max_video_pixels,
-        )
 
 
 def read_at(source: BinaryIO, offset: int, count: int) -> bytes:

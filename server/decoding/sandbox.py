@@ -20,8 +20,9 @@ from typing import BinaryIO, Final
 
 from contract.processes import own_process
 from contract.settings import Settings
-from server.decoding.decoders import DecodedFile, Libraries, libraries_for
-from server.decoding.formats import Kind, Limits
+from server.decoding.decoded import DecodedFile, limits_of
+from server.decoding.decoders import Libraries, libraries_for
+from server.decoding.formats import Kind
 from server.errors import ApiError
 from server.shares import Turns
 
@@ -156,7 +157,7 @@ class Sandbox:
             {
                 "kinds": [task.kind for task in tasks],
                 "timeout_s": settings.decode_timeout_s,
-                "limits": asdict(Limits.of(settings)),
+                "limits": asdict(limits_of(settings)),
             }
         ).encode()
         # A socket, not a pipe: event loops differ in who closes a pipe they were given, and when.

@@ -14,7 +14,7 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from contract.warnings import WarningCode
+from contract.choices import WarningCode
 from server.decoding import wav
 from server.decoding.ffmpeg import open_container
 from server.decoding.formats import Limits, RejectedFileError, Sample, truncated

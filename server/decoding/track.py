@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 import numpy as np
 import soxr
 
-from contract.warnings import WarningCode
+from contract.choices import WarningCode
 from server.decoding.formats import Limits, RejectedFileError
 
 BLOCK_SAMPLES: Final = 65_536

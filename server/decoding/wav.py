@@ -6,7 +6,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from contract.warnings import WarningCode
+from contract.choices import WarningCode
 from server.decoding.formats import Limits, RejectedFileError
 from server.decoding.riff import WavPart, read_parts
 from server.decoding.track import BLOCK_SAMPLES, SpeechWriter

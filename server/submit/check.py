@@ -15,7 +15,7 @@ from contract.resolve import check_files, check_prompts, frame_size, resolve
 from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from jobs.cards import read_cards
 from server.access import Principal
-from server.decoding.decoders import DecodedFile
+from server.decoding.decoded import DecodedFile
 from server.decoding.formats import KIND_OF_FIELD
 from server.decoding.sandbox import DecodeTask
 from server.errors import ApiError, api_error_of, printable

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 from tokenizers import Tokenizer
 
+from contract.choices import WarningCode
 from contract.prompts import PROMPT_TOKENS
-from contract.warnings import JobWarning, WarningCode
+from contract.warnings import JobWarning
 from jobs.artifacts import ArtifactStore
 from jobs.cards import read_tokenizer
 

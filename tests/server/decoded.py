@@ -17,12 +17,12 @@ import soundfile
 from PIL import Image
 
 from contract.settings import Settings
-from server.decoding.decoders import DecodedFile, decode_here
-from server.decoding.formats import Limits, RejectedFileError
+from server.decoding.decoded import DecodedFile, decode_here, limits_of
+from server.decoding.formats import RejectedFileError
 from tests.server.inputs import samples
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
-LIMITS = Limits.of(Settings())
+LIMITS = limits_of(Settings())
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the right values are ffmpeg's")
 
 

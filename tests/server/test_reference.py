@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from contract.choices import WarningCode
 from contract.request import FILE_FIELDS, GenerateFields
-from contract.warnings import WarningCode
 from server.errors import STATUS_OF_CODE, TITLE_OF_STATUS, ApiError
 from tests.server.conftest import Api
 

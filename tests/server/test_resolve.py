@@ -13,7 +13,7 @@ from contract.params import GenerationParams
 from contract.request import FieldError
 from contract.resolve import resolve
 from contract.video import CLIP_FRAMES, SpeechLength, video_length
-from server.decoding.decoders import decode_here
+from server.decoding.decoded import decode_here
 from tests.server.conftest import CARD, Api, ApiFactory
 from tests.server.decoded import LIMITS
 from tests.server.inputs import PERSON, audio_bytes, form

@@ -14,7 +14,7 @@ import pytest
 
 from contract.settings import Settings
 from server.decoding import seccomp
-from server.decoding.decoders import DecodedFile, decode_here
+from server.decoding.decoded import DecodedFile, decode_here
 from server.decoding.formats import ACCEPTED, KIND_OF_FIELD, Kind, RejectedFileError, sniff
 from server.decoding.sandbox import DecodeTask, Sandbox
 from server.errors import ApiError
