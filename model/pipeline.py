@@ -32,6 +32,7 @@ from contract.video import (
 from model.inputs import FramedInputs, VideoInputs, check, framed
 from model.media.images import cover
 from model.memory.offload import onload_outer_layers
+from model.pace import Pace
 from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
 from model.speech_features import (
     clip_features,
@@ -224,9 +225,8 @@ class CoInteractPipeline(DiffusionPipeline):
         num_clips = self._clips_to_make(inputs, params)
         num_frames = num_clips * CLIP_FRAMES if params.parity else params.num_frames
 
-        def report(stage: Stage, clip: int, step: int = 0) -> None:
-            if on_progress is not None:
-                on_progress(stage, clip, step)
+        pace = Pace(on_progress, self._execution_device)
+        report = pace.report
 
         if first_clip >= num_clips:
             return
@@ -255,6 +255,7 @@ class CoInteractPipeline(DiffusionPipeline):
             )
             frames = frames_from_pixels(pixels)  # (80, H, W, 3)
             before = frames[-MOTION_FRAMES:]
+            pace.catch_up()
             yield Clip(index, frames[: num_frames - index * CLIP_FRAMES], before, latents)
 
     def _clips_to_make(self, inputs: FramedInputs, params: GenerationParams) -> int:
