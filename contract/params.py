@@ -7,9 +7,14 @@ from typing import Final
 
 from contract.choices import Fit, Preset
 from contract.frozen import Frozen
+from contract.video import MOTION_FRAMES
 
 RANDOM_SEED: Final = -1
 """A request that gives this seed asks for a random one, as one that gives none."""
+
+
+H264_BYTES_PER_PIXEL: Final = 0.1
+"""Bytes of an encoded video per pixel of each frame: rough and generous, for the limits of stored bytes."""
 
 
 class GenerationParams(Frozen):
@@ -47,6 +52,11 @@ class GenerationParams(Frozen):
     def cost(self) -> float:
         """Estimated work in clip·step·megapixels."""
         return self.num_clips * self.num_inference_steps * self.width * self.height / 1e6
+
+    def expected_bytes(self) -> int:
+        """About how much the video and its clips take in storage, with the frames kept between clips."""
+        pixels = self.width * self.height
+        return int(2 * H264_BYTES_PER_PIXEL * pixels * self.num_frames) + 3 * pixels * MOTION_FRAMES
 
 
 def draw_seed() -> int:

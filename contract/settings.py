@@ -82,7 +82,7 @@ class Settings(BaseSettings):
 
     max_video_pixels: int = Field(4_000_000, gt=0, description="Pixels of one frame of a pose video.")
     max_concurrent_uploads: int = Field(
-        64,
+        128,
         gt=0,
         description="Submits being received at once; more are refused with 429. A tenant (API key, or "
         "address without keys) may hold as many of them as it leaves free.",

@@ -82,12 +82,24 @@ def _services(settings: Settings) -> Services:
     )
 
 
+def _learn_speeds(services: Services) -> None:
+    snapshots = {name: services.hints.snapshot(name) for name in services.index.unfinished_checkpoints()}
+    services.index.learn_speeds(
+        {
+            name: snapshot.seconds_per_cost
+            for name, snapshot in snapshots.items()
+            if snapshot is not None and snapshot.seconds_per_cost is not None
+        }
+    )
+
+
 async def _keep_up(services: Services) -> None:
     """Refresh the index and send webhooks every second; forget old claims every hour. Errors are logged."""
     expired_at, working = -EXPIRE_EVERY_S, True
     while True:
         try:
             await asyncio.to_thread(services.index.refresh)
+            await asyncio.to_thread(_learn_speeds, services)
             await services.webhooks.round()
             if time.monotonic() - expired_at > EXPIRE_EVERY_S:
                 expired_at = time.monotonic()

@@ -10,13 +10,12 @@ could remove that of a submit that was faster.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
@@ -27,6 +26,7 @@ from contract.job import utcnow
 from jobs.artifacts import ArtifactStore
 from jobs.journal import gone_key
 from server.errors import ApiError
+from server.keyed_locks import KeyedLocks
 
 KEPT: Final = timedelta(hours=48)
 LONGEST_KEY: Final = 255
@@ -65,7 +65,7 @@ class IdempotencyKeys:
     """Claims in a store."""
 
     store: ArtifactStore
-    _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
+    _locks: KeyedLocks = field(default_factory=KeyedLocks)
 
     @staticmethod
     def _path(owner: str, key: str) -> str:
@@ -130,18 +130,6 @@ class IdempotencyKeys:
                 for path in paths:
                     self.store.remove(path)
 
-    @asynccontextmanager
-    async def turn(self, owner: str, key: str) -> AsyncIterator[None]:
+    def turn(self, owner: str, key: str) -> AbstractAsyncContextManager[None]:
         """Let one submit per key work at a time, so that others need not repeat what the first one does."""
-        path = self._path(owner, key)
-        lock, users = self._locks.get(path, (asyncio.Lock(), 0))
-        self._locks[path] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks[path]
-            if users == 1:
-                del self._locks[path]
-            else:
-                self._locks[path] = (lock, users - 1)
+        return self._locks.turn(self._path(owner, key))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,7 +32,11 @@ class JobSummary:
     sequence: int
     state: JobState
     stored_bytes: int
+    """With what an unfinished job will still store, about."""
     gpu_seconds: float
+    checkpoint: str
+    remaining_cost: float
+    """Work that is still to be done, in the unit of `Submitted.cost`."""
     webhook_host: str
     """Empty if the job named no webhook."""
     last_at: datetime
@@ -53,13 +57,20 @@ class JobSummary:
             files.append(
                 job.clips[-1].motion
             )  # workers keep the newest only, and none once the video is there
+        stored = sum(file.size for file in files if file is not None)
+        params, remaining = job.submitted.params, 0.0
+        if not job.state.is_terminal:
+            stored = max(stored, params.expected_bytes() + sum(file.size for file in files[:4] if file))
+            remaining = job.submitted.cost * (1 - len(job.clips) / max(1, params.num_clips))
         return JobSummary(
             id=job.id,
             owner=job.submitted.owner,
             sequence=job.sequence,
             state=job.state,
-            stored_bytes=sum(file.size for file in files if file is not None),
+            stored_bytes=stored,
             gpu_seconds=job.gpu_seconds,
+            checkpoint=job.submitted.checkpoint,
+            remaining_cost=remaining,
             webhook_host=urlsplit(job.submitted.webhook_url or "").netloc,
             last_at=job.completed_at or (job.clips[-1].at if job.clips else job.submitted.at),
         )
@@ -76,6 +87,8 @@ class JobIndex:
         """How many jobs wait, by owner: in a flood, no refusal should count all jobs again."""
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
+        self._speeds: dict[str, float] = {}
+        """Seconds per unit of cost, by checkpoint, as far as they were measured."""
         self._arriving: dict[str, int] = {}
         """How many submits were let in and are not stored yet, by owner. They count: otherwise a burst would
         pass every limit together.
@@ -106,6 +119,16 @@ class JobIndex:
                 for job_id in gone | fresh.keys():
                     self._set(job_id, fresh.get(job_id))
                 self.usage.take(spent)
+
+    def learn_speeds(self, speeds: Mapping[str, float]) -> None:
+        """Note how fast each checkpoint is rendered: seconds per unit of cost."""
+        with self._lock:
+            self._speeds = dict(speeds)
+
+    def unfinished_checkpoints(self) -> set[str]:
+        """The checkpoints that unfinished jobs wait for."""
+        with self._lock:
+            return {job.checkpoint for job in self._jobs.values() if job.remaining_cost > 0}
 
     def _news_of(self, job_id: str, known: JobSummary | None) -> JobSummary | None:
         """The job's summary if it is not the known one."""
@@ -189,6 +212,17 @@ class JobIndex:
         )
         return total + self.usage.spent(owner)
 
+    def _expected(self, owner: str, limit: float) -> float:
+        """GPU seconds that the owner's unfinished jobs will take.
+
+        While a checkpoint's speed is not measured, a job counts as a quarter of the limit.
+        """
+        jobs = [job for job in self._jobs.values() if job.owner == owner and job.remaining_cost > 0]
+        return sum(
+            job.remaining_cost * self._speeds[job.checkpoint] if job.checkpoint in self._speeds else limit / 4
+            for job in jobs
+        )
+
     @contextmanager
     def admission(self, owner: str, limits: KeyLimits) -> Iterator[None]:
         """Let one submit in, and count it until the block ends. Raises ApiError (429) at a limit."""
@@ -210,11 +244,20 @@ class JobIndex:
         if limits.max_queued is not None and own >= limits.max_queued:
             detail = "This key has as many jobs waiting as it may."
             raise ApiError("queued_jobs_limit", detail, limit=limits.max_queued)
+        self._check_reserves(owner, limits)
+
+    def check_reserves(self, owner: str, limits: KeyLimits) -> None:
+        """Raises ApiError (429) if the owner's jobs use up, or will use up, what the limits allow."""
+        with self._lock:
+            self._check_reserves(owner, limits)
+
+    def _check_reserves(self, owner: str, limits: KeyLimits) -> None:
         if limits.max_stored_bytes is not None:
             stored = sum(job.stored_bytes for job in self._jobs.values() if job.owner == owner)
             if stored >= limits.max_stored_bytes:
                 detail = "This key's jobs take as much space as they may; delete some."
                 raise ApiError("stored_bytes_limit", detail, limit=limits.max_stored_bytes, retry_after_s=60)
-        if limits.gpu_seconds_per_day is not None and self._spent(owner) >= limits.gpu_seconds_per_day:
-            detail = "This key has used its GPU time of the last 24 hours."
+        limit = limits.gpu_seconds_per_day
+        if limit is not None and self._spent(owner) + self._expected(owner, limit) >= limit:
+            detail = "This key has used its GPU time of the last 24 hours, or its unfinished jobs will."
             raise ApiError("gpu_seconds_limit", detail, limit=limits.gpu_seconds_per_day, retry_after_s=3600)

@@ -42,6 +42,11 @@ class KeyLimits(Frozen):
     gpu_seconds_per_day: float | None = None
     max_stored_bytes: int | None = None
 
+    @property
+    def are_reserved(self) -> bool:
+        """Whether unfinished jobs count by what they will use."""
+        return self.gpu_seconds_per_day is not None or self.max_stored_bytes is not None
+
 
 class ApiKey(Frozen):
     """A key as stored. `id` is public; it is the `owner` of the jobs that the key submits."""

@@ -16,6 +16,7 @@ from server.fetch import Fetcher
 from server.hints import Hints
 from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
+from server.keyed_locks import KeyedLocks
 from server.metrics import Metrics
 from server.shares import Places, Turns
 from server.storage_probe import StorageProbe
@@ -40,6 +41,8 @@ class Services:
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))
     """JSON bodies hold whole files in memory, so only so many are read at the same time."""
+    storing: KeyedLocks = field(default_factory=KeyedLocks)
+    """Submits of a key with limits are stored one after the other."""
     uploads: Places = field(init=False)
     streams: Places = field(init=False)
 

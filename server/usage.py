@@ -1,34 +1,25 @@
-"""GPU time of jobs that were deleted: deleting a job gives no quota back.
+"""GPU time that no job shows any more (`jobs.usage`): deleting or canceling a job gives no quota back.
 
-Each such job leaves one small file. A process reads it once and keeps sums by owner and minute, so that a
+It lies in one small file each. A process reads it once and keeps sums by owner and minute, so that a
 submit adds up numbers in memory, however many jobs were deleted. After a day the files go.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from contract.frozen import Frozen
-from contract.job import JOB_ID, utcnow
+from contract.job import utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
+from jobs.usage import USAGE_FOLDER, USAGE_NAME, SpentUsage, note_usage
 
 DAY: Final = timedelta(days=1)
-_FOLDER: Final = "usage"
-_NAME: Final = re.compile(rf"{JOB_ID.pattern}\.json")
 _MINUTE_S: Final = 60
 _REST: Final = 20
 """So many times as long as a look at the folder took, it is not looked at again."""
-
-
-class SpentUsage(Frozen):
-    owner: str
-    gpu_seconds: float
-    at: datetime
 
 
 @dataclass
@@ -51,9 +42,7 @@ class UsageLedger:
         if job.gpu_seconds <= 0:
             return {}
         usage = SpentUsage(owner=job.submitted.owner, gpu_seconds=job.gpu_seconds, at=at)
-        name = f"{job.id}.json"
-        self.store.create(f"{_FOLDER}/{name}", usage.model_dump_json().encode())
-        return {name: usage}
+        return {note_usage(self.store, usage, job.id): usage}
 
     def unread(self) -> dict[str, SpentUsage]:
         """What other processes have written; for `take`."""
@@ -61,7 +50,7 @@ class UsageLedger:
         if started < self._next_look:
             return {}
         found = {}
-        for name in self.store.list_names(_FOLDER):
+        for name in self.store.list_names(USAGE_FOLDER):
             if name not in self._known and (usage := self._read(name)) is not None:
                 found[name] = usage
         now = time.monotonic()
@@ -71,9 +60,9 @@ class UsageLedger:
     def remove_old(self, now: float) -> set[str]:
         """Remove files older than a day at `now`, by the storage's own stamps; for `forget`."""
         gone = set()
-        for name in self.store.list_names(_FOLDER):
-            key = f"{_FOLDER}/{name}"
-            if _NAME.fullmatch(name) and (self.store.written_at(key) or now) < now - DAY.total_seconds():
+        for name in self.store.list_names(USAGE_FOLDER):
+            key = f"{USAGE_FOLDER}/{name}"
+            if USAGE_NAME.fullmatch(name) and (self.store.written_at(key) or now) < now - DAY.total_seconds():
                 self.store.remove(key)
                 gone.add(name)
         return gone
@@ -104,8 +93,8 @@ class UsageLedger:
         return sum(seconds for minute, seconds in sums.items() if minute > since)
 
     def _read(self, name: str) -> SpentUsage | None:
-        key = f"{_FOLDER}/{name}"
-        if not _NAME.fullmatch(name):
+        key = f"{USAGE_FOLDER}/{name}"
+        if not USAGE_NAME.fullmatch(name):
             self.store.passed_over.note("stray", key, "not the name of a job")
             return None
         try:

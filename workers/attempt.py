@@ -28,6 +28,7 @@ from jobs.artifacts import DISK_FULL, STORAGE_AWAY, ArtifactStore
 from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, file_key, verdict
 from jobs.queue import JobQueue
 from jobs.scheduling import may_start
+from jobs.usage import SpentUsage, note_usage
 from workers.engines.engine import DeviceFailed, Engine, OutOfMemory, RenderRequest
 from workers.lost_attempts import announce_again
 from workers.messages import ClipDone, Ended, Message, Progressed, Working
@@ -135,6 +136,8 @@ class _Attempt:
         self.job = job
         self.stage = Stage.LOADING
         self.done_at_start = len(job.clips)
+        self.clip_began: float | None = None
+        """When work on the present clip began, by the monotonic clock."""
         self.about = {"job_id": job.id, "attempt": job.attempt}
 
     def run(self) -> None:
@@ -159,6 +162,8 @@ class _Attempt:
         try:
             outcome, cause = self._render_or_record(workdir)
         finally:
+            if outcome == "superseded":
+                self._charge_broken_clip()
             # Only here: until it is handled, the exception that ended a render holds its tensors.
             runner.engine.release()
             shutil.rmtree(workdir, ignore_errors=True)
@@ -247,13 +252,13 @@ class _Attempt:
             motion=self._local(self.job.clips[-1].motion) if self.job.clips else None,
         )
         self._on_progress(Stage.LOADING, self.done_at_start, 0)
-        started = time.monotonic()
+        self.clip_began = started = time.monotonic()
         for clip in engine.render(request, self._on_progress):
             video, motion = workdir / f"{clip.index}.mp4", workdir / f"{clip.index}.motion"
             self._durably(partial(clip.save, video, motion))
             seconds = time.monotonic() - started
             self._keep_clip(clip.index, video, motion, seconds)
-            started = time.monotonic()
+            self.clip_began = started = time.monotonic()
 
         self._on_progress(Stage.MUXING, params.num_clips, 0)
         clips = [self._local(clip.video) for clip in self.job.clips]
@@ -377,6 +382,24 @@ class _Attempt:
 
     def _local_or_none(self, file: StoredFile | None) -> Path | None:
         return None if file is None else self._local(file)
+
+    def _charge_broken_clip(self) -> None:
+        """Note the GPU time of a clip that the user's cancel or deletion broke off: a limit would be none, if
+        jobs could be canceled just before the end of each clip.
+        """
+        if self.clip_began is None:
+            return
+        try:
+            if self.runner.journal.read(self.job.id).state is not JobState.CANCELED:
+                return  # this attempt is stale, and another one goes on
+        except JobNotFound:
+            log.debug("the job is gone: it was deleted", extra=self.about)
+        except (OSError, ValueError):
+            return
+        seconds = time.monotonic() - self.clip_began
+        usage = SpentUsage(owner=self.job.submitted.owner, gpu_seconds=seconds, at=utcnow())
+        with suppress(OSError):
+            note_usage(self.runner.store, usage, self.job.id, self.job.attempt)
 
     def _bill(self) -> None:
         rendered = (len(self.job.clips) - self.done_at_start) / self.job.submitted.params.num_clips

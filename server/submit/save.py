@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
 from contract.entries import Submitted
@@ -87,9 +88,13 @@ async def save(
     draft: Draft, checked: Checked, key: str | None, services: Services, principal: Principal
 ) -> tuple[Job, bool]:
     """Store the job durably, and announce it. Also returns whether it is new, or known by its key."""
-    if key is None:
-        return await asyncio.to_thread(_save, new_job_id(), draft, checked, services, principal), True
-    return await asyncio.to_thread(_save_once, key, draft, checked, services, principal)
+    owner, limits = principal.owner, principal.limits
+    # A burst has passed the limits together, before its jobs were known. So one is stored after the other.
+    async with services.storing.turn(owner) if limits.are_reserved else nullcontext():
+        services.index.check_reserves(owner, limits)
+        if key is None:
+            return await asyncio.to_thread(_save, new_job_id(), draft, checked, services, principal), True
+        return await asyncio.to_thread(_save_once, key, draft, checked, services, principal)
 
 
 def known_job(key: str, draft: Draft, services: Services, principal: Principal) -> Job | None:

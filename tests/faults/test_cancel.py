@@ -6,6 +6,7 @@ import time
 
 from contract.entries import Canceled, Started
 from contract.job import JobState
+from jobs.usage import SpentUsage
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import eventually
 
@@ -40,6 +41,11 @@ def test_a_running_job_that_is_canceled_frees_the_worker_within_a_step_and_keeps
     assert isinstance(entries[-1], Canceled)
     assert stack.job(job_id).clips[0] == clip
     stack.content(job_id, clip.video)
+    (name,) = stack.store.list_names("usage")
+    broken_off = SpentUsage.stored(stack.store.read(f"usage/{name}") or b"")
+    assert name.startswith(job_id)
+    assert broken_off.owner == stack.job(job_id).submitted.owner
+    assert 0 < broken_off.gpu_seconds < 60
 
 
 def test_a_removed_job_frees_the_worker_and_leaves_nothing_behind(make_stack: StackFactory) -> None:
@@ -50,5 +56,6 @@ def test_a_removed_job_frees_the_worker_and_leaves_nothing_behind(make_stack: St
     stack.wait_clips(job_id, 1)
     stack.store.remove_folder(f"jobs/{job_id}")
     stack.wait(stack.submit(num_clips=1))
+    assert len(stack.store.list_names("usage")) == 1, "a clip that a deletion breaks off counts"
     assert stack.store.list_names("jobs/" + job_id) == []
     assert [path for path in stack.store.scratch().iterdir() if job_id in path.name] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -162,6 +163,33 @@ def test_gpu_time_per_day_is_limited_and_deleting_gives_none_back(api: Api) -> N
     assert submit(api, key).json()["code"] == "gpu_seconds_limit"
     assert api.client.delete(job["urls"]["self"], headers=bearer(key)).status_code == 200
     assert submit(api, key).json()["code"] == "gpu_seconds_limit"
+
+
+def burst(api: Api, key: NewKey, count: int) -> list[int]:
+    """The statuses of so many submits at once."""
+    with ThreadPoolExecutor(count) as pool:
+        return [answer.status_code for answer in pool.map(lambda _: submit(api, key), range(count))]
+
+
+def test_unfinished_jobs_count_against_gpu_time_in_a_burst_too(api: Api) -> None:
+    key = create_key(api.store, "ada", limits=KeyLimits(gpu_seconds_per_day=100.0))
+    statuses = burst(api, key, 12)
+    assert sorted(set(statuses)) == [202, 429]
+    assert statuses.count(202) == 4, "a job of unknown length counts as a quarter of the limit"
+    api.services.index.learn_speeds({"tiny": 1e9})
+    assert submit(api, key).json()["code"] == "gpu_seconds_limit"
+    api.services.index.learn_speeds({"tiny": 1e-9})
+    assert submit(api, key).status_code == 202
+
+
+def test_unfinished_jobs_count_against_stored_bytes_in_a_burst_too(api: Api) -> None:
+    once = submit(api, create_key(api.store, "probe")).json()["id"]
+    (summary,) = (job for job in api.services.index._jobs.values() if job.id == once)
+    assert summary.stored_bytes > sum(
+        file.stat().st_size for file in (api.store.root / "jobs" / once).rglob("*") if file.is_file()
+    )
+    key = create_key(api.store, "ada", limits=KeyLimits(max_stored_bytes=int(2.5 * summary.stored_bytes)))
+    assert burst(api, key, 12).count(202) == 3
 
 
 def test_gpu_time_of_the_day_before_does_not_count(api: Api) -> None:
