@@ -18,7 +18,7 @@ from PIL import Image
 
 BOUNDARY = "chaos-a6d0f6ab"
 TIMEOUT_S = 30.0
-KEEP_S = 10.0
+CONNECTION_KEPT_S = 10.0
 """The server closes a connection that is unused for 30 s; a request must not meet that."""
 
 
@@ -88,7 +88,7 @@ class Client:
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._idle:
             since, reader, writer = self._idle.pop()
-            if time.monotonic() - since < KEEP_S and not reader.at_eof():
+            if time.monotonic() - since < CONNECTION_KEPT_S and not reader.at_eof():
                 return reader, writer
             writer.close()
         return await asyncio.open_connection("127.0.0.1", self._port)

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from chaos.client import Answer, Client, NoAnswer, SubmitForm
 from chaos.report import Report
-from chaos.stack import Fault, LiveStack, live_stack, resident_bytes
+from chaos.stack import InjectedFault, LiveStack, live_stack, resident_bytes
 from contract.entries import Canceled, Failed, Interrupted, JournalEntry, Started, Succeeded
 from contract.settings import Settings
 from contract.state import Job
@@ -102,7 +102,7 @@ class Chaos:
         self.client = client
         self.random = random.Random(options.seed)
         self.seen = Observed()
-        self.faults: list[Fault] = []
+        self.faults: list[InjectedFault] = []
         self._form = SubmitForm()
         self._ended = asyncio.Event()
 
@@ -268,7 +268,7 @@ class Chaos:
             log.info("fault: %s", fault)
             self.faults.append(fault)
 
-    def _commit(self, kind: str) -> Fault | None:
+    def _commit(self, kind: str) -> InjectedFault | None:
         workers = self.stack.worker_pids()
         match kind:
             case "flush":

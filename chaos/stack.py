@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 from redis.exceptions import RedisError
 
-from contract.settings import Settings
+from contract.settings import Settings, as_environment
 from deploy.parts import own_command
-from deploy.stack import Part, Supervisor, free_port
+from deploy.stack import Part, PartSupervisor, free_port
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
 from jobs.identity import pid_of
@@ -29,29 +29,29 @@ from workers.engines.fake import FakeSettings, write_fake_checkpoint
 from workers.scratch import attempt_of_folder
 
 CHECKPOINT = "chaos"
-START_TIMEOUT_S = 120.0
+CHAOS_START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
-class Fault:
+class InjectedFault:
     """Something that was done to the stack, and when."""
 
     kind: str
     at: float
     """Unix time, like the journal's."""
     worker_pid: int | None = None
-    """Supervisor of the worker that was hit."""
+    """PartSupervisor of the worker that was hit."""
     job_id: str | None = None
     """What it was rendering then."""
 
 
 @dataclass
 class LiveStack:
-    """A running stack and the ways to hurt it. One thread only (see `deploy.stack.Supervisor`)."""
+    """A running stack and the ways to hurt it. One thread only (see `deploy.stack.PartSupervisor`)."""
 
     settings: Settings
     url: str
-    supervisor: Supervisor
+    supervisor: PartSupervisor
     store: FolderStore
     queue: JobQueue
     workers: int
@@ -76,52 +76,52 @@ class LiveStack:
         pids = [self.supervisor.pid(f"worker-{number}") for number in range(self.workers)]
         return [pid for pid in pids if pid is not None and pid not in self.frozen]
 
-    def kill(self, part: str) -> Fault | None:
+    def kill(self, part: str) -> InjectedFault | None:
         """SIGKILL to "api", "reaper" or "redis"; None if it is not running."""
         pid = self.supervisor.pid(part)
         if pid is None:
             return None
         os.kill(pid, signal.SIGKILL)
-        return Fault(f"kill {part}", time.time())
+        return InjectedFault(f"kill {part}", time.time())
 
-    def kill_worker(self, pid: int) -> Fault:
-        fault = Fault("kill worker", time.time(), pid, self._job_of(pid))
+    def kill_worker(self, pid: int) -> InjectedFault:
+        fault = InjectedFault("kill worker", time.time(), pid, self._job_of(pid))
         os.kill(pid, signal.SIGKILL)
         return fault
 
-    def kill_child(self, pid: int) -> Fault | None:
+    def kill_child(self, pid: int) -> InjectedFault | None:
         """SIGKILL to the process that renders for the supervisor `pid`."""
         children = child_pids(pid)
         if not children:
             return None
-        fault = Fault("kill child", time.time(), pid, self._job_of(pid))
+        fault = InjectedFault("kill child", time.time(), pid, self._job_of(pid))
         os.kill(children[0], signal.SIGKILL)
         return fault
 
-    def freeze_worker(self, pid: int) -> Fault:
+    def freeze_worker(self, pid: int) -> InjectedFault:
         """SIGSTOP to supervisor and child until well past their lease."""
         wake_at = time.monotonic() + 2 * self.settings.lease_ttl_s
-        fault = Fault("freeze worker", time.time(), pid, self._job_of(pid))
+        fault = InjectedFault("freeze worker", time.time(), pid, self._job_of(pid))
         for victim in (pid, *child_pids(pid)):
             os.kill(victim, signal.SIGSTOP)
             self.frozen[victim] = wake_at
         return fault
 
-    def freeze_redis(self, seconds: float) -> Fault | None:
+    def freeze_redis(self, seconds: float) -> InjectedFault | None:
         """SIGSTOP to Redis: it answers nobody, which is worse for its clients than being gone."""
         pid = self.supervisor.pid("redis")
         if pid is None:
             return None
         os.kill(pid, signal.SIGSTOP)
         self.frozen[pid] = time.monotonic() + seconds
-        return Fault("Redis outage", time.time())
+        return InjectedFault("Redis outage", time.time())
 
-    def flush_redis(self) -> Fault | None:
+    def flush_redis(self) -> InjectedFault | None:
         try:
             self.queue.redis.flushall()
         except RedisError:
             return None
-        return Fault("FLUSHALL", time.time())
+        return InjectedFault("FLUSHALL", time.time())
 
     def running_jobs(self) -> set[str]:
         """Jobs that live workers name. Raises RedisError."""
@@ -170,11 +170,8 @@ def live_stack(folder: Path, workers: int, fake: FakeSettings, settings: Setting
     stack_settings = settings.model_copy(
         update={"data_dir": data, "redis_url": redis.url, "host": "127.0.0.1", "port": port}
     )
-    environment = dict(os.environ)
-    for name, value in stack_settings.model_dump(exclude_none=True).items():
-        environment[f"COINTERACT_{name.upper()}"] = str(value)
-    environment["OMP_NUM_THREADS"] = "1"
-    supervisor = Supervisor(folder / "logs", environment)
+    environment = {**os.environ, **as_environment(stack_settings.model_dump()), "OMP_NUM_THREADS": "1"}
+    supervisor = PartSupervisor(folder / "logs", environment)
     store = FolderStore(stack_settings.storage_dir)
     publish_card(store, write_fake_checkpoint(folder / "checkpoint", CHECKPOINT, fake))
     queue = JobQueue(stack_settings, redis.url)
@@ -226,8 +223,8 @@ def _parts(stack: LiveStack, redis: RedisServer, checkpoint: Path) -> list[Part]
     ]
 
 
-def _wait_until_ready(supervisor: Supervisor) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _wait_until_ready(supervisor: PartSupervisor) -> None:
+    deadline = time.monotonic() + CHAOS_START_TIMEOUT_S
     while waiting := supervisor.waiting():
         supervisor.poll()
         if time.monotonic() > deadline:

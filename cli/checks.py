@@ -24,21 +24,21 @@ from cli.common import (
 checks = typer.Typer()
 
 
-class HealthCheck(StrEnum):
+class CheckedPart(StrEnum):
     API = "api"
     WORKER = "worker"
 
 
 @checks.command(rich_help_panel="Check the service")
 def healthy(
-    part: Annotated[HealthCheck, typer.Argument(help="The part that should run on this host.")],
+    part: Annotated[CheckedPart, typer.Argument(help="The part that should run on this host.")],
 ) -> None:
     """Exit with status 0 if this host's API or worker is alive: what a container's health check asks."""
     from cli.health import why_api_is_unhealthy, why_worker_is_unhealthy
 
     with explained_errors():
         settings = settings_with()
-        if part is HealthCheck.API:
+        if part is CheckedPart.API:
             reason = why_api_is_unhealthy(settings)
         else:
             reason = why_worker_is_unhealthy(*connected(settings))

@@ -19,9 +19,9 @@ from deploy.parts import own_command
 from deploy.samples import write_samples
 from deploy.stack import StackError, free_port
 
-START_TIMEOUT_S = 300.0
+STACK_START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
-SEED = 2604
+DEMO_SEED = 2604
 
 
 def run_demo(output: Path, url: str | None, api_key: str | None, console: Console) -> None:
@@ -30,7 +30,7 @@ def run_demo(output: Path, url: str | None, api_key: str | None, console: Consol
     samples = write_samples(output / "inputs")
     console.print(f"Sample inputs: {output / 'inputs'}", highlight=False)
     options = options_of(
-        {"prompt": list(samples.sentences()), "seed": SEED},
+        {"prompt": list(samples.sentences()), "seed": DEMO_SEED},
         {"person_image": samples.person, "product_image": samples.product, "audio": samples.audio},
     )
     video = output / "presenter.mp4"
@@ -60,13 +60,13 @@ def running_stack(data_dir: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     stack = subprocess.Popen(own_command("up", "--port", str(port), "--data", str(data_dir)))
     try:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + STACK_START_TIMEOUT_S
         while not _answers(f"{url}/readyz"):
             if stack.poll() is not None:
                 raise StackError("The stack did not start; its reason is above.")
             if time.monotonic() > deadline:
                 raise StackError(
-                    f"The stack was not ready within {START_TIMEOUT_S:.0f} s; see {data_dir}/logs."
+                    f"The stack was not ready within {STACK_START_TIMEOUT_S:.0f} s; see {data_dir}/logs."
                 )
             time.sleep(0.2)
         yield url

@@ -24,7 +24,7 @@ from contract.card import CheckpointCard
 from contract.memory import MemoryMode
 from contract.settings import Settings
 from deploy.stack import StackError
-from deploy.up import read_card
+from deploy.up import checkpoint_card
 from jobs.artifacts import FolderStore
 from jobs.redis_server import running_redis
 from model.checkpoints.writer import MANIFEST, verify_manifest
@@ -77,7 +77,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Fit:
+class DeviceFit:
     """Whether one checkpoint renders one size in one mode on the largest GPU."""
 
     checkpoint: str
@@ -93,7 +93,7 @@ class Fit:
 class Diagnosis:
     machine: Machine
     findings: list[Finding]
-    fits: list[Fit] = field(default_factory=list)
+    fits: list[DeviceFit] = field(default_factory=list)
 
     @property
     def has_problems(self) -> bool:
@@ -108,12 +108,12 @@ def diagnose(settings: Settings, checkpoints: Mapping[str, Path], verify: bool =
     """
     machine = inspect_machine()
     findings = list(check_machine(machine))
-    fits: list[Fit] = []
+    fits: list[DeviceFit] = []
     for name, folder in checkpoints.items():
         findings += check_files(name, folder, verify)
         try:
             size = measure_checkpoint(folder)
-            card = read_card(folder)
+            card = checkpoint_card(folder)
         except (OSError, ValueError, KeyError, StackError) as error:
             advice = "Make it anew with `cointeract convert`."
             findings.append(Finding("checkpoint", Status.PROBLEM, f"{name}: {error}", advice))
@@ -190,7 +190,7 @@ def check_files(name: str, folder: Path, verify: bool) -> Iterator[Finding]:
         yield Finding("checkpoint", Status.OK, f"{name}: all files {how}.")
 
 
-def judge_fits(name: str, size: CheckpointSize, machine: Machine, text: str) -> Iterator[Fit]:
+def judge_fits(name: str, size: CheckpointSize, machine: Machine, text: str) -> Iterator[DeviceFit]:
     """Each mode, as the checkpoint is and, if it is not yet so, with its feed-forward weights in fp8."""
     width, height = map(int, text.split("x"))
     largest = max((gpu.total_bytes for gpu in machine.gpus), default=0)
@@ -198,7 +198,7 @@ def judge_fits(name: str, size: CheckpointSize, machine: Machine, text: str) -> 
         for mode in MemoryMode:
             need = needed(variant, mode, width, height)
             fits = need.gpu <= largest and need.host <= machine.host_bytes
-            yield Fit(name, text, mode, variant.fp8, need.gpu, need.host, fits)
+            yield DeviceFit(name, text, mode, variant.fp8, need.gpu, need.host, fits)
 
 
 def check_fit(name: str, size: CheckpointSize, card: CheckpointCard, machine: Machine) -> Finding:
@@ -358,14 +358,14 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     )
 
 
-def _rows(fits: Sequence[Fit]) -> dict[tuple[str, str, MemoryMode], dict[bool, Fit]]:
-    rows: dict[tuple[str, str, MemoryMode], dict[bool, Fit]] = {}
+def _rows(fits: Sequence[DeviceFit]) -> dict[tuple[str, str, MemoryMode], dict[bool, DeviceFit]]:
+    rows: dict[tuple[str, str, MemoryMode], dict[bool, DeviceFit]] = {}
     for fit in fits:
         rows.setdefault((fit.checkpoint, fit.size, fit.mode), {})[fit.fp8] = fit
     return rows
 
 
-def _cell(fit: Fit | None) -> str:
+def _cell(fit: DeviceFit | None) -> str:
     if fit is None:
         return ""
     colour = "green" if fit.fits else "red"

@@ -17,7 +17,7 @@ from contract.resolve import check_files, resolve
 from contract.settings import Settings
 from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from contract.worker import LiveProgress
-from deploy.up import BUNDLED_CHECKPOINT, read_card
+from deploy.up import BUNDLED_CHECKPOINT, checkpoint_card
 from server.decoding.decoded import DecodedFile, decode_here, limits_of
 from server.decoding.formats import RejectedFileError
 from workers.engines.engine import DeviceFailed, OutOfMemory, RenderRequest
@@ -33,7 +33,7 @@ def generate_here(
 ) -> Made:
     """Render and save `output`. Raises GenerationFailed, StackError (bad checkpoint)."""
     folder = checkpoint or BUNDLED_CHECKPOINT
-    card = read_card(folder)
+    card = checkpoint_card(folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="cointeract-") as inputs:

@@ -33,11 +33,11 @@ class WeightsError(Exception):
 @contextmanager
 def _explained() -> Iterator[None]:
     from model.checkpoints.errors import CheckpointError
-    from model.checkpoints.fetch import FetchError
+    from model.checkpoints.fetch import DownloadError
 
     try:
         yield
-    except (CheckpointError, FetchError) as error:
+    except (CheckpointError, DownloadError) as error:
         raise WeightsError(str(error)) from error
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""

@@ -10,7 +10,7 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_NOTHING: Final = ctypes.c_ulong(0)
+NOTHING: Final = ctypes.c_ulong(0)
 
 MOST_LAST_LINES: Final = 5
 MOST_LAST_CHARS: Final = 1000
@@ -34,6 +34,11 @@ def last_words(text: str) -> str:
 def die_with_parent(number: signal.Signals) -> None:
     """Have the kernel send this process a signal when its parent ends, however that ends. On Linux only."""
     if sys.platform == "linux":
-        wanted = ctypes.c_ulong(number)
-        if _LIBC.prctl(_PR_SET_PDEATHSIG, wanted, _NOTHING, _NOTHING, _NOTHING) != 0:
-            raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")
+        prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number))
+
+
+def prctl(option: int, first: ctypes.c_ulong, second: object = NOTHING) -> None:
+    """Linux's call on the process itself. Raises OSError if the kernel refuses."""
+    if _LIBC.prctl(option, first, second, NOTHING, NOTHING) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}): {os.strerror(code)}")

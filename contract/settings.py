@@ -7,14 +7,17 @@ complete.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AliasChoices, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contract.attention import AttentionBackend
 from contract.video import CLIP_FRAMES, MAX_DROPPED_FRAMES
+
+ENV_PREFIX: Final = "COINTERACT_"
 
 
 def _split(value: object) -> object:
@@ -28,7 +31,7 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="COINTERACT_", frozen=True, extra="forbid", populate_by_name=True
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", populate_by_name=True
     )
 
     # Where things are
@@ -185,3 +188,12 @@ class Settings(BaseSettings):
         """Seconds until RQ gives a ticket up; generous, because journal and our own lease decide on the
         job."""
         return math.ceil(2 * self.lease_ttl_s)
+
+
+def as_environment(values: Mapping[str, object]) -> dict[str, str]:
+    """The environment variables from which a process reads these settings; None leaves one out."""
+    return {
+        f"{ENV_PREFIX}{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }

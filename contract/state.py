@@ -28,7 +28,6 @@ class Job(Frozen):
     """Of the newest attempt."""
     started_at: datetime | None = None
     """Start of the first attempt."""
-    attempt_started_at: datetime | None = None
     completed_at: datetime | None = None
     clips: tuple[ClipFinished, ...] = ()
     video: StoredFile | None = None

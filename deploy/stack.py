@@ -92,7 +92,7 @@ class _Child:
 
 
 @dataclass
-class Supervisor:
+class PartSupervisor:
     """Keeps parts alive.
 
     Not thread-safe: start, poll and stop belong to one thread, the one that lives longest, because the kernel

@@ -16,7 +16,7 @@ from jobs.identity import pid_of, process_name
 from jobs.queue import JobQueue
 
 ASK_EVERY_S = 0.5
-KEEP_S = 5.0
+TROUBLES_KEPT_S = 5.0
 """How long the API believes a trouble that is not told of again."""
 
 
@@ -51,9 +51,9 @@ class Troubles(threading.Thread):
         while not self._ended.wait(ASK_EVERY_S):
             try:
                 self._ask()
-                if self._dying != told or (told and time.monotonic() - told_at > KEEP_S / 3):
+                if self._dying != told or (told and time.monotonic() - told_at > TROUBLES_KEPT_S / 3):
                     told, told_at = dict(self._dying), time.monotonic()
-                    self._queue.tell_troubles(self._origin, told, KEEP_S)
+                    self._queue.tell_troubles(self._origin, told, TROUBLES_KEPT_S)
             except (RedisError, OSError):
                 continue  # what was known last still holds; the stack restarts Redis if need be
 

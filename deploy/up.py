@@ -12,10 +12,10 @@ from types import FrameType
 from rich.console import Console
 
 from contract.card import CARD_FILE, CheckpointCard
-from contract.settings import Settings
+from contract.settings import Settings, as_environment
 from deploy.display import StartDisplay, ready_panel
 from deploy.parts import other_parts, redis_part
-from deploy.stack import StackError, Supervisor, devices, only_stack_in, plan_workers, require_free_port
+from deploy.stack import PartSupervisor, StackError, devices, only_stack_in, plan_workers, require_free_port
 from deploy.troubles import Troubles
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
@@ -24,12 +24,12 @@ from jobs.queue import JobQueue
 BUNDLED_CHECKPOINT = Path(__file__).parent / "checkpoint"
 """The small trained checkpoint that comes with the code; `python -m tools.ship checkpoint` puts it there."""
 
-POLL_S = 0.2
+STACK_POLL_S = 0.2
 HOPELESS_AFTER_DEATHS = 5
 """A part that dies this often before everything is up will not get better by itself."""
 
 
-def read_card(folder: Path) -> CheckpointCard:
+def checkpoint_card(folder: Path) -> CheckpointCard:
     """The card of a checkpoint folder. Raises StackError if there is none."""
     try:
         return CheckpointCard.model_validate_json((folder / CARD_FILE).read_bytes())
@@ -50,7 +50,7 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
         if "/" in name or Path(argument).is_dir():  # the "=" belongs to the folder's own name
             separator = ""
         path = Path(folder if separator else argument).expanduser().resolve()
-        card = read_card(path)
+        card = checkpoint_card(path)
         name = name if separator else card.name
         if name in folders:
             raise StackError(f"Two checkpoints are named {name!r}. Name them apart: --checkpoint NAME=DIR.")
@@ -67,7 +67,7 @@ def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Con
         stop.set()
 
     previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    supervisor: Supervisor | None = None
+    supervisor: PartSupervisor | None = None
     troubles: Troubles | None = None
     try:
         with only_stack_in(data_dir):
@@ -78,13 +78,17 @@ def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Con
                 redis, redis_url = redis_part(settings, data_dir)
                 environment = {
                     **os.environ,
-                    "COINTERACT_DATA_DIR": str(data_dir),
-                    "COINTERACT_REDIS_URL": redis_url,
-                    "COINTERACT_HOST": settings.host,
-                    "COINTERACT_PORT": str(settings.port),
+                    **as_environment(
+                        {
+                            "data_dir": data_dir,
+                            "redis_url": redis_url,
+                            "host": settings.host,
+                            "port": settings.port,
+                        }
+                    ),
                     "PYTHONUNBUFFERED": "1",
                 }
-                supervisor = Supervisor(data_dir / "logs", environment)
+                supervisor = PartSupervisor(data_dir / "logs", environment)
                 queue = JobQueue(settings, redis_url)
                 troubles = Troubles(queue)
                 plans = plan_workers(devices(), checkpoints)
@@ -114,13 +118,13 @@ def _checkpoints(data_dir: Path, arguments: Sequence[str], display: StartDisplay
     folders = named_checkpoints(arguments or [str(BUNDLED_CHECKPOINT)])
     store = FolderStore(data_dir / "storage")
     for name, folder in folders.items():
-        publish_card(store, read_card(folder).model_copy(update={"name": name}))
+        publish_card(store, checkpoint_card(folder).model_copy(update={"name": name}))
         display.ready("checkpoint", name)
     return folders
 
 
 def _wait_until_ready(
-    supervisor: Supervisor, troubles: Troubles, display: StartDisplay, stop: threading.Event
+    supervisor: PartSupervisor, troubles: Troubles, display: StartDisplay, stop: threading.Event
 ) -> None:
     while not stop.is_set():
         for restart in supervisor.poll():
@@ -139,17 +143,17 @@ def _wait_until_ready(
         display.update(supervisor.names(), {part: known.get(part, why) for part, why in waiting.items()})
         if not waiting:
             return
-        stop.wait(POLL_S)
+        stop.wait(STACK_POLL_S)
 
 
-def _watch(supervisor: Supervisor, troubles: Troubles, stop: threading.Event, console: Console) -> None:
+def _watch(supervisor: PartSupervisor, troubles: Troubles, stop: threading.Event, console: Console) -> None:
     """Restart whatever dies, and say so and what else does not work, until asked to stop."""
 
     def say(words: str, style: str = "yellow") -> None:
         console.print(words, style=style, highlight=False, markup=False)
 
     said: dict[str, str] = {}
-    while not stop.wait(POLL_S):
+    while not stop.wait(STACK_POLL_S):
         for restart in supervisor.poll():
             when = f"in {restart.delay_s:.0f} s" if restart.delay_s >= 1 else "now"
             say(f"{restart}\nRestarting {restart.part} {when}. Its log: {supervisor.log_path(restart.part)}")

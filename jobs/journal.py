@@ -110,7 +110,6 @@ def _changes(job: Job, entry: JournalEntry) -> dict[str, object]:
                 "worker": entry.worker,
                 "attention": entry.attention,
                 "started_at": job.started_at or entry.at,
-                "attempt_started_at": entry.at,
             }
         case ClipFinished():
             return {"clips": (*job.clips, entry), "gpu_seconds": job.gpu_seconds + entry.gpu_seconds}

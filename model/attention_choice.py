@@ -28,7 +28,7 @@ CANDIDATES = (
     AttentionBackend.TORCH_EFFICIENT,
     AttentionBackend.TORCH_MATH,
 )
-MARGIN = 1.03
+CLEARLY_FASTER = 1.03
 """A backend must be so many times as fast as one before it in that order to be taken."""
 
 HEADS = 4
@@ -143,7 +143,9 @@ def fastest(measured: tuple[Measured, ...], device: torch.device) -> AttentionBa
     """
     best = measured[0]
     for found in measured if device.type == "cuda" else ():
-        if found.seconds is not None and (best.seconds is None or found.seconds * MARGIN < best.seconds):
+        if found.seconds is not None and (
+            best.seconds is None or found.seconds * CLEARLY_FASTER < best.seconds
+        ):
             best = found
     return best.backend
 

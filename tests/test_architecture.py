@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from contract.settings import Settings
+
 ROOT = Path(__file__).parent.parent
+SETTINGS = ROOT / "contract" / "settings.py"
 ALLOWED = {
     "contract": {"contract"},
     "jobs": {"jobs", "contract"},
@@ -100,6 +103,41 @@ def test_no_source_file_grows_beyond_what_one_reads_at_a_sitting() -> None:
             limit = 700 if source == ROOT / "model" / "transformer.py" else 500
             lines = len(source.read_text(encoding="utf-8").splitlines())
             assert lines <= limit, f"{source.relative_to(ROOT)} has {lines} lines"
+
+
+def constants_of(source: Path) -> dict[str, str]:
+    """What a module's own constants are set to, by their names."""
+    found: dict[str, str] = {}
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id.isupper() and isinstance(node, Assignment):
+                found[target.id] = ast.unparse(node.value) if node.value else ""
+    return found
+
+
+Assignment = ast.Assign | ast.AnnAssign
+
+
+def test_each_constant_is_defined_once() -> None:
+    """A public one has its name for itself; a private one may not repeat another's name and value."""
+    seen: dict[str, str] = {}
+    for package in ALLOWED:
+        for source in sources(package):
+            where = str(source.relative_to(ROOT))
+            for name, value in constants_of(source).items():
+                key = f"{name} = {value}" if name.startswith("_") else name
+                assert key not in seen, f"{name} is defined in {seen[key]} and in {where}"
+                seen[key] = where
+
+
+def test_each_setting_is_read_in_one_place() -> None:
+    names = {f"COINTERACT_{field}".upper() for field in Settings.model_fields} | {"REDIS_URL"}
+    for package in ALLOWED:
+        for source in sources(package):
+            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+                is_name = isinstance(node, ast.Constant) and node.value in names
+                assert not is_name or source == SETTINGS, f"{source.relative_to(ROOT)} reads {node.value}"
 
 
 LONGEST_FUNCTION = 70

@@ -16,10 +16,9 @@ from pydantic import AliasChoices
 
 from cli.app import app
 from contract.settings import Settings
+from tools import ROOT
 
-ROOT = Path(__file__).parent.parent
-
-PACKAGES = {
+MAPPED_PACKAGES = {
     "contract": "the words that everybody uses. Imports nothing of ours",
     "jobs": "where jobs live and wait. Imports contract",
     "server": "the HTTP API. Imports jobs and contract, never torch",
@@ -109,7 +108,7 @@ def _row(parameter: Any) -> str:
 def files_page() -> str:
     """A line per source file, the first sentence of its docstring."""
     parts = []
-    for package, title in PACKAGES.items():
+    for package, title in MAPPED_PACKAGES.items():
         files = [path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
         files.sort(key=lambda path: (len(path.parts), path))
         rows = [f"| `{path.relative_to(ROOT).as_posix()}` | {_first_sentence(path)} |\n" for path in files]

@@ -26,6 +26,7 @@ from deploy.samples import BUNDLED, Samples
 from deploy.up import BUNDLED_CHECKPOINT
 from model.checkpoints.card_file import read_card, write_card
 from model.checkpoints.writer import MANIFEST, sha256_of
+from tools import ROOT
 from tools.showcase import save_showcase
 from training.small import SmallRecipe
 from training.synthetic import make_video
@@ -34,15 +35,14 @@ from training.world import ACTIONS, Action
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "training/procedural-world.toml"
 PICTURE = ROOT / "docs/images/demo.webp"
 
 # Who presents what in the sample inputs, and what happens: held out, so never seen in training. The product
 # has one broad band: finer patterns are more than the small model can draw.
-SEED = 136
-SHOWN: tuple[Action, ...] = ("lift_right", "rotate", "point_left")
-PHOTO = (480, 768)
+DEMO_PHOTO_SEED = 136
+DEMO_ACTIONS: tuple[Action, ...] = ("lift_right", "rotate", "point_left")
+DEMO_PHOTO_SIZE = (480, 768)
 
 NOTE = (
     "A toy that shows how the service works: 80×128 pixels, drawn people, seven actions; a product keeps its "
@@ -51,9 +51,11 @@ NOTE = (
 CURVES = ("curve.jsonl", "vae-log.jsonl", "audio-log.jsonl")
 
 
-def draw_inputs(folder: Path, seed: int = SEED, actions: Sequence[Action] = SHOWN) -> Samples:
+def draw_inputs(
+    folder: Path, seed: int = DEMO_PHOTO_SEED, actions: Sequence[Action] = DEMO_ACTIONS
+) -> Samples:
     """Write the sample inputs: a held-out presenter and product of the procedural world, 3.2 s per action."""
-    width, height = PHOTO
+    width, height = DEMO_PHOTO_SIZE
     video = make_video(
         seed, width, height, actions=actions, split="heldout", shown=range(1), synthesiser="formant",
         with_structure=False,
@@ -161,8 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     inputs = commands.add_parser("inputs", help="draw the sample inputs")
-    inputs.add_argument("--seed", type=int, default=SEED)
-    inputs.add_argument("--actions", default=",".join(SHOWN), help=f"of {', '.join(ACTIONS)}")
+    inputs.add_argument("--seed", type=int, default=DEMO_PHOTO_SEED)
+    inputs.add_argument("--actions", default=",".join(DEMO_ACTIONS), help=f"of {', '.join(ACTIONS)}")
     inputs.add_argument("--to", type=Path, default=BUNDLED.folder)
     checkpoint = commands.add_parser("checkpoint", help="install a trained small checkpoint as the default")
     checkpoint.add_argument("training", type=Path, help="OUTPUT of training.small")

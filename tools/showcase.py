@@ -14,14 +14,14 @@ from contract.video import CLIP_FRAMES, FPS
 from deploy.samples import Samples
 
 PAGE = (800, 392)
-PHOTO = (165, 264)
+SHOWN_PHOTO_SIZE = (165, 264)
 VIDEO = (225, 360)
 WAVE = (527, 80)
-MARGIN = 16
+PAGE_MARGIN = 16
 EVERY = 2
 """Every second frame: lips are still with the sound, and the file half as large."""
 
-PAPER, INK, SOFT, BRAND = (255, 255, 255), (27, 27, 34), (150, 150, 162), (79, 70, 229)
+PAPER, SOFT, BRAND = (255, 255, 255), (150, 150, 162), (79, 70, 229)
 
 
 def save_showcase(samples: Samples, video: Path, target: Path) -> None:
@@ -35,7 +35,7 @@ def save_showcase(samples: Samples, video: Path, target: Path) -> None:
         page = pages[index // CLIP_FRAMES].copy()
         # The video is small; enlarged with a smooth filter it looks drawn rather than made of squares.
         enlarged = frames[index].resize(VIDEO, Image.Resampling.LANCZOS)
-        page.paste(enlarged, (PAGE[0] - VIDEO[0] - MARGIN, MARGIN))
+        page.paste(enlarged, (PAGE[0] - VIDEO[0] - PAGE_MARGIN, PAGE_MARGIN))
         shown.append(page)
     target.parent.mkdir(parents=True, exist_ok=True)
     duration = 1000 * EVERY // FPS
@@ -50,15 +50,15 @@ def inputs_page(samples: Samples, clip: int, clips: int) -> Image.Image:
     draw = ImageDraw.Draw(page)
     for place, file in enumerate((samples.person, samples.product)):
         with Image.open(file) as image:
-            photo = image.convert("RGB").resize(PHOTO, Image.Resampling.LANCZOS)
-        page.paste(photo, (MARGIN + place * (PHOTO[0] + MARGIN), MARGIN))
+            photo = image.convert("RGB").resize(SHOWN_PHOTO_SIZE, Image.Resampling.LANCZOS)
+        page.paste(photo, (PAGE_MARGIN + place * (SHOWN_PHOTO_SIZE[0] + PAGE_MARGIN), PAGE_MARGIN))
     _draw_prompts(draw, samples.sentences(), clip)
     _draw_wave(draw, samples.audio, clip, clips)
     return page
 
 
 def _draw_prompts(draw: ImageDraw.ImageDraw, sentences: tuple[str, ...], clip: int) -> None:
-    x, y = 2 * (PHOTO[0] + MARGIN) + MARGIN, MARGIN
+    x, y = 2 * (SHOWN_PHOTO_SIZE[0] + PAGE_MARGIN) + PAGE_MARGIN, PAGE_MARGIN
     font = ImageFont.load_default(size=13)
     for index, sentence in enumerate(sentences):
         text = textwrap.fill(sentence, 25)
@@ -70,7 +70,7 @@ def _draw_wave(draw: ImageDraw.ImageDraw, speech: Path, clip: int, clips: int) -
     samples, rate = soundfile.read(speech, dtype="float32")
     loud = np.abs(samples[: len(samples) // WAVE[0] * WAVE[0]]).reshape(WAVE[0], -1).max(axis=1)
     per_clip = CLIP_FRAMES / FPS * rate / len(samples) * WAVE[0]  # pixels
-    middle = MARGIN + PHOTO[1] + MARGIN + WAVE[1] // 2
+    middle = PAGE_MARGIN + SHOWN_PHOTO_SIZE[1] + PAGE_MARGIN + WAVE[1] // 2
     for x, height in enumerate(loud / loud.max() * WAVE[1] / 2):
         color = BRAND if int(x / per_clip) == min(clip, clips - 1) else SOFT
-        draw.line((MARGIN + x, middle - height, MARGIN + x, middle + height), fill=color)
+        draw.line((PAGE_MARGIN + x, middle - height, PAGE_MARGIN + x, middle + height), fill=color)

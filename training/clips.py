@@ -16,6 +16,8 @@ from model.speech_features import clip_features, encode_audio
 from model.text_encoder import encode_prompts
 from model.vae import encode_pixels
 
+CPU = torch.device("cpu")
+
 HOI_PROMPT_PREFIX = (
     "a rendered video on a black background showing a 3D human body mesh interacting with an object. "
     "The scene features the human body represented as a polygonal mesh with visible surface geometry, "

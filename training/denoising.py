@@ -15,7 +15,7 @@ from model.pipeline import CoInteractPipeline
 from model.text_encoder import encode_prompts
 from model.transformer import ConditioningInputs
 
-from .clips import ClipEncoder
+from .clips import CPU, ClipEncoder
 from .dataset import synthetic_clip
 from .objective import LossWeights, routing_loss
 from .synthetic import SyntheticVideo
@@ -23,7 +23,6 @@ from .synthetic import SyntheticVideo
 TIMESTEPS = (250.0, 500.0, 750.0)
 """Of 1000. The experts take part in all of them."""
 ROUTING_TIMESTEP = 500.0
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from diffusers.training_utils import EMAModel
 
 from contract.card import CARD_FILE, CheckpointCard
 from model.checkpoints.card_file import read_card, write_card
-from model.checkpoints.load import load_pipeline
+from model.checkpoints.load import DTYPES, load_pipeline
 from model.pipeline import CoInteractPipeline
 from model.training_schedule import training_schedule
 from model.transformer import CoInteractTransformer3DModel
@@ -37,8 +37,6 @@ from .padded_prompts import pad_prompts, use_short_prompts
 from .recipe import TrainRecipe
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

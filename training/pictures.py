@@ -30,15 +30,14 @@ from model.transformer import Conditioning, ConditioningInputs
 from model.vae import decode_latents, encode_pixels
 
 from .branches import with_hoi_branch
-from .clips import HOI_PROMPT_PREFIX, ClipEncoder, EncodedClip
+from .clips import CPU, HOI_PROMPT_PREFIX, ClipEncoder, EncodedClip
 from .dataset import synthetic_clip
 from .synthetic import SyntheticVideo, make_video
 from .world import ACTIONS, Action
 
 log = logging.getLogger(__name__)
 
-CPU = torch.device("cpu")
-SHOWN = (6, 16, 26, 36, 46, 56, 66, 76)
+SHOWN_FRAMES = (6, 16, 26, 36, 46, 56, 66, 76)
 """Frames of the clip that a picture has as columns."""
 ENLARGED = 2
 AVERAGED_WEIGHTS = "custom_checkpoint_1.pkl"
@@ -179,7 +178,7 @@ def _sheet(rows: Sequence[np.ndarray]) -> Image.Image:
     gap = np.full((rows[0].shape[1], 2, 3), 255, np.uint8)
     lines = []
     for row in rows:
-        line = np.concatenate([part for frame in SHOWN for part in (row[frame], gap)], axis=1)
+        line = np.concatenate([part for frame in SHOWN_FRAMES for part in (row[frame], gap)], axis=1)
         lines += [line, np.full((2, line.shape[1], 3), 255, np.uint8)]
     sheet = Image.fromarray(np.concatenate(lines))
     return sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.LANCZOS)

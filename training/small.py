@@ -30,9 +30,9 @@ from .dataset import synthetic_clip
 from .loop import Step, train
 from .recipe import TrainRecipe
 from .small_encoders import (
-    AUDIO_DIM,
     AUDIO_LAYERS,
-    TEXT_DIM,
+    SMALL_AUDIO_DIM,
+    SMALL_TEXT_DIM,
     make_feature_extractor,
     make_text_encoder,
     make_tokenizer,
@@ -173,8 +173,8 @@ def make_transformer(recipe: SmallRecipe) -> CoInteractTransformer3DModel:
         attention_head_dim=sizes.head_dim,
         ffn_dim=sizes.ffn_dim,
         num_layers=sizes.layers,
-        text_dim=TEXT_DIM,
-        audio_dim=AUDIO_DIM,
+        text_dim=SMALL_TEXT_DIM,
+        audio_dim=SMALL_AUDIO_DIM,
         num_audio_layers=AUDIO_LAYERS + 1,
         audio_inject_layers=tuple(range(max(0, sizes.layers - 3), sizes.layers)),
         expert_hidden_dim=sizes.expert_hidden_dim,

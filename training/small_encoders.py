@@ -38,8 +38,8 @@ from .world import ACTIONS, describe, make_cast
 
 log = logging.getLogger(__name__)
 
-TEXT_DIM = 64
-AUDIO_DIM = 48
+SMALL_TEXT_DIM = 64
+SMALL_AUDIO_DIM = 48
 AUDIO_LAYERS = 2
 BANDS = 24
 
@@ -77,7 +77,7 @@ def make_text_encoder(vocabulary: int, seed: int) -> UMT5EncoderModel:
     torch.manual_seed(seed)
     config = UMT5Config(
         vocab_size=vocabulary,
-        d_model=TEXT_DIM,
+        d_model=SMALL_TEXT_DIM,
         d_kv=16,
         d_ff=128,
         num_layers=1,
@@ -101,7 +101,7 @@ def train_audio_encoder(
     """
     torch.manual_seed(seed)
     config = Wav2Vec2Config(
-        hidden_size=AUDIO_DIM,
+        hidden_size=SMALL_AUDIO_DIM,
         num_hidden_layers=AUDIO_LAYERS,
         num_attention_heads=4,
         intermediate_size=96,
@@ -118,7 +118,7 @@ def train_audio_encoder(
         activation_dropout=0.0,
         feat_proj_dropout=0.0,
     )
-    encoder, head = Wav2Vec2Model(config), nn.Linear(AUDIO_DIM, BANDS)
+    encoder, head = Wav2Vec2Model(config), nn.Linear(SMALL_AUDIO_DIM, BANDS)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=2e-3)
     extractor = make_feature_extractor()
     output.mkdir(parents=True, exist_ok=True)
@@ -164,17 +164,3 @@ def log_band_energies(audio: torch.Tensor, num_frames: int) -> torch.Tensor:
     bank = torch.from_numpy(np.clip(np.minimum(rising, falling), 0, None)).float()
     energies = torch.log10(torch.einsum("bft,mf->btm", spectrum, bank) + 1e-2)
     return F.pad(energies, (0, 0, 0, max(0, num_frames - energies.shape[1])))[:, :num_frames]
-
-
-@torch.no_grad()
-def envelope_probe(features: torch.Tensor, mouth: torch.Tensor, ridge: float = 1e-2) -> float:
-    """Share of the mouth opening's variance that a ridge regression reads from features (T, D); last
-    third held out.
-    """
-    inputs = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
-    split = len(inputs) * 2 // 3
-    seen, unseen = inputs[:split], inputs[split:]
-    gram = seen.T @ seen + ridge * torch.eye(inputs.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, seen.T @ mouth[:split].double())
-    error = (unseen @ weights - mouth[split:].double()).pow(2).mean()
-    return float(1 - error / mouth[split:].double().var(unbiased=False))

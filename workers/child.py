@@ -30,7 +30,7 @@ from rq.timeouts import BaseDeathPenalty
 from rq.worker import SimpleWorker
 from rq.worker.base import WorkerStatus
 
-from contract import processes
+from contract.processes import die_with_parent
 from contract.settings import Settings
 from jobs.artifacts import FolderStore
 from jobs.journal import Journal
@@ -194,9 +194,9 @@ def serve(config: ChildConfig, engine: Engine) -> int:
     return RESTART_EXIT_STATUS if runner.broken else 0
 
 
-def die_with_parent(parent_pid: int) -> None:
+def end_with_supervisor(parent_pid: int) -> None:
     """End when the supervisor is gone, however it went: nobody would beat our heart."""
-    processes.die_with_parent(signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
     if os.getppid() != parent_pid:
         raise SystemExit("the supervisor is gone")
 
@@ -214,7 +214,7 @@ def main() -> int:
     faulthandler.enable()  # last words of a crash in native code
     config = ChildConfig.model_validate_json(sys.stdin.buffer.readline())
     configure_logging(config.settings)
-    die_with_parent(config.parent_pid)
+    end_with_supervisor(config.parent_pid)
     try:
         engine = load_engine(config)
     except Exception as error:  # whatever it is, whoever asks why nothing is rendered should be told

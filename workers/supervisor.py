@@ -59,7 +59,7 @@ STEADY_AFTER_S = 10.0
 """A child that has been ready for so long is steady; so is one that has finished an attempt."""
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
-POLL_S = 0.25
+CHILD_POLL_S = 0.25
 PUBLISH_RETRY_S = 5.0
 
 
@@ -219,7 +219,7 @@ class Supervisor:
             selector.register(child.reports, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
             while True:
-                ready = {key.fd for key, _ in selector.select(POLL_S)}
+                ready = {key.fd for key, _ in selector.select(CHILD_POLL_S)}
                 self._publish_card()
                 if child.reports in ready:
                     messages = child.receive()

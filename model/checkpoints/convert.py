@@ -42,6 +42,7 @@ from model.checkpoints.errors import CheckpointError, Fault, Problem, unreadable
 from model.checkpoints.fetch import provenance
 from model.checkpoints.fp8 import fp8_outputs, is_fp8_weight
 from model.checkpoints.layout import on_meta, transformer_layout
+from model.checkpoints.load import DTYPES
 from model.checkpoints.merge import Origin, PlannedTensor, expert_hidden_dim, plan_transformer
 from model.checkpoints.official import find_shards, read_table
 from model.checkpoints.official_names import dit_config
@@ -61,10 +62,8 @@ TOKENIZER_FOLDER = "google/umt5-xxl"
 REPORT = "conversion.json"
 LICENSE = "Apache-2.0"
 TRAINED_SIZES = ("720x1280", "1280x720", "480x832", "832x480")
-SLACK_BYTES = 64 * 2**20
+CONVERSION_SLACK_BYTES = 64 * 2**20
 """Free disk space asked for beyond the tensors: configuration, tokenizer, directory entries."""
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -371,8 +370,9 @@ def _report(plan: _Plan, outputs: dict[str, list[OutputTensor]], seconds: float)
 def _check_disk(out: Path, needed: int) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
-    if free < needed + SLACK_BYTES:
+    if free < needed + CONVERSION_SLACK_BYTES:
         raise OSError(
             errno.ENOSPC,
-            f"{(needed + SLACK_BYTES) / 1e9:.1f} GB needed for {out}, {free / 1e9:.1f} GB free on its disk",
+            f"{(needed + CONVERSION_SLACK_BYTES) / 1e9:.1f} GB needed for {out}, "
+            f"{free / 1e9:.1f} GB free on its disk",
         )

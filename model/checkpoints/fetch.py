@@ -38,11 +38,11 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "fetch.json"
-SLACK_BYTES = 2**30
+DOWNLOAD_SLACK_BYTES = 2**30
 """Free disk space that must remain after everything is downloaded."""
 
 
-class FetchError(RuntimeError):
+class DownloadError(RuntimeError):
     """Files that could not be had, and what to do about it."""
 
 
@@ -116,7 +116,7 @@ class FetchRequest:
 
 
 @dataclass(frozen=True)
-class Fetched:
+class Downloaded:
     """Where the files are: the arguments of `convert`."""
 
     base: Path
@@ -129,13 +129,12 @@ OnFile = Callable[[str, int, int], None]
 """Told a file's name, its number from 1 and the number of files, before it is fetched or checked."""
 
 
-def fetch(request: FetchRequest, on_file: OnFile | None = None) -> Fetched:
+def fetch(request: FetchRequest, on_file: OnFile | None = None) -> Downloaded:
     """Bring the official files to `request.to`; what is already there, whole or in part, is kept.
 
     Raises:
-        FetchError: a repository, revision or file that is not there or not accessible, too little disk space,
-        a file
-            that arrived damaged, no network, or files lacking while offline.
+        DownloadError: a repository, revision or file is not there or not accessible, the disk has too little
+            space, a file arrived damaged, there is no network, or files are missing while offline.
         OSError: the target cannot be written.
     """
     sources = (BASE, COINTERACT_POSE if request.pose else COINTERACT, AUDIO_ENCODER)
@@ -155,13 +154,13 @@ def fetch(request: FetchRequest, on_file: OnFile | None = None) -> Fetched:
     missing = [(source, file) for source, file in wanted if not _is_whole(request.to / source.folder, file)]
     if offline and missing:
         names = ", ".join(f"{source.folder}/{file.name}" for source, file in missing)
-        raise FetchError(f"offline, and these files are not in {request.to}: {names}")
+        raise DownloadError(f"offline, and these files are not in {request.to}: {names}")
     _check_disk(request.to, [(request.to / source.folder, file) for source, file in missing])
     for number, (source, file) in enumerate(missing, 1):
         if on_file is not None:
             on_file(f"{source.repo}/{file.name}", number, len(missing))
         _download(request, snapshots[source], file, request.to / source.folder)
-    return Fetched(
+    return Downloaded(
         base=request.to / BASE.folder,
         cointeract=request.to / sources[1].folder / sources[1].required[0],
         audio_encoder=request.to / AUDIO_ENCODER.folder,
@@ -197,13 +196,13 @@ def _list_files(request: FetchRequest, repo: str, pinned: Snapshot | None) -> Sn
         for sibling in info.siblings or ()
     )
     if not info.sha:
-        raise FetchError(f"{repo}: the hub named no commit for revision {revision}")
+        raise DownloadError(f"{repo}: the hub named no commit for revision {revision}")
     return Snapshot(repo, revision, info.sha, files)
 
 
 def _pinned_or_refuse(source: Source, pinned: Snapshot | None) -> Snapshot:
     if pinned is None:
-        raise FetchError(
+        raise DownloadError(
             f"offline, and {source.repo} was never fetched here: run `cointeract fetch` online once"
         )
     return pinned
@@ -215,12 +214,12 @@ def _select(source: Source, snapshot: Snapshot) -> list[RemoteFile]:
     for pattern in source.required:
         found = fnmatch.filter(by_name, pattern)
         if not found:
-            raise FetchError(f"{source.repo} at {snapshot.commit} has no file {pattern}")
+            raise DownloadError(f"{source.repo} at {snapshot.commit} has no file {pattern}")
         chosen |= {name: by_name[name] for name in sorted(found)}
     if source.alternatives:
         name = next((name for name in source.alternatives if name in by_name), None)
         if name is None:
-            raise FetchError(
+            raise DownloadError(
                 f"{source.repo} at {snapshot.commit} has none of {', '.join(source.alternatives)}"
             )
         chosen[name] = by_name[name]
@@ -245,8 +244,8 @@ def _check_disk(to: Path, missing: Sequence[tuple[Path, RemoteFile]]) -> None:
         partial = _partial(folder, file)
         needed += file.size - (partial.stat().st_size if partial.is_file() else 0)
     free = shutil.disk_usage(to).free
-    if needed and free < needed + SLACK_BYTES:
-        raise FetchError(
+    if needed and free < needed + DOWNLOAD_SLACK_BYTES:
+        raise DownloadError(
             f"{needed / 1e9:.1f} GB are still to be downloaded to {to} (and 1 GB must stay free), "
             f"but its disk has {free / 1e9:.1f} GB free: free some space or choose another folder with --to"
         )
@@ -281,7 +280,7 @@ def _download(request: FetchRequest, snapshot: Snapshot, file: RemoteFile, folde
     damage = _damage(partial, file)
     if damage:
         partial.unlink()
-        raise FetchError(
+        raise DownloadError(
             f"{snapshot.repo}/{file.name} arrived damaged ({damage}); it was removed, run fetch again"
         )
     partial.replace(folder / file.name)
@@ -321,7 +320,7 @@ def _read_pins(to: Path) -> dict[str, Snapshot]:
             for repo, entry in stored.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FetchError(f"{path} is damaged ({error}); remove it to pin the revisions anew") from error
+        raise DownloadError(f"{path} is damaged ({error}); remove it to pin the revisions anew") from error
 
 
 def _write_pins(to: Path, pins: Mapping[str, Snapshot]) -> None:
@@ -336,25 +335,27 @@ def _write_pins(to: Path, pins: Mapping[str, Snapshot]) -> None:
 
 @contextmanager
 def _explained(what: str, revision: str) -> Iterator[None]:
-    """Errors of the hub library → FetchError with what to do."""
+    """Errors of the hub library → DownloadError with what to do."""
     token = "set HF_TOKEN to a token that may read it"
     try:
         yield
     except GatedRepoError as error:
-        raise FetchError(f"{what} is gated: accept its terms on its page and {token}") from error
+        raise DownloadError(f"{what} is gated: accept its terms on its page and {token}") from error
     except RevisionNotFoundError as error:
-        raise FetchError(f"{what} has no revision {revision}") from error
+        raise DownloadError(f"{what} has no revision {revision}") from error
     except RepositoryNotFoundError as error:
-        raise FetchError(f"{what} does not exist, or is private: {token}") from error
+        raise DownloadError(f"{what} does not exist, or is private: {token}") from error
     except OfflineModeIsEnabled as error:
-        raise FetchError(f"{what}: offline (HF_HUB_OFFLINE is set)") from error
+        raise DownloadError(f"{what}: offline (HF_HUB_OFFLINE is set)") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = f": {token}" if status in (401, 403) else ""
-        raise FetchError(f"{what} at {revision}: the hub answered {status}{hint}") from error
+        raise DownloadError(f"{what} at {revision}: the hub answered {status}{hint}") from error
     except (HTTPError, FileMetadataError) as error:
-        raise FetchError(f"{what}: no usable answer ({error}); check the network and HF_ENDPOINT") from error
+        raise DownloadError(
+            f"{what}: no usable answer ({error}); check the network and HF_ENDPOINT"
+        ) from error
     except OSError as error:
         if "Consistency check failed" not in str(error):
             raise
-        raise FetchError(f"{what}: the connection ended early; run fetch again, it continues") from error
+        raise DownloadError(f"{what}: the connection ended early; run fetch again, it continues") from error

@@ -28,7 +28,7 @@ _MOST_LAYERS = 100
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where an official tensor goes."""
 
     name: str
@@ -36,7 +36,7 @@ class Place:
     shape: tuple[int, ...]
 
 
-Layout = Mapping[str, Place]
+Layout = Mapping[str, Slot]
 """Official name → place."""
 
 
@@ -100,7 +100,7 @@ def _layout(
     names: Iterable[str], rename: Callable[[str], str | None], model: nn.Module, tied: Sequence[str] = ()
 ) -> Layout:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-    layout: dict[str, Place] = {}
+    layout: dict[str, Slot] = {}
     taken: set[str] = set()
     for name in names:
         try:
@@ -112,7 +112,7 @@ def _layout(
         if ours in taken:
             raise AssertionError(f"two official names map to {ours}; the second is {name}")
         taken.add(ours)
-        layout[name] = Place(ours, shapes[ours])
+        layout[name] = Slot(ours, shapes[ours])
     if left := sorted(shapes.keys() - taken):
         raise AssertionError(f"no official name maps to {left[:5]}")
     return layout
@@ -190,11 +190,13 @@ def _vae_names() -> Iterator[str]:
     )
 
 
-def split_transformer(layout: Layout) -> tuple[dict[str, Place], dict[str, Place], dict[str, Place]]:
+def split_transformer(
+    layout: Layout,
+) -> tuple[dict[str, Slot], dict[str, Slot], dict[str, Slot]]:
     """(base, MoE, HOI) parts of a transformer layout."""
-    base: dict[str, Place] = {}
-    moe: dict[str, Place] = {}
-    hoi: dict[str, Place] = {}
+    base: dict[str, Slot] = {}
+    moe: dict[str, Slot] = {}
+    hoi: dict[str, Slot] = {}
     for name, place in layout.items():
         part = hoi if is_hoi_name(name) else moe if is_moe_name(name) else base
         part[name] = place

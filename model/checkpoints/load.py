@@ -37,6 +37,9 @@ from model.memory.offload import choose_mode, offload
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""By the names that recipes and commands use."""
+
 __all__ = ["CheckpointCard", "CheckpointError", "load_model", "load_pipeline"]
 
 logger = logging.getLogger(__name__)

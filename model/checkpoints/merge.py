@@ -13,7 +13,7 @@ import torch
 from model.checkpoints.errors import CheckpointError, Fault, Problem
 from model.checkpoints.layout import (
     Layout,
-    Place,
+    Slot,
     check_table,
     is_lora_target,
     is_moe_name,
@@ -146,7 +146,7 @@ def plan_transformer(
     return TransformerPlan(tuple(tensors), () if keep_hoi else tuple(parts.hoi.values()), tuple(ranks))
 
 
-def _planned(info: TensorInfo, place: Place, lora: LoraPair | None) -> PlannedTensor:
+def _planned(info: TensorInfo, place: Slot, lora: LoraPair | None) -> PlannedTensor:
     return PlannedTensor(place.name, info, Origin.BASE if lora is None else Origin.MERGED, lora)
 
 
@@ -187,7 +187,7 @@ def _sort(table: TensorTable) -> tuple[CoInteractTensors, list[Problem]]:
     return CoInteractTensors(lora, moe, hoi), problems
 
 
-def _check_lora(lora: Mapping[str, LoraPair], base_layout: Mapping[str, Place], file: str) -> list[Problem]:
+def _check_lora(lora: Mapping[str, LoraPair], base_layout: Mapping[str, Slot], file: str) -> list[Problem]:
     problems: list[Problem] = []
     for name, place in base_layout.items():
         if not is_lora_target(name):

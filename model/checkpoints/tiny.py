@@ -24,8 +24,8 @@ from model.checkpoints.card_file import write_card
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
-TEXT_DIM = 64
-AUDIO_DIM = 32
+TINY_TEXT_DIM = 64
+TINY_AUDIO_DIM = 32
 
 CARD = CheckpointCard(
     name="tiny-random",
@@ -59,8 +59,8 @@ def tiny_pipeline(seed: int = 0) -> CoInteractPipeline:
         attention_head_dim=24,
         ffn_dim=192,
         num_layers=4,
-        text_dim=TEXT_DIM,
-        audio_dim=AUDIO_DIM,
+        text_dim=TINY_TEXT_DIM,
+        audio_dim=TINY_AUDIO_DIM,
         audio_inject_layers=(0, 2, 3),
         expert_hidden_dim=16,
     )
@@ -70,7 +70,7 @@ def tiny_pipeline(seed: int = 0) -> CoInteractPipeline:
     text_encoder = UMT5EncoderModel(
         UMT5Config(
             vocab_size=384,
-            d_model=TEXT_DIM,
+            d_model=TINY_TEXT_DIM,
             d_kv=16,
             d_ff=128,
             num_layers=2,
@@ -80,7 +80,7 @@ def tiny_pipeline(seed: int = 0) -> CoInteractPipeline:
     )
     audio_encoder = Wav2Vec2Model(
         Wav2Vec2Config(
-            hidden_size=AUDIO_DIM,
+            hidden_size=TINY_AUDIO_DIM,
             num_hidden_layers=24,
             num_attention_heads=4,
             intermediate_size=64,

@@ -21,7 +21,7 @@ TORCH_KERNELS = {
     AttentionBackend.TORCH_EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
     AttentionBackend.TORCH_MATH: SDPBackend.MATH,
 }
-PACKAGES = {
+NAME_IN_DIFFUSERS = {
     AttentionBackend.FLASH_2: AttentionBackendName.FLASH,
     AttentionBackend.FLASH_3: AttentionBackendName._FLASH_3,
     AttentionBackend.FLASH_3_HUB: AttentionBackendName._FLASH_3_HUB,
@@ -39,9 +39,9 @@ class Dispatch:
 
 def missing_package(backend: AttentionBackend) -> str:
     """Why a backend from a package of its own cannot be used; empty if it can, or comes with torch."""
-    if backend in PACKAGES:
+    if backend in NAME_IN_DIFFUSERS:
         try:
-            _check_attention_backend_requirements(PACKAGES[backend])
+            _check_attention_backend_requirements(NAME_IN_DIFFUSERS[backend])
         except RuntimeError as error:
             return str(error)
     return ""
@@ -63,10 +63,10 @@ def dispatch(backend: AttentionBackend, strict: bool = False) -> Dispatch:
         first = TORCH_KERNELS[backend]
         others = () if strict else tuple(kernel for kernel in TORCH_KERNELS.values() if kernel is not first)
         return Dispatch(torch_kernels=(first, *others))
-    if backend in PACKAGES:
-        _check_attention_backend_requirements(PACKAGES[backend])
-        _maybe_download_kernel_for_backend(PACKAGES[backend])
-        return Dispatch(name=PACKAGES[backend])
+    if backend in NAME_IN_DIFFUSERS:
+        _check_attention_backend_requirements(NAME_IN_DIFFUSERS[backend])
+        _maybe_download_kernel_for_backend(NAME_IN_DIFFUSERS[backend])
+        return Dispatch(name=NAME_IN_DIFFUSERS[backend])
     return Dispatch()
 
 

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from contract.video import MOTION_FRAMES, MOTION_LATENT_FRAMES
 from model.kernels.modulation import norm_modulate
 from model.network.attention import CoInteractAttention, KeyValue
 
-MOTION_VIDEO_FRAMES = 73  # the previous clip's frames that precede the target
-MOTION_LATENT_FRAMES = 19  # the same in latent frames
 SHIFT, SCALE = 0, 1  # places in an injection's modulation
 NORM_EPS = 1e-5
 
@@ -49,7 +48,7 @@ class AudioEncoder(nn.Module):
         weights = F.silu(self.layer_weights.to(audio_embeds.dtype)).flatten()
         mixed = torch.einsum("blct,l->bct", audio_embeds, weights / weights.sum())
         # The convolutions expect the previous clip in front; its place is held by the first frame.
-        mixed = torch.cat([mixed[..., :1].expand(-1, -1, MOTION_VIDEO_FRAMES), mixed], dim=-1)
+        mixed = torch.cat([mixed[..., :1].expand(-1, -1, MOTION_FRAMES), mixed], dim=-1)
 
         heads = self.conv_in_local(mixed).unflatten(1, (self.num_audio_tokens, -1))  # (B, tokens, C/4, T)
         local = self._shorten(heads.flatten(0, 1)).unflatten(0, heads.shape[:2])  # (B, tokens, F, D)

@@ -26,8 +26,7 @@ from model.text_encoder import encode_tokens, tokenize
 from model.training_schedule import training_schedule
 from model.vae import decode_latents, encode_pixels
 
-LIMIT = 1e-5
-CPU = torch.device("cpu")
+COMPONENT_LIMIT = 1e-5
 
 Tensors = Mapping[str, torch.Tensor]
 Metadata = Mapping[str, str]
@@ -57,21 +56,21 @@ def run_component_cases(
         yield from _schedule(cases)
     if any(re.fullmatch(r"prompt\d+\.embeds", key) for key in cases):
         text_encoder = (
-            load_model(UMT5EncoderModel, checkpoint / "text_encoder", CPU, torch.float32)
+            load_model(UMT5EncoderModel, checkpoint / "text_encoder", torch.device("cpu"), torch.float32)
             if checkpoint
             else build_text_encoder(_weights(official, "t5."))
         )
         yield from _text(text_encoder, cases, metadata, checkpoint)
     if "features_25fps" in cases:
         audio_encoder = (
-            load_model(Wav2Vec2Model, checkpoint / "audio_encoder", CPU, torch.float32)
+            load_model(Wav2Vec2Model, checkpoint / "audio_encoder", torch.device("cpu"), torch.float32)
             if checkpoint
             else build_audio_encoder(_weights(official, "w2v."), _audio_config(settings))
         )
         yield from _audio(audio_encoder, cases)
     if "latents_normalised" in cases:
         vae = (
-            load_model(AutoencoderKLWan, checkpoint / "vae", CPU, torch.float32)
+            load_model(AutoencoderKLWan, checkpoint / "vae", torch.device("cpu"), torch.float32)
             if checkpoint
             else build_vae(_weights(official, "vae."))
         )
@@ -82,13 +81,13 @@ def _schedule(cases: Tensors) -> Iterator[CaseResult]:
     for key in sorted(cases):
         if match := re.fullmatch(r"(sigmas|timesteps)\.steps(\d+)\.shift([\d.]+)", key):
             scheduler = FlowMatchEulerDiscreteScheduler()
-            set_schedule(scheduler, int(match[2]), float(match[3]), CPU)
+            set_schedule(scheduler, int(match[2]), float(match[3]), torch.device("cpu"))
             ours = scheduler.sigmas[:-1] if match[1] == "sigmas" else scheduler.timesteps
-            yield compare(key, ours, cases[key], limit=LIMIT, relative=True)
+            yield compare(key, ours, cases[key], limit=COMPONENT_LIMIT, relative=True)
         elif match := re.fullmatch(r"train\.(timesteps|weights)\.shift([\d.]+)", key):
             schedule = training_schedule(float(match[2]), len(cases[key]))
             ours = schedule.timesteps if match[1] == "timesteps" else schedule.weights
-            yield compare(key, ours, cases[key], limit=LIMIT, relative=True)
+            yield compare(key, ours, cases[key], limit=COMPONENT_LIMIT, relative=True)
 
 
 def _text(
@@ -109,27 +108,37 @@ def _text(
                 yield compare(f"{name}.mask", mask, cases[f"{name}.mask"], limit=0.0)
         else:
             ids, mask = cases[f"{name}.ids"], cases[f"{name}.mask"]
-        yield compare(key, encode_tokens(encoder, ids, mask), cases[key], limit=LIMIT, relative=True)
+        yield compare(
+            key, encode_tokens(encoder, ids, mask), cases[key], limit=COMPONENT_LIMIT, relative=True
+        )
 
 
 def _audio(encoder: Wav2Vec2Model, cases: Tensors) -> Iterator[CaseResult]:
     extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    features = encode_audio(encoder, extractor, cases["wav"].float().numpy(), CPU, last_layer_normed=False)
-    yield compare("features_25fps", features, cases["features_25fps"], limit=LIMIT, relative=True)
+    features = encode_audio(
+        encoder, extractor, cases["wav"].float().numpy(), torch.device("cpu"), last_layer_normed=False
+    )
+    yield compare("features_25fps", features, cases["features_25fps"], limit=COMPONENT_LIMIT, relative=True)
     for key in sorted(key for key in cases if key.startswith("clips.batch")):
         window = int(key.removeprefix("clips.batch"))
         clips = [clip_features(features, clip, window) for clip in range(len(cases[key]))]
-        yield compare(key, torch.cat(clips), cases[key], limit=LIMIT, relative=True)
+        yield compare(key, torch.cat(clips), cases[key], limit=COMPONENT_LIMIT, relative=True)
 
 
 def _vae(vae: AutoencoderKLWan, cases: Tensors) -> Iterator[CaseResult]:
     latents = cases["latents_normalised"]
     if "video" in cases:
         yield compare(
-            "latents_normalised", encode_pixels(vae, cases["video"]), latents, limit=LIMIT, relative=True
+            "latents_normalised",
+            encode_pixels(vae, cases["video"]),
+            latents,
+            limit=COMPONENT_LIMIT,
+            relative=True,
         )
     if "decoded" in cases:
-        yield compare("decoded", decode_latents(vae, latents), cases["decoded"], limit=LIMIT, relative=True)
+        yield compare(
+            "decoded", decode_latents(vae, latents), cases["decoded"], limit=COMPONENT_LIMIT, relative=True
+        )
 
 
 def _weights(official: Tensors, prefix: str) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ from model.network.block import Visibility
 from model.parity.result import CaseResult, compare
 from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 
-LIMIT = 1e-4
+NETWORK_LIMIT = 1e-4
 
 Tensors = Mapping[str, torch.Tensor]
 log = logging.getLogger(__name__)
@@ -142,9 +142,9 @@ def run_dit_cases(transformer: CoInteractTransformer3DModel, cases: Tensors) -> 
     """
     if "out.audio_emb_local" in cases:
         audio = transformer.audio_encoder(cases["in.audio_features"])
-        yield compare("audio_emb_local", audio.local, cases["out.audio_emb_local"], limit=LIMIT)
+        yield compare("audio_emb_local", audio.local, cases["out.audio_emb_local"], limit=NETWORK_LIMIT)
         overall = cases["out.audio_emb_global"]
-        yield compare("audio_emb_global", audio.overall.view_as(overall), overall, limit=LIMIT)
+        yield compare("audio_emb_global", audio.overall.view_as(overall), overall, limit=NETWORK_LIMIT)
 
     outputs = [match[1] for key in cases if (match := re.fullmatch(r"out\.(.+)\.(?:rgb|hoi)", key))]
     for name in sorted(set(outputs)):
@@ -186,7 +186,7 @@ def _run(
         ours = {"rgb": output.sample, "hoi": output.hoi_sample}
         attempts.append(
             [
-                compare(f"{case.name}.{kind}", ours[kind], official, limit=LIMIT)
+                compare(f"{case.name}.{kind}", ours[kind], official, limit=NETWORK_LIMIT)
                 for kind, official in recorded.items()
             ]
         )

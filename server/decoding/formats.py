@@ -59,7 +59,7 @@ _MAGIC: Final = {
     b"OggS": "OGG",
     b"\x1a\x45\xdf\xa3": "WEBM",
 }
-_RIFF: Final = (b"RIFF", b"RF64", b"BW64")
+RIFF_MAGIC: Final = (b"RIFF", b"RF64", b"BW64")
 _QUICKTIME: Final = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 """First boxes of QuickTime files older than `ftyp`."""
 _AVIF_BRANDS: Final = frozenset({b"avif", b"avis"})
@@ -135,7 +135,7 @@ def sniff(source: BinaryIO) -> str | None:
         return "AAC"
     if tagged or (_is_mpeg(head) and head[1] & 0x06):
         return "MP3"
-    if head[:4] in _RIFF and head[8:12] in (b"WEBP", b"WAVE"):
+    if head[:4] in RIFF_MAGIC and head[8:12] in (b"WEBP", b"WAVE"):
         return "WEBP" if head[8:12] == b"WEBP" else "WAV"
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return "AIFF"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from server.decoding.formats import RejectedFileError, read_at
+from server.decoding.formats import RIFF_MAGIC, RejectedFileError, read_at
 
 _MOST_CHUNKS: Final = 2000
 """Chunks looked at in one file: it is the server itself that looks, to route the file."""
@@ -24,7 +24,6 @@ HARMLESS_BYTES: Final = 1024
 """So much behind the last chunk may be anything: a tag, padding, a stray line end."""
 _PADDING_BYTES: Final = 65_536
 """So much behind the last chunk may be zeros."""
-_RIFF: Final = (b"RIFF", b"RF64", b"BW64")
 _IN_DS64: Final = 0xFFFFFFFF
 
 
@@ -76,7 +75,7 @@ class _Reader:
 
     def is_riff(self, position: int) -> bool:
         head = self.at(position, 12)
-        return head[:4] in _RIFF and head[8:] == b"WAVE"
+        return head[:4] in RIFF_MAGIC and head[8:] == b"WAVE"
 
     def chunk(self, position: int) -> tuple[bytes, int] | None:
         """Name and size of the chunk here; None if there is none, or too many were asked for."""

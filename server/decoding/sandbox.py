@@ -28,7 +28,7 @@ from server.shares import Turns
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_S: Final = 60.0
+DECODER_START_TIMEOUT_S: Final = 60.0
 MESSAGES: Final = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 """Sockets that keep messages apart. macOS has the second kind only; it does not tell of a closed peer."""
 HEAP_BYTES: Final = 4 * 2**20
@@ -89,7 +89,7 @@ class Decoder:
             ours.setblocking(False)
             self._control = ours
             try:
-                async with asyncio.timeout(START_TIMEOUT_S):
+                async with asyncio.timeout(DECODER_START_TIMEOUT_S):
                     ready = await asyncio.get_running_loop().sock_recv(ours, 16)
             except (TimeoutError, OSError) as error:
                 ready = b""

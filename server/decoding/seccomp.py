@@ -1,9 +1,7 @@
-"""The kernel filter of a decoding process: it may compute, and read and write files that are already open.
-Nothing else.
+"""The kernel filter of a decoding process: it may compute, and use files that are already open, nothing else.
 
-No opening of files, no sockets, no new processes, whatever a malformed file makes a codec do. A system call
-that is not
-on the list fails with EPERM. Linux on x86-64 and arm64.
+It opens no files and no sockets and starts no processes, whatever a malformed file makes a codec do. A system
+call that is not on the list fails with EPERM. Linux on x86-64 and arm64.
 """
 
 from __future__ import annotations
@@ -13,6 +11,8 @@ import errno
 import platform
 import sys
 from typing import Final
+
+from contract.processes import NOTHING, prctl
 
 # System call numbers by machine: (x86-64, arm64), from the kernel's tables.
 ALLOWED: Final[dict[str, tuple[int | None, int | None]]] = {
@@ -95,9 +95,8 @@ def _program(machine: str) -> list[tuple[int, int, int, int]]:
         if number is not None:
             program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     program += [
-        # Codecs start threads; starting a process is what CLONE_THREAD tells apart. clone3 keeps its flags in
-        # memory,
-        # where a filter cannot look, so it does not exist here and the C library falls back to clone.
+        # Codecs start threads, and CLONE_THREAD tells a thread from a process. clone3 keeps its flags in
+        # memory, where a filter cannot look: it does not exist here, and the C library falls back to clone.
         (_JUMP_EQUAL, 0, 1, CLONE3),
         (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
         (_JUMP_EQUAL, 0, 3, CLONE[column]),
@@ -119,15 +118,7 @@ def _compiled() -> _Program | None:
 
 # Made once: a process forked from this one applies the filter with three system calls.
 _FILTER: Final = _compiled()
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_NOTHING: Final = ctypes.c_ulong(0)
 _ONE: Final = ctypes.c_ulong(1)
-
-
-def _prctl(option: int, first: ctypes.c_ulong, second: object = _NOTHING) -> None:
-    if _LIBC.prctl(option, first, second, _NOTHING, _NOTHING) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"prctl({option}) failed")
 
 
 def confine() -> None:
@@ -135,6 +126,6 @@ def confine() -> None:
     OSError if the kernel refuses.
     """
     if _FILTER is not None:
-        _prctl(PR_SET_DUMPABLE, _NOTHING)
-        _prctl(PR_SET_NO_NEW_PRIVS, _ONE)
-        _prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(_FILTER))
+        prctl(PR_SET_DUMPABLE, NOTHING)
+        prctl(PR_SET_NO_NEW_PRIVS, _ONE)
+        prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(_FILTER))

@@ -25,7 +25,7 @@ from server.shares import NoPlace
 from server.views import job_view
 
 EVENT_STREAM: Final = "text/event-stream"
-POLL_S: Final = 0.25
+EVENTS_POLL_S: Final = 0.25
 PROGRESS_EVERY: Final = 4
 KEEP_ALIVE_EVERY: Final = 20
 EVENT_OF_ENTRY: Final = {
@@ -96,7 +96,7 @@ async def job_events(job: Job, after: int, services: Services, request: Request)
         if rounds % KEEP_ALIVE_EVERY == 0:
             yield b": still here\n\n"  # also the moment at which a revoked key is noticed
         try:
-            await asyncio.wait_for(services.stopping.wait(), POLL_S)
+            await asyncio.wait_for(services.stopping.wait(), EVENTS_POLL_S)
         except TimeoutError:
             if await request.is_disconnected():
                 return

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from model.checkpoints.fetch import AUDIO_ENCODER, BASE, COINTERACT, FetchError, FetchRequest, fetch
+from model.checkpoints.fetch import AUDIO_ENCODER, BASE, COINTERACT, DownloadError, FetchRequest, fetch
 from tests.checkpoints.local_hub import Hub
 
 SHARD = "diffusion_pytorch_model-00002-of-00002.safetensors"
@@ -111,7 +111,7 @@ def test_a_download_that_breaks_off_continues_in_the_next_run_at_the_byte_where_
     # What arrived of the last chunk is lost; a real chunk is 10 MB.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
     hub.cut[SHARD] = 40_000
-    with pytest.raises(FetchError, match=r"diffusion_pytorch_model-00002.*503"):
+    with pytest.raises(DownloadError, match=r"diffusion_pytorch_model-00002.*503"):
         fetch(request(hub, tmp_path))
     assert not (tmp_path / BASE.folder / SHARD).exists()
     hub.cut.clear()
@@ -126,7 +126,7 @@ def test_a_download_that_breaks_off_continues_in_the_next_run_at_the_byte_where_
 
 def test_a_file_that_arrives_damaged_is_refused_and_not_kept(hub: Hub, tmp_path: Path) -> None:
     hub.corrupt.add("Wan2.1_VAE.pth")
-    with pytest.raises(FetchError, match=r"Wan2\.1_VAE\.pth arrived damaged"):
+    with pytest.raises(DownloadError, match=r"Wan2\.1_VAE\.pth arrived damaged"):
         fetch(request(hub, tmp_path))
     assert not list(tmp_path.rglob("Wan2.1_VAE.pth*"))
     hub.corrupt.clear()
@@ -135,7 +135,7 @@ def test_a_file_that_arrives_damaged_is_refused_and_not_kept(hub: Hub, tmp_path:
 
 def test_small_files_are_checked_too(hub: Hub, tmp_path: Path) -> None:
     hub.corrupt.add("preprocessor_config.json")
-    with pytest.raises(FetchError, match=r"preprocessor_config\.json arrived damaged"):
+    with pytest.raises(DownloadError, match=r"preprocessor_config\.json arrived damaged"):
         fetch(request(hub, tmp_path))
 
 
@@ -144,7 +144,7 @@ def test_too_little_disk_space_is_said_before_anything_is_downloaded(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000))
-    with pytest.raises(FetchError, match="GB are still to be downloaded"):
+    with pytest.raises(DownloadError, match="GB are still to be downloaded"):
         fetch(request(hub, tmp_path))
     assert hub.downloads() == []
 
@@ -155,26 +155,26 @@ def test_the_first_run_pins_the_commit_and_later_ones_keep_to_it(hub: Hub, tmp_p
     assert {pin["commit"] for pin in pins.values()} == {"a" * 40}
     (tmp_path / BASE.folder / "config.json").unlink()
     hub.commit = "b" * 40  # main has moved on; the old commit is gone from this small server
-    with pytest.raises(FetchError, match=r"a{40}"):
+    with pytest.raises(DownloadError, match=r"a{40}"):
         fetch(request(hub, tmp_path))
     fetch(request(hub, tmp_path, revisions={BASE.repo: "b" * 40}))
     assert json.loads((tmp_path / "fetch.json").read_text())[BASE.repo]["commit"] == "b" * 40
 
 
 def test_a_revision_that_is_not_there_is_named(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=r"georgexin/cointeract has no revision v9"):
+    with pytest.raises(DownloadError, match=r"georgexin/cointeract has no revision v9"):
         fetch(request(hub, tmp_path, revisions={COINTERACT.repo: "v9"}))
 
 
 def test_a_repository_that_is_not_there_is_named(hub: Hub, tmp_path: Path) -> None:
     del hub.repos[COINTERACT.repo]
-    with pytest.raises(FetchError, match=r"georgexin/cointeract does not exist, or is private"):
+    with pytest.raises(DownloadError, match=r"georgexin/cointeract does not exist, or is private"):
         fetch(request(hub, tmp_path))
 
 
 def test_a_needed_file_that_the_repository_lacks_is_named(hub: Hub, tmp_path: Path) -> None:
     del hub.repos[BASE.repo]["Wan2.1_VAE.pth"]
-    with pytest.raises(FetchError, match=r"has no file Wan2\.1_VAE\.pth"):
+    with pytest.raises(DownloadError, match=r"has no file Wan2\.1_VAE\.pth"):
         fetch(request(hub, tmp_path))
     assert hub.downloads() == []
 
@@ -183,7 +183,7 @@ def test_a_gated_repository_needs_the_token(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.token = "hf_secret"
-    with pytest.raises(FetchError, match=r"gated.*HF_TOKEN"):
+    with pytest.raises(DownloadError, match=r"gated.*HF_TOKEN"):
         fetch(request(hub, tmp_path))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert fetch(request(hub, tmp_path)).cointeract.is_file()
@@ -192,23 +192,23 @@ def test_a_gated_repository_needs_the_token(
 def test_a_hub_that_does_not_answer_is_an_error_that_says_what_to_check(tmp_path: Path) -> None:
     with Hub({}).running() as gone:
         url = gone.url
-    with pytest.raises(FetchError, match=r"check the network and HF_ENDPOINT"):
+    with pytest.raises(DownloadError, match=r"check the network and HF_ENDPOINT"):
         fetch(FetchRequest(tmp_path, endpoint=url))
 
 
 def test_offline_uses_what_is_there_and_names_what_is_not(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=r"offline.*never fetched here"):
+    with pytest.raises(DownloadError, match=r"offline.*never fetched here"):
         fetch(request(hub, tmp_path, offline=True))
     fetch(request(hub, tmp_path))
     hub.requests.clear()
     assert fetch(request(hub, tmp_path, offline=True)).downloaded_bytes == 0
     (tmp_path / BASE.folder / "Wan2.1_VAE.pth").unlink()
-    with pytest.raises(FetchError, match=r"offline.*Wan2\.1_VAE\.pth"):
+    with pytest.raises(DownloadError, match=r"offline.*Wan2\.1_VAE\.pth"):
         fetch(request(hub, tmp_path, offline=True))
     assert hub.requests == []
 
 
 def test_a_damaged_pin_file_is_an_error_that_says_so(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "fetch.json").write_text("{]")
-    with pytest.raises(FetchError, match=r"fetch\.json is damaged"):
+    with pytest.raises(DownloadError, match=r"fetch\.json is damaged"):
         fetch(request(hub, tmp_path))

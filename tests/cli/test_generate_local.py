@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from deploy.up import BUNDLED_CHECKPOINT, read_card
+from deploy.up import BUNDLED_CHECKPOINT, checkpoint_card
 from model.checkpoints.tiny import write_tiny_checkpoint
 
 run = CliRunner()
@@ -58,7 +58,7 @@ def test_a_video_as_long_as_the_speech_is_rendered_in_this_process(folder: Path)
 def test_without_a_checkpoint_the_bundled_one_renders_and_says_what_it_is(folder: Path) -> None:
     done = generate(folder, "--steps", "1")
     assert done.exit_code == 0, done.output
-    assert read_card(BUNDLED_CHECKPOINT).note.split(":")[0] in done.output
+    assert checkpoint_card(BUNDLED_CHECKPOINT).note.split(":")[0] in done.output
     with av.open(str(folder / "out.mp4")) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (80, 128)
 

@@ -11,7 +11,7 @@ from contract.video import CLIP_FRAMES, FPS
 from deploy.samples import BUNDLED, write_samples
 from model.media.audio import load_audio
 from model.media.images import fit_person, load_image
-from tools.ship import SHOWN, draw_inputs
+from tools.ship import DEMO_ACTIONS, draw_inputs
 
 
 def test_the_bundled_inputs_are_those_that_the_command_draws(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_other_people_and_actions_can_be_drawn(tmp_path: Path) -> None:
 def test_there_is_a_prompt_for_each_clip_of_the_speech() -> None:
     seconds = soundfile.info(BUNDLED.audio).duration
     assert 9 < seconds < 11
-    assert len(BUNDLED.sentences()) == round(seconds * FPS) / CLIP_FRAMES == len(SHOWN)
+    assert len(BUNDLED.sentences()) == round(seconds * FPS) / CLIP_FRAMES == len(DEMO_ACTIONS)
 
 
 def test_the_person_fills_the_default_frame_without_being_cropped() -> None:

@@ -13,9 +13,9 @@ import pytest
 from deploy.stack import (
     LONGEST_DELAY_S,
     Part,
+    PartSupervisor,
     Restart,
     StackError,
-    Supervisor,
     describe_exit,
     devices,
     free_port,
@@ -40,19 +40,19 @@ def part(name: str, argv: tuple[str, ...] = SLEEPER, phase: int = 0, stop_after_
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
-    supervisor = Supervisor(tmp_path / "logs", os.environ)
+def supervisor(tmp_path: Path) -> Iterator[PartSupervisor]:
+    supervisor = PartSupervisor(tmp_path / "logs", os.environ)
     yield supervisor
     supervisor.stop()
 
 
-def wait_for_restarts(supervisor: Supervisor, count: int) -> list[Restart]:
+def wait_for_restarts(supervisor: PartSupervisor, count: int) -> list[Restart]:
     restarts: list[Restart] = []
     eventually(lambda: restarts.extend(supervisor.poll()) or len(restarts) >= count, what=f"{count} restarts")
     return restarts
 
 
-def test_a_killed_part_is_started_again_at_once(supervisor: Supervisor) -> None:
+def test_a_killed_part_is_started_again_at_once(supervisor: PartSupervisor) -> None:
     supervisor.start(part("victim"))
     first = supervisor.pid("victim")
     assert first is not None
@@ -67,7 +67,7 @@ def test_a_killed_part_is_started_again_at_once(supervisor: Supervisor) -> None:
     assert second not in (None, first)
 
 
-def test_a_part_that_keeps_dying_is_restarted_more_and_more_slowly(supervisor: Supervisor) -> None:
+def test_a_part_that_keeps_dying_is_restarted_more_and_more_slowly(supervisor: PartSupervisor) -> None:
     supervisor.start(part("hopeless", (sys.executable, "-c", "print('no luck today'); raise SystemExit(3)")))
 
     restarts = wait_for_restarts(supervisor, 4)
@@ -83,14 +83,14 @@ def test_a_part_that_keeps_dying_is_restarted_more_and_more_slowly(supervisor: S
     assert words in supervisor.dying()["hopeless"]
 
 
-def test_a_part_that_waits_for_its_restart_is_not_ready(supervisor: Supervisor) -> None:
+def test_a_part_that_waits_for_its_restart_is_not_ready(supervisor: PartSupervisor) -> None:
     supervisor.start(part("hopeless", (sys.executable, "-c", "raise SystemExit(3)")))
     wait_for_restarts(supervisor, 3)
     assert supervisor.waiting() == {"hopeless": "restart"}
     assert supervisor.pid("hopeless") is None
 
 
-def test_parts_stop_in_the_order_of_their_phases(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_parts_stop_in_the_order_of_their_phases(supervisor: PartSupervisor, tmp_path: Path) -> None:
     journal = tmp_path / "stops"
     program = (
         "import signal, sys\n"
@@ -111,7 +111,7 @@ def test_parts_stop_in_the_order_of_their_phases(supervisor: Supervisor, tmp_pat
     assert journal.read_text().split() == ["worker", "api", "redis"]
 
 
-def test_a_part_that_ignores_sigterm_is_killed_after_its_time(supervisor: Supervisor) -> None:
+def test_a_part_that_ignores_sigterm_is_killed_after_its_time(supervisor: PartSupervisor) -> None:
     stubborn = (
         "import signal\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -132,8 +132,8 @@ def test_parts_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from deploy.stack import Part, Supervisor\n"
-        "supervisor = Supervisor(Path(sys.argv[1]), os.environ)\n"
+        "from deploy.stack import Part, PartSupervisor\n"
+        "supervisor = PartSupervisor(Path(sys.argv[1]), os.environ)\n"
         f"supervisor.start(Part('orphan', {SLEEPER!r}, lambda: None, stop_phase=0))\n"
         "print(supervisor.pid('orphan'), flush=True)\n"
         "signal.pause()\n"

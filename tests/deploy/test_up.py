@@ -18,6 +18,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from contract.settings import as_environment
 from deploy.stack import free_port
 from tests.faults.stack import FAST, eventually
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
@@ -26,7 +27,7 @@ COMMAND = (str(Path(sys.executable).with_name("cointeract")),)
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {
     **os.environ,
-    **{f"COINTERACT_{name.upper()}": str(value) for name, value in FAST.items()},
+    **as_environment(FAST),
     "COLUMNS": "160",
 }
 SPEECH_S = 4.0

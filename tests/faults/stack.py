@@ -20,7 +20,7 @@ from PIL import Image
 from contract.entries import Canceled, JournalEntry, Started, Submitted
 from contract.job import InputFiles, JobState, StoredFile, new_job_id, utcnow
 from contract.params import GenerationParams
-from contract.settings import Settings
+from contract.settings import Settings, as_environment
 from contract.state import Job
 from contract.video import CLIP_FRAMES, FPS
 from jobs.artifacts import FolderStore
@@ -95,11 +95,7 @@ class Stack:
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
-            **{
-                f"COINTERACT_{name.upper()}": str(value)
-                for name, value in self.settings.model_dump(exclude_none=True).items()
-            },
-            "COINTERACT_REDIS_URL": self.redis.url,
+            **as_environment(self.settings.model_dump() | {"redis_url": self.redis.url}),
             "OMP_NUM_THREADS": "1",
         }
         with (self.folder / "log.txt").open("ab") as log:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from contract.settings import as_environment
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
 from server.protocol import BoundedHttpProtocol
@@ -205,7 +206,7 @@ def server_process(folder: Path, redis_url: str, **changes: object) -> Iterator[
         "COINTERACT_PORT": str(port),
         "COINTERACT_MIN_FREE_BYTES": "0",
         "COINTERACT_MAX_QUEUED_JOBS": "20",
-        **{f"COINTERACT_{name.upper()}": str(value) for name, value in changes.items()},
+        **as_environment(changes),
     }
     program = "from contract.settings import Settings; from server.app import serve; serve(Settings())"
     with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=ROOT) as process:

@@ -16,7 +16,7 @@ from model.checkpoints.tiny import CARD, write_tiny_checkpoint
 from model.checkpoints.writer import verify_manifest
 from model.media.video import encode_clip
 from tools.ship import NOTE, install_checkpoint, main
-from tools.showcase import PAGE, PHOTO, VIDEO, save_showcase
+from tools.showcase import PAGE, SHOWN_PHOTO_SIZE, VIDEO, save_showcase
 
 RECIPE = 'name = "little"\nwidth = 64\nheight = 64\nseed = 7\n[vae]\nmeasured_videos = 1\n'
 
@@ -89,7 +89,7 @@ def test_the_animation_shows_inputs_and_video_and_lights_up_what_is_on(tmp_path:
     video = slice(20, VIDEO[1]), slice(PAGE[0] - VIDEO[0], PAGE[0] - 30)
     assert np.abs(first[video] - 40).max() < 12
     assert np.abs(last[video] - 138).max() < 12
-    photos = slice(0, PHOTO[1]), slice(0, PHOTO[0])
+    photos = slice(0, SHOWN_PHOTO_SIZE[1]), slice(0, SHOWN_PHOTO_SIZE[0])
     assert np.abs(first[photos] - last[photos]).mean() < 2
-    prompts = slice(0, PHOTO[1]), slice(2 * PHOTO[0] + 48, PAGE[0] - VIDEO[0] - 16)
+    prompts = slice(0, SHOWN_PHOTO_SIZE[1]), slice(2 * SHOWN_PHOTO_SIZE[0] + 48, PAGE[0] - VIDEO[0] - 16)
     assert np.abs(first[prompts] - last[prompts]).max() > 40

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from contract.card import CARD_FILE
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
-from model.checkpoints.tiny import AUDIO_DIM, TEXT_DIM, write_tiny_checkpoint
+from model.checkpoints.tiny import TINY_AUDIO_DIM, TINY_TEXT_DIM, write_tiny_checkpoint
 from training.branches import is_expert, is_hoi, with_hoi_branch
 from training.cache import FIRST_SUFFIX, MOTION_SUFFIX, ClipCache
 from training.clips import EncodedClip
@@ -54,14 +54,15 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 product=noise(16, 1, H, W),
                 hoi=noise(16, 20, H, W),
                 pose=None,
-                prompt_embeds=noise(5 + number, TEXT_DIM),
-                hoi_prompt_embeds=noise(9, TEXT_DIM),
-                audio=noise(25, AUDIO_DIM, 80),
+                prompt_embeds=noise(5 + number, TINY_TEXT_DIM),
+                hoi_prompt_embeds=noise(9, TINY_TEXT_DIM),
+                audio=noise(25, TINY_AUDIO_DIM, 80),
                 labels=torch.randint(0, 3, (20, H // 2, W // 2), generator=generator).byte(),
             )
             clip.save(folder / f"{number:06d}{suffix}")
     save_file(
-        {"prompt": noise(1, TEXT_DIM), "hoi_prompt": noise(8, TEXT_DIM)}, folder / "empty-prompt.safetensors"
+        {"prompt": noise(1, TINY_TEXT_DIM), "hoi_prompt": noise(8, TINY_TEXT_DIM)},
+        folder / "empty-prompt.safetensors",
     )
     return folder
 

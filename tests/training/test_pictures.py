@@ -12,7 +12,7 @@ from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.tiny import tiny_pipeline
 from training.branches import with_hoi_branch
-from training.pictures import AVERAGED_WEIGHTS, SHOWN, co_generate, load_unpruned, main, router_picture
+from training.pictures import AVERAGED_WEIGHTS, SHOWN_FRAMES, co_generate, load_unpruned, main, router_picture
 from training.small import SmallRecipe, SmallTransformer, build_small
 from training.synthetic import SyntheticVideo, make_video
 from training.vae_training import VAERecipe
@@ -54,7 +54,7 @@ def test_hands_and_faces_are_coloured_where_the_router_sees_them(video: Syntheti
     made.frames[:] = 0
     made.labels[:] = 0
     made.labels[0, 0, 0] = 2  # latent frame 0 is frames 0..3: behind none of the columns
-    made.labels[SHOWN[1] // 4, 1, 2] = 1
+    made.labels[SHOWN_FRAMES[1] // 4, 1, 2] = 1
     sheet = np.asarray(router_picture(made).reduce(2), int)
     row = sheet[2 * (SIDE + 2) :]
     orange = (row[..., 0] > 120) & (row[..., 2] < 20)
@@ -87,7 +87,7 @@ def test_the_weights_before_pruning_are_found_in_the_state_of_a_training(tmp_pat
     main(["--checkpoint", str(folder), "--state", str(state), "--out", str(tmp_path / "out")])
     for name in ("router-maps.webp", "hoi-stream.webp"):
         with Image.open(tmp_path / "out" / name) as picture:
-            assert picture.size == (2 * len(SHOWN) * (SIDE + 2), 2 * 3 * (SIDE + 2))
+            assert picture.size == (2 * len(SHOWN_FRAMES) * (SIDE + 2), 2 * 3 * (SIDE + 2))
     average = torch.load(state / AVERAGED_WEIGHTS, weights_only=True)
     torch.save({**average, "shadow_params": average["shadow_params"][:-1]}, state / AVERAGED_WEIGHTS)
     with pytest.raises(ValueError, match="does not hold all weights"):

@@ -23,7 +23,6 @@ from training.small import (
     make_transformer,
 )
 from training.small_encoders import (
-    envelope_probe,
     make_feature_extractor,
     make_text_encoder,
     make_tokenizer,
@@ -34,6 +33,20 @@ from training.vae_training import SMALL_VAE, MatrixViews, VAERecipe, as_pixels, 
 from training.world import ACTIONS, describe, make_cast
 
 RECIPE = Path(training.__file__).with_name("procedural-world.toml")
+
+
+@torch.no_grad()
+def envelope_probe(features: torch.Tensor, mouth: torch.Tensor, ridge: float = 1e-2) -> float:
+    """Share of the mouth opening's variance that a ridge regression reads from features (T, D); last
+    third held out.
+    """
+    inputs = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
+    split = len(inputs) * 2 // 3
+    seen, unseen = inputs[:split], inputs[split:]
+    gram = seen.T @ seen + ridge * torch.eye(inputs.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, seen.T @ mouth[:split].double())
+    error = (unseen @ weights - mouth[split:].double()).pow(2).mean()
+    return float(1 - error / mouth[split:].double().var(unbiased=False))
 
 
 def test_the_shipped_recipe_makes_a_checkpoint_of_at_most_25_megabytes() -> None:
