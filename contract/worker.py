@@ -9,6 +9,7 @@ from pydantic import Field
 from contract.attention import AttentionReport
 from contract.frozen import Frozen
 from contract.job import Priority, Stage
+from contract.speed import Speed, Work
 
 
 class LiveProgress(Frozen):
@@ -21,16 +22,30 @@ class LiveProgress(Frozen):
     step: int = 0
     num_steps: int
 
-    def percent(self) -> float:
-        """0–100 over the whole job. Denoising is nearly all of the work, so it alone moves the bar within a
-        clip.
+    share_of_steps: float = Field(1.0, ge=0, le=1)
+    """The part of a clip's time that its steps take, as it was measured."""
+    stage_began_at: datetime | None = None
+    stage_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """About how long the stage takes; None if that is not known."""
+
+    def percent(self, now: datetime | None = None) -> float:
+        """0–100 over the whole job, weighed by the time that steps and the rest of a clip take.
+
+        Steps are counted. What is done of decoding is told by its time up to `now`, so that the bar goes on.
         """
         if self.stage in (Stage.MUXING, Stage.DONE):
             return 99.0
-        within = (
-            1.0 if self.stage is Stage.DECODING else self.step / self.num_steps if self.num_steps else 0.0
-        )
+        within = 0.0
+        if self.stage is Stage.DECODING:
+            within = self.share_of_steps + (1 - self.share_of_steps) * self._stage_done(now)
+        elif self.stage is Stage.DENOISING and self.num_steps:
+            within = self.share_of_steps * self.step / self.num_steps
         return min(99.0, 100.0 * (self.clip + within) / max(1, self.num_clips))
+
+    def _stage_done(self, now: datetime | None) -> float:
+        if now is None or self.stage_began_at is None or self.stage_s is None:
+            return 0.0
+        return min(0.95, max(0.0, (now - self.stage_began_at).total_seconds() / self.stage_s))
 
 
 class RunningJob(Frozen):
@@ -44,8 +59,11 @@ class RunningJob(Frozen):
     started_at: datetime
     progress: LiveProgress
 
-    def fraction_done(self) -> float:
-        return self.progress.percent() / 100
+    work: Work | None = None
+    """The work of the whole job; None if its worker does not say."""
+
+    def fraction_done(self, now: datetime | None = None) -> float:
+        return self.progress.percent(now) / 100
 
 
 class WorkerInfo(Frozen):
@@ -61,7 +79,5 @@ class WorkerInfo(Frozen):
     running: RunningJob | None = None
     attention: AttentionReport | None = None
     """What its attention runs on; None until the model is loaded."""
-    seconds_per_cost: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Measured speed (seconds per unit of `Submitted.cost`), for estimates; None until the first clip is
-    done.
-    """
+    speed: Speed | None = None
+    """Measured, for estimates; None until the first clip is done."""

@@ -30,9 +30,9 @@ from contract.worker import LiveProgress, WorkerInfo
 from jobs.redis_values import (
     drop_wrong_types,
     hint_of,
-    number_of,
     record_of,
     served_of,
+    speed_of,
     texts_of,
     waiting_of,
 )
@@ -229,8 +229,8 @@ class JobQueue:
             if info.running is not None:
                 progress = info.running.progress.model_dump_json()
                 pipeline.set(_progress_key(info.running.job_id), progress, px=ttl_ms)
-            if info.seconds_per_cost is not None:
-                pipeline.set(_speed_key(info.checkpoint), info.seconds_per_cost)
+            if info.speed is not None:
+                pipeline.set(_speed_key(info.checkpoint), info.speed.model_dump_json())
             pipeline.execute()
 
     def has_lease(self, worker: str) -> bool:
@@ -342,7 +342,7 @@ class JobQueue:
             taken_at=utcnow(),
             waiting=start_order(self._readable(checkpoint, records), running, served_of(recent)),
             workers=workers,
-            seconds_per_cost=number_of(speed),
+            speed=speed_of(speed),
         )
 
     def _readable(self, checkpoint: str, records: dict[bytes, bytes]) -> list[WaitingJob]:

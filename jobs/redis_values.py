@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, TypeVar, cast
 
@@ -18,6 +17,7 @@ from redis import Redis
 
 from contract.frozen import Frozen
 from contract.job import Priority
+from contract.speed import Speed, Work
 from jobs.scheduling import WaitingJob
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ Hint = TypeVar("Hint", bound=Frozen)
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-_WAITING = TypeAdapter(tuple[str, Priority, Amount, int | None, bool])
+_WAITING = TypeAdapter(tuple[str, Priority, Amount, int | None, bool, tuple[Amount, Amount]])
 _SERVED = TypeAdapter(tuple[str, Amount, str])
-_WAITING_FIELDS = 5
+_WAITING_FIELDS = 6
 
 _RQ_TYPES = {
     "rq:queue:": "list",
@@ -67,13 +67,12 @@ def texts_of(found: Iterable[bytes]) -> list[str]:
     return sorted(text for data in found if (text := text_of(data)) is not None)
 
 
-def number_of(data: bytes | None) -> float | None:
-    """A positive number, if it is one."""
+def speed_of(data: bytes | None) -> Speed | None:
+    """A measured speed, if it is one."""
     try:
-        number = float(data) if data is not None else math.nan
-    except ValueError:
+        return None if data is None else Speed.model_validate_json(data)
+    except ValidationError:
         return None
-    return number if 0 < number < math.inf else None
 
 
 def record_of(waiting: WaitingJob) -> str:
@@ -86,10 +85,10 @@ def waiting_of(job_id: bytes, record: bytes) -> WaitingJob | None:
     name = text_of(job_id)
     try:
         fields = json.loads(record)
-        owner, priority, cost, max_running, begun = _WAITING.validate_python(fields[:_WAITING_FIELDS])
+        owner, priority, cost, max_running, begun, work = _WAITING.validate_python(fields[:_WAITING_FIELDS])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return None if name is None else WaitingJob(name, owner, priority, cost, max_running, begun)
+    return None if name is None else WaitingJob(name, owner, priority, cost, max_running, begun, Work(*work))
 
 
 def served_of(records: Iterable[bytes]) -> dict[str, float]:

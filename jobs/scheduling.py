@@ -11,10 +11,11 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from contract.job import Priority
+from contract.speed import Speed, Work
 from contract.state import Job
 from contract.worker import RunningJob, WorkerInfo
 
@@ -35,12 +36,15 @@ class WaitingJob:
     max_running: int | None = None
     begun: bool = False
     """The job was interrupted: its turn had come, its owner has paid, and users watch it."""
+    work: Work = field(default_factory=lambda: Work(0.0, 0.0))
+    """What is still to be done."""
 
     @staticmethod
     def of(job: Job) -> WaitingJob:
         request = job.submitted
+        work = Work.of(request.params, request.params.num_clips - len(job.clips))
         return WaitingJob(
-            job.id, request.owner, request.priority, request.cost, request.max_running, job.attempt > 0
+            job.id, request.owner, request.priority, request.cost, request.max_running, job.attempt > 0, work
         )
 
 
@@ -106,7 +110,7 @@ class QueueSnapshot:
     waiting: Sequence[WaitingJob]
     """In the order they will start."""
     workers: Sequence[WorkerInfo]
-    seconds_per_cost: float | None
+    speed: Speed | None
     """The measured speed of a worker; None before the first measurement."""
 
     @property
@@ -127,20 +131,21 @@ class QueueSnapshot:
             return None
 
     def _estimate(self, job_id: str) -> tuple[datetime, datetime] | None:
-        if self.seconds_per_cost is None or not self.workers:
+        if self.speed is None or not self.workers:
             return None
         free_at = []
         for worker in self.workers:
             remaining = 0.0
             if job := worker.running:
-                remaining = job.cost * (1 - job.fraction_done()) * self.seconds_per_cost
+                done = job.fraction_done(self.taken_at)
+                remaining = (1 - done) * self.speed.seconds(job.work) if job.work is not None else 0.0
                 if job.job_id == job_id:
                     return job.started_at, self.taken_at + timedelta(seconds=remaining)
             free_at.append(remaining)
         heapq.heapify(free_at)
         for waiting in self.waiting:
             start = free_at[0]
-            finish = start + waiting.cost * self.seconds_per_cost
+            finish = start + self.speed.seconds(waiting.work)
             heapq.heapreplace(free_at, finish)
             if waiting.id == job_id:
                 return self.taken_at + timedelta(seconds=start), self.taken_at + timedelta(seconds=finish)

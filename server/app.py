@@ -84,13 +84,8 @@ def _services(settings: Settings) -> Services:
 
 def _learn_speeds(services: Services) -> None:
     snapshots = {name: services.hints.snapshot(name) for name in services.index.unfinished_checkpoints()}
-    services.index.learn_speeds(
-        {
-            name: snapshot.seconds_per_cost
-            for name, snapshot in snapshots.items()
-            if snapshot is not None and snapshot.seconds_per_cost is not None
-        }
-    )
+    known = {name: snapshot.speed for name, snapshot in snapshots.items() if snapshot is not None}
+    services.index.learn_speeds({name: speed for name, speed in known.items() if speed is not None})
 
 
 async def _keep_up(services: Services) -> None:

@@ -15,6 +15,7 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 from contract.job import JobState, StoredFile, utcnow
+from contract.speed import Speed, Work
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, Journal, UnreadableJob
@@ -35,8 +36,8 @@ class JobSummary:
     """With what an unfinished job will still store, about."""
     gpu_seconds: float
     checkpoint: str
-    remaining_cost: float
-    """Work that is still to be done, in the unit of `Submitted.cost`."""
+    remaining: Work | None
+    """What is still to be done; None when the job is over."""
     webhook_host: str
     """Empty if the job named no webhook."""
     last_at: datetime
@@ -58,10 +59,10 @@ class JobSummary:
                 job.clips[-1].motion
             )  # workers keep the newest only, and none once the video is there
         stored = sum(file.size for file in files if file is not None)
-        params, remaining = job.submitted.params, 0.0
+        params, remaining = job.submitted.params, None
         if not job.state.is_terminal:
             stored = max(stored, params.expected_bytes() + sum(file.size for file in files[:4] if file))
-            remaining = job.submitted.cost * (1 - len(job.clips) / max(1, params.num_clips))
+            remaining = Work.of(params, params.num_clips - len(job.clips))
         return JobSummary(
             id=job.id,
             owner=job.submitted.owner,
@@ -70,7 +71,7 @@ class JobSummary:
             stored_bytes=stored,
             gpu_seconds=job.gpu_seconds,
             checkpoint=job.submitted.checkpoint,
-            remaining_cost=remaining,
+            remaining=remaining,
             webhook_host=urlsplit(job.submitted.webhook_url or "").netloc,
             last_at=job.completed_at or (job.clips[-1].at if job.clips else job.submitted.at),
         )
@@ -87,8 +88,8 @@ class JobIndex:
         """How many jobs wait, by owner: in a flood, no refusal should count all jobs again."""
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
-        self._speeds: dict[str, float] = {}
-        """Seconds per unit of cost, by checkpoint, as far as they were measured."""
+        self._speeds: dict[str, Speed] = {}
+        """By checkpoint, as far as they were measured."""
         self._arriving: dict[str, int] = {}
         """How many submits were let in and are not stored yet, by owner. They count: otherwise a burst would
         pass every limit together.
@@ -120,15 +121,15 @@ class JobIndex:
                     self._set(job_id, fresh.get(job_id))
                 self.usage.take(spent)
 
-    def learn_speeds(self, speeds: Mapping[str, float]) -> None:
-        """Note how fast each checkpoint is rendered: seconds per unit of cost."""
+    def learn_speeds(self, speeds: Mapping[str, Speed]) -> None:
+        """Note how fast each checkpoint is rendered."""
         with self._lock:
             self._speeds = dict(speeds)
 
     def unfinished_checkpoints(self) -> set[str]:
         """The checkpoints that unfinished jobs wait for."""
         with self._lock:
-            return {job.checkpoint for job in self._jobs.values() if job.remaining_cost > 0}
+            return {job.checkpoint for job in self._jobs.values() if job.remaining is not None}
 
     def _news_of(self, job_id: str, known: JobSummary | None) -> JobSummary | None:
         """The job's summary if it is not the known one."""
@@ -217,11 +218,12 @@ class JobIndex:
 
         While a checkpoint's speed is not measured, a job counts as a quarter of the limit.
         """
-        jobs = [job for job in self._jobs.values() if job.owner == owner and job.remaining_cost > 0]
-        return sum(
-            job.remaining_cost * self._speeds[job.checkpoint] if job.checkpoint in self._speeds else limit / 4
-            for job in jobs
-        )
+        total = 0.0
+        for job in self._jobs.values():
+            if job.owner == owner and job.remaining is not None:
+                speed = self._speeds.get(job.checkpoint)
+                total += limit / 4 if speed is None else speed.seconds(job.remaining)
+        return total
 
     @contextmanager
     def admission(self, owner: str, limits: KeyLimits) -> Iterator[None]:

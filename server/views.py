@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from contract.card import CheckpointCard
-from contract.job import JobState, Stage
+from contract.job import JobState, Stage, utcnow
 from contract.params import GenerationParams
 from contract.state import Job
 from contract.worker import LiveProgress
@@ -55,7 +55,8 @@ def _percent(job: Job, progress: LiveProgress) -> float:
     if job.state.is_terminal:
         return round(min(finished, 99.0), 2)
     # Never less than the finished clips, whatever a late hint says.
-    return round(min(99.0, max(finished, progress.percent() if job.state is JobState.PROCESSING else 0.0)), 2)
+    live = progress.percent(utcnow()) if job.state is JobState.PROCESSING else 0.0
+    return round(min(99.0, max(finished, live)), 2)
 
 
 def estimates(

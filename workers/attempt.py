@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from contract.entries import ClipFinished, Failed, InterruptReason, JournalEntry, Started, Succeeded
 from contract.job import JobError, JobState, Stage, StoredFile, utcnow
 from contract.settings import Settings
+from contract.speed import Speed, Stopwatch, Work
 from contract.state import Job
 from contract.worker import LiveProgress, RunningJob
 from jobs.artifacts import DISK_FULL, STORAGE_AWAY, ArtifactStore
@@ -71,6 +72,8 @@ class Runner:
     stopping: threading.Event
     broken: bool = field(default=False, init=False)
     """Set when only a fresh process can go on rendering."""
+    speed: Speed | None = field(default=None, init=False)
+    """As measured by this process; None before its first clip."""
 
     def render_next(self, checkpoint: str) -> None:
         """Render the next waiting job of `checkpoint`, if there is one. What a ticket stands for."""
@@ -136,6 +139,8 @@ class _Attempt:
         self.job = job
         self.stage = Stage.LOADING
         self.done_at_start = len(job.clips)
+        self.stopwatch = Stopwatch(job.submitted.params, runner.speed)
+        self.stage_began_at = utcnow()
         self.clip_began: float | None = None
         """When work on the present clip began, by the monotonic clock."""
         self.about = {"job_id": job.id, "attempt": job.attempt}
@@ -151,6 +156,7 @@ class _Attempt:
                     owner=request.owner,
                     priority=request.priority,
                     cost=request.cost,
+                    work=Work.of(request.params),
                     started_at=job.started_at or utcnow(),
                     progress=self._progress(self.done_at_start, 0),
                 )
@@ -295,14 +301,16 @@ class _Attempt:
         )
         if before is not None:  # up to 200 MB that nobody needs any more
             self._drop(before)
-        request = self.job.submitted
-        cost = request.cost / request.params.num_clips
-        self.runner.tell(ClipDone(seconds=seconds, seconds_per_cost=seconds / cost))
+        self.runner.speed = self.stopwatch.clip_ends()
+        self.runner.tell(ClipDone(seconds=seconds, speed=self.runner.speed))
         log.info("clip %d finished in %.1f s", index, seconds, extra=self.about)
 
     def _on_progress(self, stage: Stage, clip: int, step: int) -> None:
         """Tell the supervisor, and stop here if the journal has moved on or this process must go."""
+        if stage is not self.stage:
+            self.stage_began_at = utcnow()
         self.stage = stage
+        self.stopwatch.note(stage)
         self.runner.tell(Progressed(progress=self._progress(clip, step)))
         self._check()
 
@@ -324,8 +332,12 @@ class _Attempt:
             raise ShuttingDown
 
     def _progress(self, clip: int, step: int) -> LiveProgress:
-        params = self.job.submitted.params
+        params, speed = self.job.submitted.params, self.runner.speed
+        work = Work.of(params, 1)
         return LiveProgress(
+            share_of_steps=1.0 if speed is None else speed.share_of_steps(work),
+            stage_began_at=self.stage_began_at,
+            stage_s=None if speed is None else work.clips * speed.per_clip or None,
             attempt=self.job.attempt,
             stage=self.stage,
             clip=clip,

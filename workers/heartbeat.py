@@ -16,6 +16,7 @@ from rq.worker import BaseWorker
 
 from contract.attention import AttentionReport
 from contract.settings import Settings
+from contract.speed import Speed
 from contract.worker import RunningJob, WorkerInfo
 from jobs.queue import JobQueue
 from jobs.redis_values import texts_of
@@ -33,7 +34,7 @@ class Heartbeat(threading.Thread):
         self, settings: Settings, queue: JobQueue, worker: str, checkpoint: str, device: str
     ) -> None:
         super().__init__(daemon=True, name="heartbeat")
-        self.seconds_per_cost: float | None = None
+        self.speed: Speed | None = None
         self.attention: AttentionReport | None = None
         self._settings = settings
         self._queue = queue
@@ -45,7 +46,7 @@ class Heartbeat(threading.Thread):
     def update(self, ready: bool, running: RunningJob | None, problem: str | None) -> None:
         """What the next beats say."""
         said: dict[str, object] = {"ready": ready, "running": running, "problem": problem}
-        said |= {"seconds_per_cost": self.seconds_per_cost, "attention": self.attention}
+        said |= {"speed": self.speed, "attention": self.attention}
         self._info = self._info.model_copy(update=said)
         self._changed.set()
 

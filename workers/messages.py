@@ -11,6 +11,7 @@ from contract.attention import AttentionReport
 from contract.frozen import Frozen
 from contract.job import Stage
 from contract.settings import Settings
+from contract.speed import Speed
 from contract.worker import LiveProgress, RunningJob
 
 
@@ -58,7 +59,7 @@ class Progressed(Frozen):
 class ClipDone(Frozen):
     type: Literal["clip_done"] = "clip_done"
     seconds: float
-    seconds_per_cost: float
+    speed: Speed | None
 
 
 class Ended(Frozen):

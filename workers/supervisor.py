@@ -265,7 +265,7 @@ class Supervisor:
                     child.running = child.running.model_copy(update={"progress": message.progress})
             case ClipDone():
                 CLIP_SECONDS.observe(message.seconds)
-                self.heartbeat.seconds_per_cost = message.seconds_per_cost
+                self.heartbeat.speed = message.speed or self.heartbeat.speed
             case Ended():
                 child.running = None
                 child.has_finished_an_attempt = True

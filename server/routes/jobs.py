@@ -11,6 +11,7 @@ from fastapi import Path as PathParameter
 from starlette.responses import JSONResponse, StreamingResponse
 
 from contract.job import JobState
+from contract.speed import Work
 from contract.video import FPS
 from jobs.scheduling import WaitingJob
 from server.access import (
@@ -94,7 +95,13 @@ async def generate(
 async def validate(request: Request, services: ServicesOf, principal: Submitter) -> ValidationView:
     """Check all that a submit checks, and tell what would come of it. Nothing is queued."""
     draft, checked = await dry_run(request, services, principal)
-    newcomer = WaitingJob("new", principal.owner, priority_of(draft.fields, principal), checked.params.cost())
+    newcomer = WaitingJob(
+        "new",
+        principal.owner,
+        priority_of(draft.fields, principal),
+        checked.params.cost(),
+        work=Work.of(checked.params),
+    )
     position, start, finish = await asyncio.to_thread(
         estimates, services.hints, checked.card.name, newcomer.id, newcomer
     )

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from contract.job import JobState, Priority, Stage, utcnow
 from contract.settings import Settings
+from contract.speed import Speed
 from contract.state import Job
 from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.queue import JobQueue
@@ -48,7 +49,12 @@ def worker(running: str | None = None) -> WorkerInfo:
         progress=progress,
     )
     return WorkerInfo(
-        name="w", checkpoint="c", device="cpu", ready=True, running=busy or None, seconds_per_cost=3.0
+        name="w",
+        checkpoint="c",
+        device="cpu",
+        ready=True,
+        running=busy or None,
+        speed=Speed(per_step=0.0, per_clip=0.0, per_job=3.0),
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from datetime import UTC, datetime
 
 from contract.job import Priority, Stage
+from contract.speed import Speed, Work
 from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.scheduling import QueueSnapshot, WaitingJob, may_start, start_order
 
@@ -17,7 +18,7 @@ def waiting(
     cost: float = 1.0,
     limit: int | None = None,
 ) -> WaitingJob:
-    return WaitingJob(name, owner, priority, cost, limit)
+    return WaitingJob(name, owner, priority, cost, limit, work=Work(cost, 0))
 
 
 def running(name: str, owner: str = "a", cost: float = 1.0, percent: float = 0.0) -> RunningJob:
@@ -28,6 +29,7 @@ def running(name: str, owner: str = "a", cost: float = 1.0, percent: float = 0.0
         owner=owner,
         priority=Priority.NORMAL,
         cost=cost,
+        work=Work(cost, 0),
         started_at=NOW,
         progress=progress,
     )
@@ -99,7 +101,8 @@ def snapshot(
         WorkerInfo(name=f"w{n}", checkpoint="c", device="cpu", ready=True, running=job)
         for n, job in enumerate(busy)
     ]
-    return QueueSnapshot(NOW, jobs, workers, speed)
+    measured = None if speed is None else Speed(per_step=speed, per_clip=0)
+    return QueueSnapshot(NOW, jobs, workers, measured)
 
 
 def seconds(estimate: tuple[datetime, datetime] | None) -> tuple[float, float] | None:

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from contract.entries import Started
 from contract.job import Priority, utcnow
 from contract.network import is_loopback
+from contract.speed import Speed
 from contract.worker import WorkerInfo
 from jobs.queue import JobQueue
 from server.access import why_not_to_start
@@ -176,9 +177,9 @@ def test_unfinished_jobs_count_against_gpu_time_in_a_burst_too(api: Api) -> None
     statuses = burst(api, key, 12)
     assert sorted(set(statuses)) == [202, 429]
     assert statuses.count(202) == 4, "a job of unknown length counts as a quarter of the limit"
-    api.services.index.learn_speeds({"tiny": 1e9})
+    api.services.index.learn_speeds({"tiny": Speed(per_step=1e9, per_clip=0)})
     assert submit(api, key).json()["code"] == "gpu_seconds_limit"
-    api.services.index.learn_speeds({"tiny": 1e-9})
+    api.services.index.learn_speeds({"tiny": Speed(per_step=1e-9, per_clip=0)})
     assert submit(api, key).status_code == 202
 
 

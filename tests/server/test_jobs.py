@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from contract.job import Priority, Stage, utcnow
+from contract.speed import Speed
 from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.cards import publish_card
 from jobs.journal import IllegalEntry
@@ -42,7 +43,8 @@ def redis_of(api: Api) -> JobQueue:
 
 def test_a_waiting_job_shows_its_place_and_when_it_will_be_done(api: Api) -> None:
     first, second = submit(api), submit(api)
-    worker = WorkerInfo(name="w1", checkpoint="tiny", device="cpu", ready=True, seconds_per_cost=100.0)
+    speed = Speed(per_step=100.0, per_clip=0.0)
+    worker = WorkerInfo(name="w1", checkpoint="tiny", device="cpu", ready=True, speed=speed)
     redis_of(api).beat(worker)
     redis_of(api).snapshot("tiny", max_age_s=0)
     api.services.hints.snapshot("tiny")
