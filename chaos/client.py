@@ -16,6 +16,8 @@ from typing import Any
 
 from PIL import Image
 
+from contract.video import SAMPLE_RATE
+
 BOUNDARY = "chaos-a6d0f6ab"
 TIMEOUT_S = 30.0
 CONNECTION_KEPT_S = 10.0
@@ -110,8 +112,8 @@ class SubmitForm:
         with wave.open(speech, "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
-            file.setframerate(16000)
-            file.writeframes(bytes(range(256)) * (5 * 16000 * 2 // 256))
+            file.setframerate(SAMPLE_RATE)
+            file.writeframes(bytes(range(256)) * (5 * SAMPLE_RATE * 2 // 256))
         self._files = (
             _part('name="person_image"; filename="person.png"', photo.getvalue(), "image/png")
             + _part('name="audio"; filename="speech.wav"', speech.getvalue(), "audio/wav")

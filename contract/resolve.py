@@ -29,7 +29,8 @@ def resolve(
     """
     check_prompts(fields)
     width, height = frame_size(fields, card)
-    num_clips, num_frames = video_length(speech, fields.num_clips, max_dropped_frames)
+    parity = fields.preset is Preset.PARITY  # the official code drops no clip and stretches the person
+    num_clips, num_frames = video_length(speech, fields.num_clips, 0 if parity else max_dropped_frames)
     defaults = card.defaults
     return GenerationParams(
         prompts=tuple(fields.prompt),
@@ -43,7 +44,7 @@ def resolve(
         seed=draw_seed() if fields.seed is None or fields.seed == RANDOM_SEED else fields.seed,
         num_clips=num_clips,
         num_frames=num_frames,
-        fit=fields.fit or (Fit.STRETCH if fields.preset is Preset.PARITY else Fit.COVER),
+        fit=fields.fit or (Fit.STRETCH if parity else Fit.COVER),
         audio_face_mask=fields.audio_face_mask,
         preset=fields.preset,
     )

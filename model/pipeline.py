@@ -24,6 +24,7 @@ from contract.params import GenerationParams, draw_seed
 from contract.video import (
     CLIP_FRAMES,
     CLIP_LATENT_FRAMES,
+    MAX_DROPPED_FRAMES,
     MOTION_FRAMES,
     SAMPLE_RATE,
     SpeechLength,
@@ -35,6 +36,7 @@ from model.memory.offload import onload_outer_layers
 from model.pace import Pace
 from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
 from model.speech_features import (
+    OFFICIAL_AUDIO_WINDOW,
     clip_features,
     encode_audio,
     feature_frame_count,
@@ -48,8 +50,6 @@ from model.transformer import (
     TransformerOutput,
 )
 from model.vae import decode_latents, encode_pixels
-
-OFFICIAL_AUDIO_WINDOW = 81
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,9 @@ class CoInteractPipeline(DiffusionPipeline):
         Without a seed, one is drawn. The video is as long as the speech, or `num_clips` clips if that is
         shorter. Raises ValueError as `generate_clips` does.
         """
-        num_clips, num_frames = video_length(SpeechLength(len(audio), SAMPLE_RATE), num_clips)
+        speech = SpeechLength(len(audio), SAMPLE_RATE)
+        dropped = 0 if preset is Preset.PARITY else MAX_DROPPED_FRAMES
+        num_clips, num_frames = video_length(speech, num_clips, dropped)
         params = GenerationParams(
             prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts),
             negative_prompt=negative_prompt,
@@ -262,7 +264,7 @@ class CoInteractPipeline(DiffusionPipeline):
         if not params.parity:
             return params.num_clips
         features = feature_frame_count(self.audio_encoder, len(inputs.audio))
-        return min(params.num_clips, official_clip_count(features, OFFICIAL_AUDIO_WINDOW))
+        return min(params.num_clips, official_clip_count(features))
 
     def _encode_video_inputs(self, inputs: FramedInputs, params: GenerationParams, clips: range) -> _Encoded:
         used = {params.prompt_of(clip) for clip in clips}

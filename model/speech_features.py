@@ -13,9 +13,13 @@ WAV2VEC2_RATE = 50
 """Nominal output rate of wav2vec2's convolutions at 16 kHz."""
 
 
-def official_clip_count(num_feature_frames: int, window_frames: int = 81) -> int:
+OFFICIAL_AUDIO_WINDOW = 81
+"""Feature frames that the official code takes for a clip of 80 frames."""
+
+
+def official_clip_count(num_feature_frames: int) -> int:
     """Clips that the official code makes of this many feature frames (before its cap of `num_clips`)."""
-    return num_feature_frames // window_frames + 1
+    return num_feature_frames // OFFICIAL_AUDIO_WINDOW + 1
 
 
 def feature_frame_count(encoder: Wav2Vec2Model, num_samples: int) -> int:

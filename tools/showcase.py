@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageDraw, ImageFont
 
-from contract.video import CLIP_FRAMES, FPS
+from contract.video import CLIP_FRAMES, FPS, clips_of_frames
 from deploy.samples import Samples
 
 PAGE = (800, 392)
@@ -28,7 +28,7 @@ def save_showcase(samples: Samples, video: Path, target: Path) -> None:
     """Write the animation of `video`, made of `samples`; prompt and speech of the clip on show are lit."""
     with av.open(str(video)) as container:
         frames = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    clips = -(-len(frames) // CLIP_FRAMES)
+    clips = clips_of_frames(len(frames))
     pages = [inputs_page(samples, clip, clips) for clip in range(clips)]
     shown = []
     for index in range(0, len(frames), EVERY):

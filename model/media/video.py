@@ -16,7 +16,7 @@ from av.audio.stream import AudioStream
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
-from contract.video import FPS
+from contract.video import CLIP_FRAMES, FPS
 from model.media.audio import Speech, load_speech
 from model.media.errors import MediaError
 
@@ -42,7 +42,8 @@ class ClipWriter:
             "preset": "fast",
             "profile": "high",
             # Without mbtree, whose assembly reads beyond a row: with it, equal frames give unequal bytes.
-            "x264-params": f"open-gop=0:keyint=80:mbtree=0:threads={ENCODER_THREADS}:sliced-threads=0",
+            "x264-params": f"open-gop=0:keyint={CLIP_FRAMES}:mbtree=0:"
+            f"threads={ENCODER_THREADS}:sliced-threads=0",
         }
         stream = self._container.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -32,8 +32,8 @@ from model.checkpoints.official_components import (
 from model.checkpoints.official_names import dit_config, dit_name, is_hoi_name
 from model.inputs import FramedInputs
 from model.parity.result import CaseResult, compare, compare_frames
-from model.pipeline import OFFICIAL_AUDIO_WINDOW, CoInteractPipeline
-from model.speech_features import clip_features, encode_audio
+from model.pipeline import CoInteractPipeline
+from model.speech_features import OFFICIAL_AUDIO_WINDOW, clip_features, encode_audio
 from model.transformer import CoInteractTransformer3DModel
 
 FIRST_CLIP_LIMIT = 1e-3
@@ -122,7 +122,8 @@ def params_of(cases: Tensors, metadata: Mapping[str, str]) -> GenerationParams:
     """The settings of that run."""
     meta = json.loads(metadata["meta"])
     height, width = cases["in.person"].shape[:2]
-    num_clips, num_frames = video_length(SpeechLength(len(cases["in.wav"]), SAMPLE_RATE), meta.get("clips"))
+    speech = SpeechLength(len(cases["in.wav"]), SAMPLE_RATE)
+    num_clips, num_frames = video_length(speech, meta.get("clips"), max_dropped_frames=0)
     return GenerationParams(
         prompts=tuple(meta["prompts"]),
         negative_prompt=meta.get("negative_prompt", ""),

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from contract.form import values_of_form
 from contract.request import GenerateFields, unknown_field
-from contract.video import CLIP_FRAMES, FPS
+from contract.video import FPS, clips_of_frames
 from server.errors import ApiError
 from server.openai import CreateVideo
 from server.services import Services
@@ -105,7 +105,7 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
     if seconds is not None:
         if not _SECONDS.fullmatch(str(seconds)) or float(seconds) <= 0:
             raise ApiError("invalid_value", 'Expected seconds, such as "8".', field="seconds")
-        settings.setdefault("num_clips", max(1, -(-round(float(seconds) * FPS) // CLIP_FRAMES)))
+        settings.setdefault("num_clips", max(1, clips_of_frames(round(float(seconds) * FPS))))
     return settings
 
 

@@ -74,6 +74,11 @@ def test_a_recording_barely_longer_than_a_clip_needs_no_second_one() -> None:
     assert video_length(SpeechLength(52_480, 16_000), max_dropped_frames=0) == (2, CLIP_FRAMES + 2)
 
 
+def test_parity_drops_no_clip() -> None:
+    fields = options_of({"prompt": "hello", "preset": "parity"}, {}).fields
+    assert resolve(fields, CARD, SpeechLength(52_480, 16_000)).num_clips == 2
+
+
 @pytest.mark.parametrize("frames", [1, 2])
 def test_a_speech_of_a_frame_or_two_is_never_dropped_whole(frames: int) -> None:
     assert video_length(SpeechLength(640 * frames, 16_000), max_dropped_frames=79) == (1, frames)
