@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import BinaryIO, Final, Literal
 
 from server.decoding import riff
-from server.decoding.formats import ACCEPTED, Kind, Limits, Sample, accepted_format, sniff
+from server.decoding.formats import ACCEPTED, THREADS, Kind, Limits, Sample, accepted_format, sniff
 
 Libraries = Literal["plain", "full"]
 Decoder = Callable[[BinaryIO, BinaryIO, str, Limits], dict[str, object]]
@@ -38,11 +38,12 @@ def load_decoders(libraries: Libraries) -> tuple[Decoders, list[Sample]]:
     trials = samples.all_samples()
     if libraries == "full":
         import pi_heif
-        import PIL.AvifImagePlugin  # noqa: F401
+        import PIL.AvifImagePlugin
 
         from server.decoding import pose, sound
 
-        pi_heif.register_heif_opener(thumbnails=False)
+        PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
+        pi_heif.register_heif_opener(thumbnails=False, decode_threads=THREADS)
         decoders |= {("image", name): photo.decode_image for name in ACCEPTED["image"]}
         decoders |= {("audio", name): sound.decode_sound for name in ACCEPTED["audio"]}
         decoders |= {("video", name): pose.decode_video for name in ACCEPTED["video"]}

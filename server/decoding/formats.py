@@ -48,6 +48,8 @@ _EXPECTED: Final = {
     "audio": "Expected speech in WAV, MP3, FLAC, OGG, M4A, MP4, MOV, WebM, AAC or AIFF.",
     "video": "Expected an MP4 or WebM video.",
 }
+THREADS: Final = 4
+"""Threads of one decoder. Left alone it starts one per core, and each takes a stack of the memory limit."""
 _HEAD_BYTES: Final = 512
 _MOST_TAGS: Final = 8
 _STREAM_BYTES: Final = 8192

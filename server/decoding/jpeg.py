@@ -12,10 +12,12 @@ from typing import Final
 
 from server.decoding.formats import RejectedFileError, truncated
 
+_NOT_FILLER: Final = re.compile(rb"[^\xff]", re.DOTALL)
 _AFTER_SCAN: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)
 """A marker that ends coded data: not a stuffed byte, a restart or a filler."""
 _START_OF_SCAN, _END = 0xDA, 0xD9
-_WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
+_WITHOUT_LENGTH: Final = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
+_MOST_SEGMENTS: Final = 100_000
 _MOST_SCANS: Final = 200
 _MOST_SCANNED_PIXELS: Final = 2 * 10**9
 """Scans × pixels: some two seconds of work."""
@@ -24,22 +26,17 @@ _MOST_SCANNED_PIXELS: Final = 2 * 10**9
 def count_scans(data: mmap.mmap) -> int:
     """The scans of the first picture. Raises RejectedFileError if it does not end."""
     position, scans = 2, 0
-    while True:
-        position = data.find(b"\xff", position)
-        while 0 <= position < len(data) - 1 and data[position + 1] == 0xFF:
-            position += 1
-        if not 0 <= position < len(data) - 1:
+    for _ in range(_MOST_SEGMENTS):
+        begin = data.find(b"\xff", position)
+        # Any number of 0xFF may stand before the byte that makes the marker.
+        if begin < 0 or (found := _NOT_FILLER.search(data, begin)) is None:
             raise truncated()
-        marker = data[position + 1]
-        if marker == _END:
-            if not scans:
-                raise truncated()
+        marker, position = found[0][0], found.end()
+        if marker == _END and scans:
             return scans
         if marker in _WITHOUT_LENGTH:
-            position += 2
             continue
-        length = int.from_bytes(data[position + 2 : position + 4])
-        position += 2 + length
+        position += max(2, int.from_bytes(data[position : position + 2]))
         if position > len(data):
             raise truncated()
         if marker == _START_OF_SCAN:
@@ -47,6 +44,7 @@ def count_scans(data: mmap.mmap) -> int:
             if (found := _AFTER_SCAN.search(data, position)) is None:
                 raise truncated()
             position = found.start()
+    raise RejectedFileError("undecodable_file", "The JPEG image has too many segments.", _MOST_SEGMENTS)
 
 
 def check_scans(scans: int, pixels: int) -> None:

@@ -13,7 +13,7 @@ import av.video.stream
 import numpy as np
 
 from server.decoding.ffmpeg import open_container
-from server.decoding.formats import Limits, RejectedFileError, Sample
+from server.decoding.formats import THREADS, Limits, RejectedFileError, Sample
 from server.decoding.wholeness import check_mp4, webm_links
 
 _VIDEO_CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libvpx", "libvpx-vp9", "mpeg4")
@@ -53,6 +53,7 @@ def _recode_video(
                 f"The video has {context.width} × {context.height} pixels.",
                 limits.max_frame_pixels,
             )
+        context.thread_count = THREADS
         width, height = context.width // 2 * 2, context.height // 2 * 2
         if min(width, height) < limits.min_side:
             raise RejectedFileError(

@@ -200,8 +200,11 @@ def _check_frames(data: mmap.mmap, kind: str, read: _Read) -> None:
     lost, passed, tags = 0, 0, iter([*read.tags, len(data)])
     tag = next(tags)
     for begin, end in read.bad:
+        if begin >= read.end:
+            break  # that is the rest
         while tag <= begin:
-            passed, tag = max(passed, end_of_tags(data, tag)), next(tags)
+            # Each byte is looked at once, however many tags there are.
+            passed, tag = passed if tag < passed else end_of_tags(data, tag), next(tags)
         lost += max(0, end - max(begin, passed))
     if lost * read.seconds > _LOST_SECONDS * max(1, len(data) - lost):
         raise RejectedFileError("undecodable_file", f"The {kind} speech is damaged on the way.")

@@ -9,6 +9,7 @@ which of them could be read.
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from typing import Final
 
@@ -19,9 +20,11 @@ _MOST_LINKS: Final = 100
 _LAST_PAGE, _FIRST_PAGE, _CONTINUED = 4, 2, 255
 TAGS: Final = (b"ID3", b"TAG", b"APETAGEX")
 """How tags in MP3 begin."""
+_NOT_ZERO: Final = re.compile(rb"[^\0]")
 _EBML_HEAD: Final = b"\x1a\x45\xdf\xa3"
 _SEGMENT: Final = b"\x18\x53\x80\x67"
-_DOCUMENT_TYPE: Final = b"\x42\x82"
+_WEBM: Final = re.compile(rb"\x1a\x45\xdf\xa3(?=.{0,58}\x42\x82)", re.DOTALL)
+"""The head of a Matroska file, which names its document type."""
 
 
 def check_mp4(data: mmap.mmap) -> None:
@@ -77,11 +80,8 @@ def _ebml_size(data: mmap.mmap, position: int) -> tuple[int | None, int]:
 
 def _next_webm(data: mmap.mmap, position: int) -> int:
     """Where the next Matroska file begins behind one that does not say how long it is."""
-    while (position := data.find(_EBML_HEAD, position)) >= 0:
-        if _DOCUMENT_TYPE in data[position : position + 64]:
-            return position
-        position += len(_EBML_HEAD)
-    return len(data)
+    found = _WEBM.search(data, position)
+    return found.start() if found else len(data)
 
 
 def webm_links(data: mmap.mmap) -> list[tuple[int, int]]:
@@ -150,7 +150,8 @@ def end_of_tags(data: mmap.mmap, position: int) -> int:
             # The size counts a footer, not a header; either may be what stands here.
             length = 32 + (int.from_bytes(head[12:16], "little") if head[23] & 0x20 else 0)
         elif head[0] == 0:
-            length = 1
+            heard = _NOT_ZERO.search(data, position)
+            length = (heard.start() if heard else len(data)) - position
         else:
             length = size_of_id3(head)
         if length == 0:
