@@ -339,7 +339,7 @@ JSON_REFUSALS: list[tuple[Any, int, str, str | None]] = [
     (b'{"seed": NaN}', 400, "malformed_body", None),
     (b"[" * 100_000, 400, "malformed_body", None),
     (b'{"prompt": "\xff"}', 400, "malformed_body", None),
-    (as_json(prompt="\ud800 x"), 400, "malformed_body", None),
+    (as_json(prompt="\ud800 x"), 422, "invalid_value", "prompt.0"),
     (as_json(seed=True), 422, "invalid_value", "seed"),
     (as_json(seed=1.0), 422, "invalid_value", "seed"),
     (as_json(seed="1"), 422, "invalid_value", "seed"),
