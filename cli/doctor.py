@@ -25,9 +25,10 @@ from contract.memory import MemoryMode
 from contract.settings import Settings
 from deploy.stack import StackError
 from deploy.up import checkpoint_card
-from jobs.artifacts import FolderStore
+from jobs.artifacts import FolderStore, exposed_paths
 from jobs.redis_server import running_redis
 from model.checkpoints.writer import MANIFEST, verify_manifest
+from model.memory.host import host_memory_bytes
 from model.memory.needs import (
     OFFICIAL_SIZE,
     CheckpointSize,
@@ -129,6 +130,7 @@ def diagnose(settings: Settings, checkpoints: Mapping[str, Path], verify: bool =
         ]
         findings += check_attention(settings)
     findings += check_disk(settings)
+    findings += check_privacy(settings)
     findings += check_redis(settings)
     return Diagnosis(machine, findings, fits)
 
@@ -139,11 +141,7 @@ def inspect_machine() -> Machine:
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         gpus.append(Gpu(properties.name, total, free, f"{properties.major}.{properties.minor}"))
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        host = min(host, int(text))
-    return Machine(tuple(gpus), host, os.cpu_count() or 1)
+    return Machine(tuple(gpus), host_memory_bytes(), os.cpu_count() or 1)
 
 
 def check_machine(machine: Machine) -> Iterator[Finding]:
@@ -291,6 +289,20 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
         yield Finding("disk", Status.PROBLEM, message, "Free some space, or shorten COINTERACT_RETENTION_S.")
     else:
         yield Finding("disk", Status.OK, f"{free / 1e9:.0f} GB are free in {existing}.")
+
+
+def check_privacy(settings: Settings) -> Iterator[Finding]:
+    """Who else on this machine may read jobs, keys and secrets."""
+    exposed = exposed_paths(settings.storage_dir)
+    if exposed:
+        names = ", ".join(str(path) for path in exposed[:3]) + (", …" if len(exposed) > 3 else "")
+        advice = (
+            "Start the service as the user who owns them: it closes them. Or chmod 600 files, 700 folders."
+        )
+        yield Finding("privacy", Status.PROBLEM, f"Other users of this machine may read {names}.", advice)
+    elif settings.storage_dir.is_dir():
+        message = f"Nobody else on this machine can read {settings.storage_dir}."
+        yield Finding("privacy", Status.OK, message)
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:

@@ -159,6 +159,9 @@ class Settings(BaseSettings):
     )
     min_free_bytes: int = Field(2**30, ge=0, description="Free disk space below which new jobs are refused.")
 
+    reaper_metrics_port: int | None = Field(
+        None, description="Port of the reaper's /metrics; none by default."
+    )
     worker_metrics_port: int | None = Field(
         None, description="Port of the worker's /metrics; none by default."
     )

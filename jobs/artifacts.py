@@ -116,6 +116,13 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def exposed_paths(root: Path) -> list[Path]:
+    """Folders and secrets of the store in `root` that other users may read or change."""
+    folders = [root, *(root / name for name in FOLDERS)]
+    secret_files = [*root.glob("*.secret"), *(root / "keys").glob("*.json")]
+    return [path for path in (*folders, *secret_files) if path.exists() and path.stat().st_mode & 0o077]
+
+
 SYNCS_AT_ONCE = 16
 FOLDERS = (
     "jobs",
@@ -145,15 +152,9 @@ class FolderStore:
                 folder.chmod(0o700)
         self._mend_modes()
 
-    def exposed(self) -> list[Path]:
-        """Folders and secrets of ours that other users may read or change."""
-        kept = [self.root, *(self.root / name for name in FOLDERS)]
-        secrets_kept = [*self.root.glob("*.secret"), *(self.root / "keys").glob("*.json")]
-        return [path for path in (*kept, *secrets_kept) if path.stat().st_mode & 0o077]
-
     def _mend_modes(self) -> None:
         """Close what an older version, or a hand, has left open."""
-        for path in self.exposed():
+        for path in exposed_paths(self.root):
             try:
                 path.chmod(0o700 if path.is_dir() else 0o600)
             except OSError as error:
@@ -165,6 +166,13 @@ class FolderStore:
             raise ValueError(f"key leaves the store: {key!r}")
         return path
 
+    def _must_be_there(self) -> None:
+        """For whoever finds nothing. Raises OSError if the store itself is gone: a network file system that
+        is not mounted must not pass for a store from which everything was removed.
+        """
+        if not self.scratch().is_dir():
+            raise OSError(errno.ENODEV, "the storage is not there", str(self.root))
+
     @contextmanager
     def _written(self, data: bytes) -> Iterator[Path]:
         """A temporary file that holds `data`, durably. It is removed at the end even after an error: a full
@@ -172,6 +180,7 @@ class FolderStore:
         """
         temporary = self.scratch() / f"write-{secrets.token_hex(8)}"
         try:
+            self._must_be_there()
             with temporary.open("xb") as file:
                 os.fchmod(file.fileno(), 0o600)
                 file.write(data)
@@ -190,7 +199,10 @@ class FolderStore:
                 os.link(temporary, target)
                 if durable:
                     fsync_path(target.parent)
-            except (FileExistsError, FileNotFoundError):
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                self._must_be_there()
                 return False
         return True
 
@@ -207,10 +219,14 @@ class FolderStore:
         try:
             return self._path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
+            self._must_be_there()
             return None
 
     def exists(self, key: str) -> bool:
-        return self._path(key).exists()
+        if self._path(key).exists():
+            return True
+        self._must_be_there()
+        return False
 
     def written_at(self, key: str) -> float | None:
         try:
@@ -229,19 +245,19 @@ class FolderStore:
     def put_file(self, source: Path, key: str) -> bool:
         target = self._path(key)
         try:
-            if source.exists():  # else an earlier call failed behind the rename
+            if not target.exists() or source.exists():  # else an earlier call failed behind the rename
                 fsync_path(source)
                 source.rename(target)
-            elif not target.exists():
-                return False
             fsync_path(target.parent)
         except FileNotFoundError:
+            self._must_be_there()
             return False
         return True
 
     def local_path(self, key: str) -> Path:
         path = self._path(key)
         if not path.exists():
+            self._must_be_there()
             raise FileNotFoundError(key)
         return path
 
@@ -265,6 +281,7 @@ class FolderStore:
         try:
             return sorted(os.listdir(self._path(prefix)))
         except (FileNotFoundError, NotADirectoryError):
+            self._must_be_there()
             return []
 
     def remove_folder(self, prefix: str) -> None:

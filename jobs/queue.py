@@ -13,7 +13,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
@@ -102,21 +102,6 @@ def _troubles_key(origin: str) -> str:
 
 def _speed_key(checkpoint: str) -> str:
     return f"{_PREFIX}speed:{checkpoint}"
-
-
-_TYPES = {
-    _WORKERS: "set",
-    _CHECKPOINTS: "set",
-    _EPOCH: "string",
-    _TROUBLED: "set",
-    _troubles_key(""): "string",
-    _waiting_key(""): "hash",
-    _served_key(""): "zset",
-    _worker_key(""): "string",
-    _progress_key(""): "string",
-    _alive_key(""): "string",
-    _speed_key(""): "string",
-}
 
 
 class JobQueue:
@@ -308,9 +293,26 @@ class JobQueue:
         info = cast(dict[str, str], self.redis.info("server"))
         return f"{cast(bytes | None, self.redis.get(_EPOCH))!r}:{info['run_id']}"
 
-    def drop_wrong_types(self) -> int:
-        """Delete keys of ours that somebody has made into something else; returns their number."""
-        return drop_wrong_types(self.redis, _TYPES)
+    def drop_wrong_types(self, checkpoints: Iterable[str]) -> int:
+        """Delete keys that somebody has made into something else than we or RQ need; returns their number."""
+        types = {_WORKERS: "set", _CHECKPOINTS: "set", _EPOCH: "string", _TROUBLED: "set"}
+        types |= {"rq:queues": "set", "rq:workers": "set"}
+        for checkpoint in checkpoints:
+            types |= {_waiting_key(checkpoint): "hash", _served_key(checkpoint): "zset"}
+            types[_speed_key(checkpoint)] = "string"
+            tickets = self.tickets(checkpoint)
+            types |= {tickets.key: "list", tickets.intermediate_queue.key: "list"}
+            types |= {f"rq:workers:{tickets.name}": "set"}
+            registries = (
+                tickets.started_job_registry,
+                tickets.finished_job_registry,
+                tickets.failed_job_registry,
+                tickets.deferred_job_registry,
+                tickets.scheduled_job_registry,
+                tickets.canceled_job_registry,
+            )
+            types |= dict.fromkeys((registry.key for registry in registries), "zset")
+        return drop_wrong_types(self.redis, types)
 
     def _now(self) -> float:
         """Unix time by the clock of Redis, which is the same for all who bill."""

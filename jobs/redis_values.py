@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from redis import Redis
@@ -29,20 +29,6 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _WAITING = TypeAdapter(tuple[str, Priority, Amount, int | None, bool, tuple[Amount, Amount]])
 _SERVED = TypeAdapter(tuple[str, Amount, str])
 _WAITING_FIELDS = 6
-
-_RQ_TYPES = {
-    "rq:queue:": "list",
-    "rq:queues": "set",
-    "rq:workers": "set",
-    "rq:worker:": "hash",
-    "rq:job:": "hash",
-    "rq:wip:": "zset",
-    "rq:finished:": "zset",
-    "rq:failed:": "zset",
-    "rq:deferred:": "zset",
-    "rq:scheduled:": "zset",
-    "rq:canceled:": "zset",
-}
 
 
 def hint_of(model: type[Hint], data: bytes | None) -> Hint | None:
@@ -104,21 +90,17 @@ def served_of(records: Iterable[bytes]) -> dict[str, float]:
 
 
 def drop_wrong_types(redis: Redis, types: Mapping[str, str]) -> int:
-    """Delete every key that is not of the type that its name promises; returns their number.
-
-    Args:
-        types: Type by beginning of the name, of our own keys. Those of RQ are known here.
+    """Delete every key of `types` that is not of the type that belongs there; returns their number.
 
     Raises RedisError.
     """
-    known = {**types, **_RQ_TYPES}
-    dropped = 0
-    for prefix in {name.partition(":")[0] for name in known}:
-        for key in cast(Iterable[bytes], redis.scan_iter(match=f"{prefix}:*", count=1000)):
-            wanted = next((kind for name, kind in known.items() if key.startswith(name.encode())), None)
-            found = cast(bytes, redis.type(key)).decode()
-            if wanted is not None and found not in (wanted, "none"):
-                log.error("dropped from Redis: %r is a %s where a %s belongs", key, found, wanted)
-                redis.delete(key)
-                dropped += 1
-    return dropped
+    with redis.pipeline(transaction=False) as pipeline:
+        for key in types:
+            pipeline.type(key)
+        found = [kind.decode() for kind in pipeline.execute()]
+    wrong = {key: kind for key, kind in zip(types, found, strict=True) if kind not in (types[key], "none")}
+    for key, kind in wrong.items():
+        log.error("dropped from Redis: %s is a %s where a %s belongs", key, kind, types[key])
+    if wrong:
+        redis.delete(*wrong)
+    return len(wrong)

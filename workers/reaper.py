@@ -36,7 +36,7 @@ from jobs.queue import JobQueue
 from jobs.tickets import Ticket
 from workers.expiry import Expiry
 from workers.lost_attempts import end_attempt
-from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, PASSED_OVER, REPAIRS
+from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, PASSED_OVER, REPAIRS, serve_metrics
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +114,20 @@ class Reaper:
 
     def _look_at_redis(self) -> None:
         try:
+            self._drop_wrong_types()
             self._retire_dead_workers()
             self._repair_queue()
             self._end_silent_attempts()
         except RedisError as error:
             self._unheard.clear()  # nobody could be heard
             log.warning("Redis is away: %s", error)
-            if isinstance(error, ResponseError):  # it answers, but not what was asked for
-                with suppress(RedisError):
-                    REPAIRS.labels("type").inc(self.queue.drop_wrong_types())
+
+    def _drop_wrong_types(self) -> None:
+        """Whoever finds something else than it expects in Redis gets no further: it is made anew instead."""
+        checkpoints = {job.submitted.checkpoint for job in self.live.values()}
+        with suppress(ResponseError):  # the set of checkpoints is itself something else
+            checkpoints |= set(self.queue.checkpoints())
+        REPAIRS.labels("type").inc(self.queue.drop_wrong_types(checkpoints))
 
     def _find_new_jobs(self) -> None:
         """Learn of jobs whose announcement was lost, and of all when starting."""
@@ -292,6 +297,8 @@ class Reaper:
 
 def run(settings: Settings, redis_url: str, stopping: threading.Event) -> None:
     """Reap until `stopping` is set. Survives Redis and storage being away."""
+    if settings.reaper_metrics_port is not None:
+        serve_metrics(settings.reaper_metrics_port)
     reaper = Reaper(settings, FolderStore(settings.storage_dir), JobQueue(settings, redis_url))
     while not stopping.is_set():
         reaper.round()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
 from contract.memory import MemoryMode
+from model.memory.host import host_memory_bytes
 from model.memory.needs import fitting_mode, measure_checkpoint
 
 
@@ -53,6 +53,6 @@ def choose_mode(folder: Path, device: torch.device, sizes: list[tuple[int, int]]
     if device.type != "cuda":
         return MemoryMode.RESIDENT
     total = torch.cuda.get_device_properties(device).total_memory
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = host_memory_bytes()
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     return fitting_mode(measure_checkpoint(folder), total, host, width, height) or MemoryMode.OFFLOAD

@@ -12,14 +12,16 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from cli.attention import advice_for
-from cli.doctor import Gpu, Machine, Status, check_disk, check_fit, check_redis_at, judge_fits
+from cli.doctor import Gpu, Machine, Status, check_disk, check_fit, check_privacy, check_redis_at, judge_fits
 from contract.attention import AttentionBackend
 from contract.card import CheckpointCard, CheckpointDefaults
 from contract.settings import Settings
+from jobs.artifacts import FolderStore
 from jobs.redis_server import running_redis
 from model.attention_choice import AttentionChoice, AttentionShape, Measured
 from model.checkpoints.tiny import write_tiny_checkpoint
 from model.memory.needs import OFFICIAL_SIZE
+from server.keys import create_key
 
 GB = 10**9
 CARD = CheckpointCard(
@@ -189,3 +191,15 @@ def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
     (finding,) = check_disk(Settings(data_dir=Path("/proc/no-one-writes-here")))
     assert finding.status is Status.PROBLEM
     assert "cannot be written" in finding.message
+
+
+def test_secrets_that_others_may_read_are_a_problem(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    store = FolderStore(settings.storage_dir)
+    create_key(store, "ada")
+    assert {finding.status for finding in check_privacy(settings)} == {Status.OK}
+    (settings.storage_dir / "keys").chmod(0o755)
+    (finding,) = check_privacy(settings)
+    assert finding.status is Status.PROBLEM
+    assert "keys" in finding.message
+    assert "chmod" in finding.advice

@@ -19,8 +19,10 @@ from contract.job import InputFiles, JobState, StoredFile, utcnow
 from contract.params import GenerationParams
 from jobs.artifacts import FolderStore
 from jobs.journal import JobNotFound, Journal
+from tests.faults.disk import Disk, disk_in
 from tests.faults.stack import Stack, eventually
 from workers.engines.fake import FakeSettings
+from workers.scratch import attempt_folder
 
 WRITING = {"open", "os.link", "os.rename", "os.mkdir", "os.remove"}
 """Audit events of what changes a disk. fsync has none, but only power cuts tell whether one happened."""
@@ -164,3 +166,77 @@ def fill(path: Path) -> None:
                     file.write(b"x" * size)
             except OSError:
                 continue
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with disk_in(tmp_path / "loop", 64 * 2**20) as disk:
+        yield disk
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("trouble", ["read-only", "broken"])
+def test_an_attempt_waits_for_storage_that_fails_and_then_finishes(
+    tmp_path: Path, disk: Disk, trouble: str
+) -> None:
+    stack = Stack.create(
+        tmp_path,
+        FakeSettings(seconds_per_step=0.1, media=False),
+        data_dir=disk.path / "data",
+        stall_timeout_s=3.0,
+        max_attempts=1,
+    )
+    try:
+        stack.start_reaper()
+        stack.start_worker()
+        job_id = stack.submit(num_clips=4)
+        stack.wait_clips(job_id, 1)
+        disk.read_only() if trouble == "read-only" else disk.fail()
+        eventually(lambda: "storage fails" in stack.log(), what="the fault being noticed")
+        waited_until = time.monotonic() + 2 * stack.settings.stall_timeout_s
+        while time.monotonic() < waited_until:  # longer than a render without progress may take
+            assert any(worker.running is not None for worker in stack.queue.workers())
+            time.sleep(0.1)
+        disk.writable() if trouble == "read-only" else disk.repair()
+        job = stack.wait(job_id)
+        assert (job.attempt, job.burned_attempts, len(job.clips)) == (1, 0, 4)
+        stack.content(job_id, job.video)
+    finally:
+        stack.close()
+
+
+def test_a_job_whose_input_cannot_be_read_fails_by_itself_and_the_next_one_runs(tmp_path: Path) -> None:
+    stack = Stack.create(tmp_path, FakeSettings(seconds_per_step=0.01, media=True), max_attempts=2)
+    try:
+        bad, good = stack.submit(), stack.submit(owner="bob")
+        speech = stack.path(bad, stack.job(bad).submitted.inputs.audio)
+        speech.unlink()
+        speech.mkdir()  # every read of it is an error, in a storage that works
+        stack.start_reaper()
+        stack.start_worker()
+        stack.wait(good)
+        job = stack.wait(bad, JobState.FAILED)
+        assert job.burned_attempts == 1, "the last one fails the job"
+    finally:
+        stack.close()
+
+
+@pytest.mark.timeout(120)
+def test_the_scratch_folder_of_an_attempt_that_takes_hours_is_left_alone(tmp_path: Path) -> None:
+    stack = Stack.create(tmp_path, FakeSettings(seconds_per_step=0.3, media=False))
+    try:
+        stack.start_worker()
+        job_id = stack.submit(num_clips=1, steps=20)
+        folder = stack.store.scratch() / attempt_folder(job_id, 1)
+        eventually(folder.is_dir, what="the attempt's folder")
+        leftover = stack.store.scratch() / attempt_folder(job_id, 7)
+        leftover.mkdir()
+        began = time.time() - 5 * 3600
+        for path in (folder, leftover):
+            os.utime(path, (began, began))
+        stack.start_reaper()
+        eventually(lambda: not leftover.exists(), what="the removal of what nobody works in")
+        assert folder.is_dir()
+        assert stack.wait(job_id).attempt == 1
+    finally:
+        stack.close()

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,10 +16,12 @@ from redis.exceptions import RedisError
 from contract.entries import Canceled, Interrupted, Started
 from contract.job import JobState, utcnow
 from contract.worker import WorkerInfo
+from jobs.clock import HOLD_S, Clock, ClockNotTrusted
 from jobs.identity import process_name
 from tests.faults.stack import Stack, eventually
 from workers.engines.fake import FakeSettings
 from workers.reaper import Reaper
+from workers.scratch import attempt_folder
 
 
 @pytest.fixture
@@ -152,3 +160,128 @@ def test_a_damaged_journal_is_left_alone_and_harms_no_other_job(
     assert stack.queue.waiting_ids("fake") == {fine}
     assert [record.job_id for record in caplog.records if "cannot be read" in record.message] == [damaged]  # type: ignore[attr-defined]
     assert stack.store.exists(f"jobs/{damaged}/journal/000001.json")
+
+
+def test_strays_in_every_folder_hold_up_no_round(stack: Stack, reaper: Reaper) -> None:
+    finished, waiting = stack.submit(retention_s=0), stack.submit(announce=False)
+    stack.cancel(finished)
+    for folder in ("done", "jobs", "scratch", "trash", "idempotency"):
+        for name in (".keep", "lost+found", "notes.txt", "0-job_x", "x" * 200):
+            (stack.store.root / folder / name).write_bytes(b"\xff")
+    reaper.round()
+    assert stack.queue.waiting_ids("fake") == {waiting}
+
+    def gone() -> bool:
+        reaper._next_expiry = 0.0
+        reaper.round()
+        return stack.store.list_names(f"jobs/{finished}") == []
+
+    eventually(gone, 10, "removal")
+    assert (stack.store.root / "done" / ".keep").exists()
+    assert reaper.store.passed_over.counts()["stray"] > 5
+
+
+def test_a_marker_of_the_past_removes_no_job_that_is_not_over(stack: Stack, reaper: Reaper) -> None:
+    job_id = stack.submit()
+    stack.store.create(f"done/000000000001-{job_id}", b"")
+    reaper.round()
+    assert stack.job(job_id).state is JobState.QUEUED
+    assert stack.store.list_names("done") == []
+    reaper._next_scan = 0.0
+    reaper.round()
+    assert job_id in reaper.live
+
+
+def test_a_worker_whose_clock_is_late_does_not_make_its_result_old(stack: Stack, reaper: Reaper) -> None:
+    job_id = stack.submit(retention_s=3600)
+    long_ago = utcnow() - timedelta(days=8)
+    stack.journal.append(stack.job(job_id), Canceled(at=long_ago, by="alice"))
+    reaper.round()
+    reaper._next_expiry = 0.0
+    reaper.round()
+    assert stack.job(job_id).state is JobState.CANCELED
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("offset", ["+8d", "+2h", "-8d"])
+def test_a_reaper_whose_clock_is_wrong_deletes_nothing_and_says_so(
+    stack: Stack, reaper: Reaper, offset: str
+) -> None:
+    if shutil.which("faketime") is None:
+        pytest.skip("setting one process's clock wrong needs the program faketime")
+    finished = stack.submit(retention_s=1800)
+    stack.cancel(finished)
+    running = stack.submit()
+    start(stack, running)
+    folder = stack.store.scratch() / attempt_folder(running, 1)
+    leftover = stack.store.scratch() / "submit-abc"
+    for path in (folder, leftover):
+        path.mkdir()
+    wrong = subprocess.Popen(
+        ["faketime", "-f", offset, sys.executable, "-m", "workers.reaper"],
+        env={
+            **os.environ,
+            "COINTERACT_DATA_DIR": str(stack.settings.data_dir),
+            "COINTERACT_REDIS_URL": stack.redis.url,
+            "COINTERACT_REAPER_INTERVAL_S": "0.1",
+            "NO_FAKE_STAT": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert wrong.stderr is not None
+        said = next(line for line in wrong.stderr if "clocks disagree" in line)
+        assert "this machine says" in said
+        assert "Redis says" in said
+        reaper.round()  # knows the finished job, and has marked it
+        eventually(lambda: stack.store.list_names("done"), what="the marker")
+        ends = time.monotonic() + 3
+        while time.monotonic() < ends:
+            assert stack.job(finished).state is JobState.CANCELED
+            assert folder.is_dir()
+            assert leftover.is_dir()
+            time.sleep(0.1)
+    finally:
+        os.killpg(wrong.pid, signal.SIGKILL)  # faketime and the reaper
+        wrong.communicate()
+
+
+def test_a_clock_that_jumps_is_not_trusted_for_an_hour(stack: Stack) -> None:
+    began = time.time()
+    jumped, since_boot = 0.0, 1000.0
+    clock = Clock(stack.store, stack.queue.redis, lambda: began + jumped, lambda: since_boot)
+    assert clock.now() == pytest.approx(began, abs=5)
+    jumped = 8 * 86400.0
+    with pytest.raises(ClockNotTrusted, match=r"jumped by \+691200 s"):
+        clock.now()
+    jumped = 0.0
+    since_boot += HOLD_S
+    began += HOLD_S  # so that neither jumps against the other now
+    with pytest.raises(ClockNotTrusted, match="jumped by -691200 s"):
+        clock.now()
+    began -= HOLD_S
+    with pytest.raises(ClockNotTrusted, match="jumped"):
+        clock.now()
+    since_boot += HOLD_S
+    began += HOLD_S
+    with pytest.raises(ClockNotTrusted, match="disagree"):
+        clock.now()
+
+
+def test_a_job_whose_journal_fails_to_be_read_is_passed_over_and_the_others_are_not(
+    stack: Stack, reaper: Reaper
+) -> None:
+    bad, good = stack.submit(announce=False), stack.submit(announce=False)
+    entry = stack.store.root / f"jobs/{bad}/journal/000001.json"
+    entry.mkdir()
+    reaper.round()
+    assert stack.queue.waiting_ids("fake") == {good}
+    assert reaper.store.passed_over.counts() == {"job": 1}
+    entry.rmdir()
+    reaper.store.passed_over.forget("job", bad)  # as after a minute
+    reaper._next_scan = 0.0
+    reaper.round()
+    assert stack.queue.waiting_ids("fake") == {bad, good}
