@@ -10,12 +10,12 @@ from contract.frozen import Frozen
 
 
 class AttentionBackend(StrEnum):
-    """All of them compute the same; they differ in speed, and in the last bits."""
+    """All of them compute the same. They differ in speed, and in the last bits."""
 
     AUTO = "auto"
-    """Measure those that this machine has, and take the fastest."""
+    """Measure the backends that this machine has, and take the fastest."""
     TORCH = "torch"
-    """Whichever torch itself would take."""
+    """Whichever torch itself chooses."""
     CUDNN = "cudnn"
     TORCH_FLASH = "torch-flash"
     TORCH_EFFICIENT = "torch-efficient"
@@ -30,10 +30,10 @@ class AttentionBackend(StrEnum):
 
 
 class AttentionReport(Frozen):
-    """What a worker's attention runs on, and how fast the alternatives are."""
+    """The attention backend of a worker, and how fast the alternatives are."""
 
     backend: AttentionBackend
     tokens: int
-    """Of a clip at the checkpoint's default size, for which it was measured."""
+    """Tokens of a clip at the checkpoint's default size, for which the speeds were measured."""
     teraflops: dict[AttentionBackend, float] = Field(default_factory=dict)
-    """Measured TFLOP/s of those that can be used."""
+    """Measured TFLOP/s of the backends that can be used."""

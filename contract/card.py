@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what everybody must know about a model without loading it."""
+"""The card of a checkpoint: what everybody must know about a model that they have not loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OFFICIAL_DEFAULTS: Final = CheckpointDefaults(
 
 
 class CheckpointCard(BaseModel):
-    """`cointeract.json` in a checkpoint folder: what the server must know of a model without loading it."""
+    """`cointeract.json` in a checkpoint folder: what the server must know of a model that it never loads."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -53,7 +53,7 @@ class CheckpointCard(BaseModel):
     sources: dict[str, str] = Field(default_factory=dict)
     """What it was made from."""
     note: str = ""
-    """What whoever sees its videos should know: shown beside them."""
+    """What viewers of its videos should know. It is shown beside them."""
 
     @classmethod
     def stored(cls, data: bytes) -> Self:

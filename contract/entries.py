@@ -36,11 +36,11 @@ class Submitted(Entry):
     cost: float
     """Estimated work in clip·step·megapixels; only ratios between jobs matter (fair share and estimates)."""
     idempotency_claim: str | None = None
-    """The claim in storage that leads repetitions of the submit to this job."""
+    """The claim in storage that leads a repeated submit to this job."""
     max_running: int | None = None
     """Jobs the owner may have running at once; the job waits while that many run. None: no limit."""
     warnings: tuple[JobWarning, ...] = ()
-    """What the submitter should know; told with the job."""
+    """What the submitter should know. The job tells it."""
 
 
 class Started(Entry):
@@ -48,11 +48,11 @@ class Started(Entry):
     attempt: int
     worker: str
     attention: AttentionBackend | None = None
-    """What its attention runs on: the same request gives the same bits on the same one only."""
+    """The attempt's attention backend. A request gives the same bits only on the same backend."""
 
 
 class ClipFinished(Entry):
-    """A finished clip: a later attempt continues behind it instead of rendering it again."""
+    """A finished clip. A later attempt continues after it instead of rendering it again."""
 
     type: Literal["clip_finished"] = "clip_finished"
     attempt: int
@@ -72,7 +72,7 @@ class Interrupted(Entry):
     attempt: int
     reason: InterruptReason
     burns_attempt: bool
-    """A graceful stop burns no attempt; anything that could be the job's own fault does."""
+    """A graceful stop burns no attempt. Anything that could be the job's own fault does."""
     message: str = ""
 
 

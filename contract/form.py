@@ -44,7 +44,7 @@ _READER_OF_TYPE: Final[Mapping[type, Callable[[str, str], object]]] = {
 
 
 def _type_of(field: str) -> type:
-    """The type of a field's values; of its items if it holds several."""
+    """The type of a field's values, or of their items if the field holds several."""
     annotation = GenerateFields.model_fields[field].annotation
     options = [option for option in get_args(annotation) if option is not type(None)]
     plain = options[0] if annotation is not None and type(None) in get_args(annotation) else annotation
@@ -57,7 +57,7 @@ REPEATABLE: Final = frozenset(name for name in GenerateFields.model_fields if _t
 
 def values_of_form(texts: Mapping[str, list[str]]) -> dict[str, Any]:
     """Form texts as the values they stand for. A text that is no number stays a text, which the strict model
-    refuses. A browser sends an empty text for what its user left open: that is not given.
+    refuses. A browser sends an empty text for a field that its user left open; that counts as not given.
     """
     values: dict[str, Any] = {}
     for name, given in texts.items():

@@ -8,16 +8,16 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Base of every value in the contract: immutable, and an unknown field is an error rather than a silent
-    drop.
-    """
+    """Base of every value in the contract. It is immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def stored(cls, data: bytes) -> Self:
-        """The value that another version of this program may have written: fields it does not know are
-        dropped, here and in all values inside, so that a rollback can read what the newer version wrote.
+        """The value as another version of this program may have written it.
+
+        Unknown fields are dropped, here and in all values inside, so that an older version can read what a
+        newer one wrote.
 
         Raises ValueError.
         """

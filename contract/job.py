@@ -32,7 +32,7 @@ class JobState(StrEnum):
 
 
 class Stage(StrEnum):
-    """What is going on inside a job. Users see it beside the progress."""
+    """What a job is doing. Users see it beside the progress."""
 
     QUEUED = "queued"
     LOADING = "loading"
@@ -45,8 +45,8 @@ class Stage(StrEnum):
 
 
 OnProgress = Callable[[Stage, int, int], None]
-"""Called with stage, clip and finished steps, at least once per denoising step. What it raises ends the
-rendering: that is how to cancel one.
+"""Called with stage, clip and finished steps, at least once per denoising step. An exception
+from it ends the rendering; that is how to cancel one.
 """
 
 
@@ -83,7 +83,7 @@ class JobError(Frozen):
 
 
 JOB_ID = re.compile(r"job_[0-9a-v]{36}")
-"""What `new_job_id` makes. A folder of another name is no job of ours."""
+"""What `new_job_id` makes. A folder with another name is not a job."""
 
 
 def utcnow() -> datetime:

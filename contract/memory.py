@@ -1,4 +1,4 @@
-"""Where the weights of a checkpoint lie while it works."""
+"""Where the weights of a checkpoint are kept while it renders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class MemoryMode(StrEnum):
     RESIDENT = "resident"
     """Everything on the GPU: fastest."""
     TEXT_OFFLOAD = "text-offload"
-    """The text encoder streams through the GPU when a prompt is encoded, everything else stays: as fast while
-    denoising.
+    """The text encoder streams through the GPU when it encodes a prompt; everything else stays on it.
+    Denoising is as fast as with everything on the GPU.
     """
     OFFLOAD = "offload"
-    """Transformer blocks too stream through the GPU, each fetched while the one before it computes."""
+    """The transformer's blocks stream through the GPU too, each fetched while the one before it computes."""

@@ -1,4 +1,4 @@
-"""Which addresses mean this very machine."""
+"""Which addresses mean this machine itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a bind address or a Host header (with or without port) means this very machine."""
+    """Whether a bind address or a Host header (with or without port) means this machine itself."""
     name = host.strip().lower()
     if name.startswith("["):
         name = name[1:].partition("]")[0]
@@ -22,5 +22,5 @@ def is_loopback(host: str) -> bool:
 
 
 def goes_through_proxies(url: str) -> bool:
-    """Whether the proxies of the environment are meant for `url`: never on the way to this very machine."""
+    """Whether the environment's proxies are to be used for `url`: never on the way to this machine itself."""
     return not is_loopback(urlsplit(url).hostname or "")

@@ -10,11 +10,11 @@ from contract.frozen import Frozen
 from contract.video import MOTION_FRAMES
 
 RANDOM_SEED: Final = -1
-"""A request that gives this seed asks for a random one, as one that gives none."""
+"""A request with this seed asks for a random one, like a request without a seed."""
 
 
 H264_BYTES_PER_PIXEL: Final = 0.1
-"""Bytes of an encoded video per pixel of each frame: rough and generous, for the limits of stored bytes."""
+"""Bytes of encoded video per pixel and frame: a rough, generous figure for the limits on stored bytes."""
 
 
 class GenerationParams(Frozen):
@@ -34,8 +34,7 @@ class GenerationParams(Frozen):
     """Clip k draws its noise with seed + k."""
     num_clips: int
     num_frames: int
-    """Frames of the finished video at 25 fps: as long as the speech, or num_clips clips if that is shorter.
-    """
+    """Frames of the finished video at 25 fps: the length of the speech, or of num_clips clips if shorter."""
     fit: Fit = Fit.COVER
     audio_face_mask: bool = False
     preset: Preset = Preset.EXACT
@@ -54,7 +53,7 @@ class GenerationParams(Frozen):
         return self.num_clips * self.num_inference_steps * self.width * self.height / 1e6
 
     def expected_bytes(self) -> int:
-        """About how much the video and its clips take in storage, with the frames kept between clips."""
+        """About how many bytes the video, its clips and the frames kept between clips take in storage."""
         pixels = self.width * self.height
         return int(2 * H264_BYTES_PER_PIXEL * pixels * self.num_frames) + 3 * pixels * MOTION_FRAMES
 

@@ -1,4 +1,4 @@
-"""How one of our processes starts another, how it ends with its parent, and what is told of one that died."""
+"""Starting one of our processes from another, ending it with its parent, and its last words when it dies."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def own_process(module: str, *arguments: str) -> tuple[str, ...]:
     """The command line that runs one of our modules with this very Python.
 
     `-P` keeps the working directory off the import path: a user's own `jobs.py`, `model.py` or `random.py`
-    there would otherwise be imported instead of what we mean.
+    there would otherwise be imported instead of ours.
     """
     return (sys.executable, "-P", "-m", module, *arguments)
 
 
 def last_words(text: str) -> str:
-    """The end of what a process wrote, short enough to be shown: a traceback's last lines hold its cause."""
+    """The end of what a process wrote, short enough to be shown. The last lines of a traceback hold its
+    cause.
+    """
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines[-MOST_LAST_LINES:])[-MOST_LAST_CHARS:]
 
@@ -38,7 +40,7 @@ def die_with_parent(number: signal.Signals) -> None:
 
 
 def prctl(option: int, first: ctypes.c_ulong, second: object = NOTHING) -> None:
-    """Linux's call on the process itself. Raises OSError if the kernel refuses."""
+    """Linux's system call `prctl`, on this process. Raises OSError if the kernel refuses."""
     if _LIBC.prctl(option, first, second, NOTHING, NOTHING) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}): {os.strerror(code)}")

@@ -1,4 +1,4 @@
-"""The one model of a request: the fields that a client may set, and how a wrong one is told."""
+"""The one model of a request: the fields that a client may set, and the errors of wrong ones."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from contract.params import GenerationParams
 PARAMS_FIELD: Final = "params"
 
 MOST_CHARS: Final = 65_536
-"""Characters of a text that are looked at at all; a server's own limit is lower."""
+"""Length of the longest text that is examined at all. A server's own limit is lower."""
 
 MOST_PROMPTS: Final = 10_000
-"""Likewise of prompts."""
+"""Most prompts that are examined at all."""
 
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
@@ -96,9 +96,7 @@ MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_clean)]
 
 
 class GenerateFields(BaseModel):
-    """The settings of one video; whatever is left out gets the checkpoint's default. Strict: no type is
-    guessed.
-    """
+    """The settings of one video. What is left out gets the checkpoint's default. No type is guessed."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -147,8 +145,8 @@ class GenerateFields(BaseModel):
 def fields_of(values: Mapping[str, Any]) -> GenerateFields:
     """The checked fields of a request; null is the same as not given.
 
-    `params`, the settings of a finished job as its JSON shows them, stand for all fields that are not given
-    themselves. Raises FieldError for the first that is wrong.
+    `params` may hold the settings of a finished job, as its JSON shows them. They count for every field that
+    is not given itself. Raises FieldError for the first field that is wrong.
     """
     given = {name: value for name, value in values.items() if value is not None}
     if PARAMS_FIELD in given:

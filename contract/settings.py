@@ -188,8 +188,9 @@ class Settings(BaseSettings):
 
     @property
     def rq_lease_s(self) -> int:
-        """Seconds until RQ gives a ticket up; generous, because journal and our own lease decide on the
-        job."""
+        """Seconds until RQ gives up a ticket. Generous, because the journal and our lease decide about the
+        job.
+        """
         return math.ceil(2 * self.lease_ttl_s)
 
 

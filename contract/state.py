@@ -19,13 +19,12 @@ class Job(Frozen):
     submitted: Submitted
     state: JobState
     attempt: int = 0
-    """Number of the newest attempt; it is also the fencing token, because only one attempt can append entry n
-    + 1.
+    """Number of the newest attempt. It is also the fencing token: only one attempt can append the next entry.
     """
     burned_attempts: int = 0
     worker: str | None = None
     attention: AttentionBackend | None = None
-    """Of the newest attempt."""
+    """The attention backend of the newest attempt."""
     started_at: datetime | None = None
     """Start of the first attempt."""
     completed_at: datetime | None = None

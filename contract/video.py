@@ -23,24 +23,24 @@ MOTION_LATENT_FRAMES: Final = 19
 
 
 MAX_DROPPED_FRAMES: Final = 2
-"""So few frames are not worth a clip of their own: a clip takes the same time however few of it are shown."""
+"""A last clip with no more frames than this is dropped: rendering it takes as long as a whole one."""
 
 
 def frames_of_speech(samples: int, rate: int) -> int:
-    """Video frames as long as the speech. Rounded, so that sound and picture end within half a frame of each
-    other; at least one.
+    """Video frames that last as long as the speech, at least one. The number is rounded, so that sound and
+    picture end within half a frame of each other.
     """
     return max(1, (2 * samples * FPS + rate) // (2 * rate))
 
 
 def clips_of_frames(num_frames: int) -> int:
-    """Clips that hold so many frames; the last one may be cut short."""
+    """Clips that hold so many frames. The last one may be cut short."""
     return -(-num_frames // CLIP_FRAMES)
 
 
 @dataclass(frozen=True)
 class SpeechLength:
-    """How long a recording is, at the rate that it has itself."""
+    """How long a recording is, at its own sample rate."""
 
     samples: int
     """Per channel."""

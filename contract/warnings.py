@@ -1,4 +1,4 @@
-"""What a submitter should know about an accepted request: the one way to note what refuses nothing."""
+"""What the sender of a request should know about it although it was accepted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contract.video import FPS, SpeechLength, frames_of_speech
 
 
 class JobWarning(Frozen):
-    """Something about the request is probably not as meant, or was changed.
+    """Something in the request is probably not what its sender meant, or was changed.
 
     `code` is one of `WarningCode` (a text, so that a newer server's journal can be read), `message` is for
     people, `field` names the field to look at.
@@ -23,7 +23,7 @@ class JobWarning(Frozen):
 def warnings_about_frames(
     params: GenerationParams, speech: SpeechLength, max_dropped_frames: int
 ) -> list[JobWarning]:
-    """The end of the speech that is not worth a clip of its own."""
+    """A warning if the end of the speech was dropped, because it is not worth a clip of its own."""
     dropped = frames_of_speech(speech.samples, speech.rate) - params.num_frames
     if not 0 < dropped <= max_dropped_frames:
         return []
@@ -32,7 +32,7 @@ def warnings_about_frames(
 
 
 def warnings_about_prompts(params: GenerationParams) -> list[JobWarning]:
-    """Prompts that drive no clip."""
+    """A warning if some prompts drive no clip."""
     unused = len(params.prompts) - params.num_clips
     if unused <= 0:
         return []

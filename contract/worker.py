@@ -1,4 +1,4 @@
-"""What a worker says about itself and about the job that it renders."""
+"""What a worker tells about itself and about the job that it renders."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RunningJob(Frozen):
 
 
 class WorkerInfo(Frozen):
-    """What a worker says about itself with each heartbeat."""
+    """What a worker tells about itself with each heartbeat."""
 
     name: str
     checkpoint: str
@@ -75,9 +75,9 @@ class WorkerInfo(Frozen):
     ready: bool = False
     """False while the model is being loaded."""
     problem: str | None = None
-    """What keeps it from working, as a sentence; it tries again and again."""
+    """Why it cannot work, as a sentence. It keeps trying."""
     running: RunningJob | None = None
     attention: AttentionReport | None = None
-    """What its attention runs on; None until the model is loaded."""
+    """Its attention backend; None until the model is loaded."""
     speed: Speed | None = None
     """Measured, for estimates; None until the first clip is done."""
