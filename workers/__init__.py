@@ -1,3 +1,1 @@
-"""GPU workers: a supervisor per device, the child that holds the model, and the reaper. Imports jobs and
-model.
-"""
+"""GPU workers: a supervisor per device, the child that holds the model, and the reaper."""

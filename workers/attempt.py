@@ -1,5 +1,6 @@
-"""One attempt at a job: claim it, render clip by clip, publish. The journal decides; Redis only speeds things
-up.
+"""One attempt at a job: claim it, render it clip by clip, publish it.
+
+The journal decides who has the job. Redis only makes things faster.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Written = TypeVar("Written")
 
 STORAGE_RETRY_S = 1.0
 MOST_OWN_FAILURES = 10
-"""So often in a row one file may fail in a storage that works otherwise."""
+"""How often in a row one file may fail while the rest of storage works."""
 
 OUT_OF_MEMORY_ADVICE = (
     "The device ran out of memory. Ask for a smaller size, start the worker with offloading or a quantised "
@@ -50,7 +51,7 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 class Superseded(Exception):
-    """The job was canceled or removed, or another attempt has it: whatever this attempt does is of no use."""
+    """The job was canceled or removed, or another attempt has it. The work of this attempt is of no use."""
 
 
 class ShuttingDown(Exception):
@@ -71,12 +72,12 @@ class Runner:
     """Sends a message to the supervisor."""
     stopping: threading.Event
     broken: bool = field(default=False, init=False)
-    """Set when only a fresh process can go on rendering."""
+    """Whether only a fresh process can go on rendering."""
     speed: Speed | None = field(default=None, init=False)
     """As measured by this process; None before its first clip."""
 
     def render_next(self, checkpoint: str) -> None:
-        """Render the next waiting job of `checkpoint`, if there is one. What a ticket stands for."""
+        """Render the next waiting job of `checkpoint`, if there is one. Each ticket calls this."""
         snapshot = self.queue.snapshot(checkpoint, max_age_s=0)
         for waiting in snapshot.waiting:
             if self.stopping.is_set():
@@ -92,7 +93,7 @@ class Runner:
                 return
 
     def has_lease(self) -> bool:
-        """Whether others count this worker as alive. If not, the reaper would take any job away again."""
+        """Whether others count this worker as alive. If they do not, the reaper takes its job away again."""
         return self.queue.has_lease(self.worker)
 
     def _claim(self, job_id: str, checkpoint: str) -> Job | None:
@@ -112,13 +113,13 @@ class Runner:
                 job = None
         except (JobNotFound, Outdated):
             job = None
-        except ValueError as error:  # written by another version, or damaged: not ours to touch
+        except ValueError as error:  # damaged, or written by another version: leave it alone
             self.store.passed_over.note("job", job_id, error)
             job = None
-        except OSError as error:  # it goes on waiting, and others may be luckier
+        except OSError as error:  # it goes on waiting; another worker may be luckier
             self.store.passed_over.note("job", job_id, error)
             return None
-        # Claimed, by us or somebody else. If Redis is away, the reaper will tidy up.
+        # We or somebody else claimed it. If Redis is away, the reaper tidies up.
         with suppress(RedisError):
             self.queue.withdraw(job_id, checkpoint)
         return job
@@ -132,7 +133,7 @@ class Runner:
 
 
 class _Attempt:
-    """One attempt; `self.job` is the state that this attempt's own entries have led to."""
+    """One attempt. `self.job` is the state after this attempt's own entries."""
 
     def __init__(self, runner: Runner, job: Job) -> None:
         self.runner = runner
@@ -170,7 +171,7 @@ class _Attempt:
         finally:
             if outcome == "superseded":
                 self._charge_broken_clip()
-            # Only here: until it is handled, the exception that ended a render holds its tensors.
+            # Not earlier: the exception that ended a render holds its tensors until it is handled.
             runner.engine.release()
             shutil.rmtree(workdir, ignore_errors=True)
             self._bill()
@@ -179,7 +180,7 @@ class _Attempt:
     def _render_or_record(
         self, workdir: Path
     ) -> tuple[Literal["succeeded", "failed", "interrupted", "superseded"], str]:
-        """Render, and write down any failure with its stage and cause. Returns outcome and cause."""
+        """Render, and record a failure with its stage and cause. Returns the outcome and the cause."""
         reason: InterruptReason
         burns = True
         try:
@@ -217,8 +218,8 @@ class _Attempt:
         return self._record(entry, "failed" if isinstance(entry, Failed) else "interrupted", reason)
 
     def _is_storages_fault(self, error: Exception) -> bool:
-        """Whether the job can do nothing for it. One file that cannot be read in a storage that works is the
-        job's own: it would be read again and again.
+        """Whether storage failed and not the job. If one file cannot be read although storage works, the job
+        is at fault: every attempt would try to read it again.
         """
         if not isinstance(error, OSError) or error.errno not in STORAGE_AWAY:
             return False
@@ -237,7 +238,7 @@ class _Attempt:
             self._append(entry)
         except (Superseded, Outdated, JobNotFound):
             return "superseded", ""
-        except ShuttingDown:  # storage fails and we must go: the supervisor or the reaper will try again
+        except ShuttingDown:  # storage fails and we must end: the supervisor or the reaper writes it later
             return "interrupted", cause
         announce_again(self.runner.queue, self.job)
         return outcome, cause
@@ -270,7 +271,7 @@ class _Attempt:
         clips = [self._local(clip.video) for clip in self.job.clips]
         video, poster = workdir / "video.mp4", workdir / "poster.jpg"
         finished = self._durably(lambda: engine.finish(request, clips, video, poster))
-        # Each attempt writes under names of its own, so a stale one can never replace a published file.
+        # Each attempt has file names of its own, so a stale attempt can never replace a published file.
         entry = Succeeded(
             at=utcnow(),
             attempt=self.job.attempt,
@@ -285,7 +286,7 @@ class _Attempt:
         log.info("succeeded", extra=self.about)
 
     def _keep_clip(self, index: int, video: Path, motion: Path, seconds: float) -> None:
-        """Checkpoint a finished clip: a later attempt goes on behind it."""
+        """Keep a finished clip, so that a later attempt can continue after it."""
         before = self.job.clips[-1].motion if self.job.clips else None
         self._append(
             ClipFinished(
@@ -299,14 +300,14 @@ class _Attempt:
                 gpu_seconds=seconds,
             )
         )
-        if before is not None:  # up to 200 MB that nobody needs any more
+        if before is not None:  # up to 200 MB that nobody needs now
             self._drop(before)
         self.runner.speed = self.stopwatch.clip_ends()
         self.runner.tell(ClipDone(seconds=seconds, speed=self.runner.speed))
         log.info("clip %d finished in %.1f s", index, seconds, extra=self.about)
 
     def _on_progress(self, stage: Stage, clip: int, step: int) -> None:
-        """Tell the supervisor, and stop here if the journal has moved on or this process must go."""
+        """Tell the supervisor. Raises if the journal has moved on or this process must end."""
         if stage is not self.stage:
             self.stage_began_at = utcnow()
         self.stage = stage
@@ -325,7 +326,7 @@ class _Attempt:
         except OSError as error:
             if error.errno not in STORAGE_AWAY:
                 raise
-            newest = job  # nobody can tell: until storage is back, the render goes on
+            newest = job  # unknown until storage is back, so the render goes on
         if newest.sequence != job.sequence:
             raise Superseded(f"the job is {newest.state}, attempt {newest.attempt}")
         if self.runner.stopping.is_set():
@@ -360,13 +361,15 @@ class _Attempt:
         return stored
 
     def _durably(self, write: Callable[[], Written]) -> Written:
-        """`write()`, again and again while storage is full or away: a finished clip is too dear to lose."""
+        """Call `write()` again and again while storage is full or away: a finished clip is too costly to
+        lose.
+        """
         tries = own_failures = 0
         while True:
             try:
                 return write()
             except OSError as error:
-                # What is full may have room for the few bytes of a check, so that says something of the other
+                # A full storage may have room for the few bytes of a check, so the check is of use for other
                 # errors only.
                 if error.errno not in DISK_FULL and self.runner.storage_works():
                     own_failures += 1
@@ -376,13 +379,13 @@ class _Attempt:
             if not tries:
                 log.error("%s; trying again until it works", what, extra=self.about)
             tries += 1
-            # Else the supervisor would take it for stalled.
+            # Without this the supervisor would take the attempt for stalled.
             self.runner.tell(Progressed(progress=self._progress(len(self.job.clips), 0)))
             self._check()
             self.runner.stopping.wait(STORAGE_RETRY_S)
 
     def _drop(self, file: StoredFile) -> None:
-        """Remove a file that nobody needs any more. If that fails it goes with its job."""
+        """Remove a file that nobody needs now. If that fails, it is removed with its job."""
         with suppress(OSError):
             self.runner.store.remove(file_key(self.job.id, file))
 
@@ -396,14 +399,14 @@ class _Attempt:
         return None if file is None else self._local(file)
 
     def _charge_broken_clip(self) -> None:
-        """Note the GPU time of a clip that the user's cancel or deletion broke off: a limit would be none, if
-        jobs could be canceled just before the end of each clip.
+        """Record the GPU time of a clip that the user broke off by a cancel or a deletion. Without this, a
+        user could get round the limit by canceling just before the end of each clip.
         """
         if self.clip_began is None:
             return
         try:
             if self.runner.journal.read(self.job.id).state is not JobState.CANCELED:
-                return  # this attempt is stale, and another one goes on
+                return  # this attempt is stale; another one goes on
         except JobNotFound:
             log.debug("the job is gone: it was deleted", extra=self.about)
         except (OSError, ValueError):
@@ -421,6 +424,6 @@ class _Attempt:
 
 
 def _make_empty(folder: Path) -> None:
-    """A fresh folder, whatever an earlier process of this attempt's name has left there."""
+    """Make a fresh folder, whatever an earlier process has left there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,7 +1,7 @@
 """The child: an RQ worker that keeps the model in memory and renders in its own process.
 
-RQ's workers fork, trust the function names in Redis and give up when Redis goes away; this one does none of
-that. Its heart is beaten by the supervisor, because nothing in this process beats while a call holds the
+RQ's own workers fork, trust the function names in Redis, and give up when Redis goes away. This one does none
+of that. The supervisor sends its heartbeats, because this process can send none while a call holds the
 interpreter lock.
 """
 
@@ -54,7 +54,7 @@ _LEASE_POLL_S = 0.5
 
 
 class NoTimeLimit(BaseDeathPenalty):
-    """RQ would raise an exception in the middle of a render; the supervisor's stall watchdog knows better."""
+    """No limit from RQ, which would raise in the middle of a render. The supervisor's watchdog knows better."""
 
     def setup_death_penalty(self) -> None:
         pass
@@ -85,7 +85,7 @@ class GpuWorker(SimpleWorker):
             connection=connection,
             job_class=AllowedTicket,
             serializer=JSONSerializer,
-            worker_ttl=20,  # RQ waits 15 s less than this for a ticket before it says hello again
+            worker_ttl=20,  # RQ waits 15 s less than this for a ticket, then registers again
             log_job_description=False,
         )
 
@@ -106,14 +106,16 @@ class GpuWorker(SimpleWorker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RqJob, Queue] | None:
-        """Takes no ticket while our lease is dead: the supervisor, which renews it, is stopped or cut off."""
+        """Take no ticket while our lease is dead: then the supervisor, which renews it, is stopped or cut
+        off.
+        """
         while not self._stop_requested and not self._runner.has_lease():
             self._runner.stopping.wait(_LEASE_POLL_S)
         return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """Never: it is the reaper's work, because it must go on while all workers are busy."""
+        """Never. Maintenance is the reaper's work, because it must go on while all workers are busy."""
         return False
 
     def get_heartbeat_ttl(self, job: RqJob, working_time: float = 0.0) -> int:
@@ -138,7 +140,7 @@ class GpuWorker(SimpleWorker):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """SIGTERM: a render stops at its next step; an idle worker stops now."""
+        """On SIGTERM, a render stops at its next step and an idle worker stops at once."""
         self._runner.stopping.set()
         self._stop_requested = True
         if self.get_state() != WorkerStatus.BUSY:
@@ -148,14 +150,14 @@ class GpuWorker(SimpleWorker):
 def load_engine(config: ChildConfig) -> Engine:
     if (config.folder / FAKE_FILE).exists():
         return FakeEngine(FakeSettings.model_validate_json((config.folder / FAKE_FILE).read_bytes()))
-    # Imports torch: seconds and a gigabyte that the fault tests do without.
+    # This imports torch, which takes seconds and a gigabyte. The fault tests do without.
     from workers.engines.pipeline import PipelineEngine
 
     return PipelineEngine(config.folder, config.device, config.settings.attention)
 
 
 def serve(config: ChildConfig, engine: Engine) -> int:
-    """Work until told to stop; returns the exit status. A Redis that is away is waited for."""
+    """Work until told to stop. Returns the exit status. Waits for a Redis that is away."""
     report_lock = threading.Lock()
 
     def tell(message: Message) -> None:
@@ -195,7 +197,7 @@ def serve(config: ChildConfig, engine: Engine) -> int:
 
 
 def end_with_supervisor(parent_pid: int) -> None:
-    """End when the supervisor is gone, however it went: nobody would beat our heart."""
+    """End when the supervisor has ended, in whatever way: nobody would send our heartbeats."""
     die_with_parent(signal.SIGKILL)
     if os.getppid() != parent_pid:
         raise SystemExit("the supervisor is gone")
@@ -206,7 +208,7 @@ def end_with_supervisor(parent_pid: int) -> None:
             continue
         os._exit(1)
 
-    # Covers what the kernel does not: a supervisor in another container's process tree, and macOS.
+    # For what the kernel does not cover: a supervisor in another container, and macOS.
     threading.Thread(target=wait_for_end_of_input, daemon=True, name="parent-watch").start()
 
 
@@ -217,7 +219,7 @@ def main() -> int:
     end_with_supervisor(config.parent_pid)
     try:
         engine = load_engine(config)
-    except Exception as error:  # whatever it is, whoever asks why nothing is rendered should be told
+    except Exception as error:  # whatever it is, it is the reason why nothing is rendered
         log.exception("the model cannot be loaded", extra={"checkpoint": config.checkpoint})
         cause = f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]
         os.write(config.report_fd, Unloadable(cause=cause).model_dump_json().encode() + b"\n")

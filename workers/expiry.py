@@ -1,6 +1,6 @@
-"""Removes finished jobs whose time is up, and what dead processes left in scratch.
+"""Removing finished jobs whose time is up, and what dead processes left in scratch.
 
-A finished job has a marker "done/<expiry>-<job id>", so that neither costs anything until then.
+A finished job has a marker "done/<expiry>-<job id>", so that it costs nothing until its time is up.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from workers.scratch import attempt_of_folder
 log = logging.getLogger(__name__)
 
 SCRATCH_AGE_S = 3600.0
-"""Half-written files untouched for so long belong to nobody: an upload takes minutes, and an attempt that may
-take longer is known by its name.
+"""Half-written files that were not touched for so long belong to nobody. An upload takes minutes, and an
+attempt, which may take longer, is known by its folder's name.
 """
 
 _FOLDER = "done"
@@ -31,7 +31,7 @@ _MARKER = re.compile(rf"(?P<expiry>\d{{12}})-(?P<job>{JOB_ID.pattern})")
 
 @dataclass
 class Expiry:
-    """Deletes by the time on which this machine, storage and Redis agree, or not at all."""
+    """Deletes by the time on which this machine, storage and Redis agree. If they do not agree, it does not."""
 
     store: FolderStore
     clock: Clock
@@ -57,7 +57,7 @@ class Expiry:
         return found
 
     def remove_due(self, say_alive: Callable[[], None]) -> None:
-        """One round. Raises OSError if storage fails as a whole."""
+        """Remove everything whose time is up. Raises OSError if storage fails as a whole."""
         try:
             now = self.clock.now()
         except ClockNotTrusted as reason:
@@ -92,7 +92,7 @@ class Expiry:
         self.store.remove(f"{_FOLDER}/{expiry:012d}-{job_id}")
 
     def _is_live_attempt(self, name: str) -> bool:
-        """Whether a folder in scratch is that of an attempt which goes on, or which we cannot judge."""
+        """Whether a folder in scratch belongs to an attempt that goes on, or that we cannot judge."""
         found = attempt_of_folder(name)
         if found is None:
             return False

@@ -1,6 +1,4 @@
-"""The supervisor's heartbeats: its lease on the worker and its attempt, and RQ's on the worker and its
-ticket.
-"""
+"""The supervisor's heartbeats: our lease on the worker and its attempt, RQ's on the worker and its ticket."""
 
 from __future__ import annotations
 
@@ -24,11 +22,11 @@ from jobs.redis_values import texts_of
 log = logging.getLogger(__name__)
 
 SHORTEST_INTERVAL_S = 0.1
-"""Progress is passed on at most this often."""
+"""Shortest time between two heartbeats, and so between two reports of progress."""
 
 
 class Heartbeat(threading.Thread):
-    """Beats every `heartbeat_s`, and soon after each `update`. A Redis that is away is only noted."""
+    """Beats every `heartbeat_s`, and soon after each `update`. It only notes that Redis is away."""
 
     def __init__(
         self, settings: Settings, queue: JobQueue, worker: str, checkpoint: str, device: str
@@ -44,7 +42,7 @@ class Heartbeat(threading.Thread):
         self._redis_is_away = False
 
     def update(self, ready: bool, running: RunningJob | None, problem: str | None) -> None:
-        """What the next beats say."""
+        """Set what the next beats tell."""
         said: dict[str, object] = {"ready": ready, "running": running, "problem": problem}
         said |= {"speed": self.speed, "attention": self.attention}
         self._info = self._info.model_copy(update=said)
@@ -80,9 +78,7 @@ class Heartbeat(threading.Thread):
             self._redis_is_away = False
 
     def _beat_for_rq(self) -> None:
-        """What RQ's forking worker does for its child: keep the worker's and the ticket's records from
-        expiring.
-        """
+        """Keep RQ's records of the worker and its ticket from expiring, as RQ's forking worker does."""
         redis, name, ttl = self._queue.redis, self._info.name, self._settings.rq_lease_s
         executions_key = WORKER_EXECUTIONS_KEY_TEMPLATE.format(name)
         keys = texts_of(cast(set[bytes], redis.smembers(executions_key)))

@@ -1,4 +1,4 @@
-"""How an attempt that its own process could not finish is written down, by whoever notices."""
+"""Recording the end of an attempt whose own process could not do so. Whoever notices it does this."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def end_attempt(
     max_attempts: int,
     stage: Stage,
 ) -> Interrupted | Failed | None:
-    """Queue the job again, or fail it, if `attempt` still has it. Returns what was written, None if it has
-    not.
+    """Queue the job again, or fail it, if `attempt` still has it. Returns the entry, None if it has not.
 
     Raises OSError if the store cannot write.
     """
@@ -59,7 +58,7 @@ def end_attempt(
 
 
 def announce_again(queue: JobQueue, job: Job) -> None:
-    """Offer a job that is queued again to the workers now; if Redis is away, the reaper will."""
+    """Offer a job that is queued again to the workers. If Redis is away, the reaper does it later."""
     if job.state is not JobState.QUEUED:
         return
     try:

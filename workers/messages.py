@@ -1,4 +1,4 @@
-"""What the child tells its supervisor, one JSON line each over a pipe. Defined once, tagged."""
+"""What the child tells its supervisor over a pipe: one tagged JSON line for each message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contract.worker import LiveProgress, RunningJob
 
 
 class ChildConfig(Frozen):
-    """All a child must know; the supervisor writes it to the child's standard input as one line."""
+    """All that a child must know. The supervisor writes it to the child's standard input as one line."""
 
     settings: Settings
     redis_url: str
@@ -50,7 +50,7 @@ class Working(Frozen):
 
 
 class Progressed(Frozen):
-    """The attempt got on."""
+    """The attempt made progress."""
 
     type: Literal["progressed"] = "progressed"
     progress: LiveProgress
@@ -63,7 +63,7 @@ class ClipDone(Frozen):
 
 
 class Ended(Frozen):
-    """The attempt is over and the journal knows how, or somebody else has taken the job away."""
+    """The attempt is over and recorded in the journal, or somebody else has taken the job."""
 
     type: Literal["ended"] = "ended"
     outcome: Literal["succeeded", "failed", "interrupted", "superseded"]

@@ -31,7 +31,7 @@ ATTENTION_RATE = Gauge(
 
 
 def show_attention(report: AttentionReport | None) -> None:
-    """What the newest child has measured."""
+    """Show what the newest child has measured."""
     ATTENTION.clear()
     ATTENTION_RATE.clear()
     if report is not None:
@@ -41,5 +41,5 @@ def show_attention(report: AttentionReport | None) -> None:
 
 
 def serve_metrics(port: int) -> None:
-    """Answer GET /metrics on `port` from a thread of its own."""
+    """Answer GET /metrics on `port` in a thread of its own."""
     start_http_server(port)

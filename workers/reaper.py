@@ -1,8 +1,8 @@
-"""The reaper: makes what Redis says agree with the journals, ends lost attempts, and removes what is too old.
+"""The reaper: makes Redis agree with the journals, ends lost attempts, and removes what is too old.
 
-It may be killed at any moment and several may run at once: each thing it does is decided by the journal or
-can be done twice. A round costs time in proportion to the live jobs, not to all that are stored. A job that
-cannot be read, and storage that fails while one job is looked at, hold up no other.
+It may be killed at any moment, and several may run at once: the journal decides everything it does, or the
+thing can be done twice. A round takes time in proportion to the live jobs, not to all stored ones. A job that
+cannot be read holds up no other job.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, PASSED_OVER, REPAIRS, serv
 log = logging.getLogger(__name__)
 
 SCAN_SHARE = 0.05
-"""Largest share of the time that may go into listing stored jobs, however many there are."""
+"""Largest share of the time that listing the stored jobs may take, however many there are."""
 
 EXPIRY_INTERVAL_S = 30.0
 
 
 @dataclass
 class Reaper:
-    """`round` is one pass. Everything it remembers can be found out again from storage."""
+    """`round` is one pass. Everything that it remembers can be read from storage again."""
 
     settings: Settings
     store: FolderStore
@@ -56,16 +56,16 @@ class Reaper:
     live: dict[str, Job] = field(default_factory=dict)
     """Jobs not known to be finished, as last read."""
     _unheard: dict[tuple[str, int], float] = field(default_factory=dict)
-    """Attempts no live worker names, and since when."""
+    """Attempts that no live worker names, and since when."""
     _stages: dict[tuple[str, int], Stage] = field(default_factory=dict)
-    """Where each attempt was when its worker was last heard."""
+    """The stage of each attempt when its worker was last heard."""
     _epoch: str = ""
     _last_round: float = 0.0
     _next_scan: float = 0.0
     _next_expiry: float = 0.0
     _next_sign: float = 0.0
     _trouble: str = ""
-    """What storage said last, so that it is logged once."""
+    """The last error of storage, so that it is logged once."""
 
     def __post_init__(self) -> None:
         self.expiry = Expiry(self.store, Clock(self.store, self.queue.redis))
@@ -76,11 +76,11 @@ class Reaper:
 
     @property
     def grace_s(self) -> float:
-        """How long an attempt must go unheard of: a live supervisor beats twice in this time."""
+        """How long an attempt must be silent. A live supervisor beats twice in this time."""
         return 2 * self.settings.heartbeat_s
 
     def say_alive(self) -> None:
-        """Tell whoever watches over this process that it is not stuck; called often, does it now and then."""
+        """Tell whoever watches this process that it is not stuck. Called often, it tells so now and then."""
         now = time.monotonic()
         if now >= self._next_sign:
             self._next_sign = now + self.settings.heartbeat_s
@@ -88,7 +88,7 @@ class Reaper:
                 self.queue.say_alive(process_name(REAPER), 2 * self.settings.lease_ttl_s)
 
     def round(self) -> None:
-        """Does what storage and Redis allow now; the rest waits for a later round."""
+        """Do what storage and Redis allow now. The rest waits for a later round."""
         self.say_alive()
         trouble = ""
         for step in (
@@ -102,7 +102,7 @@ class Reaper:
                 step()
             except OSError as error:
                 trouble = str(error)
-            except Exception:  # whatever it is, what the other steps do must be done
+            except Exception:  # whatever it is, the other steps must be taken
                 log.exception("a part of the round failed")
         if trouble and not self._trouble:
             log.error("storage fails: %s", trouble)
@@ -119,18 +119,18 @@ class Reaper:
             self._repair_queue()
             self._end_silent_attempts()
         except RedisError as error:
-            self._unheard.clear()  # nobody could be heard
+            self._unheard.clear()  # nobody could be heard meanwhile
             log.warning("Redis is away: %s", error)
 
     def _drop_wrong_types(self) -> None:
-        """Whoever finds something else than it expects in Redis gets no further: it is made anew instead."""
+        """Drop what has the wrong type in Redis, because nobody could go on with it. It is made again."""
         checkpoints = {job.submitted.checkpoint for job in self.live.values()}
         with suppress(ResponseError):  # the set of checkpoints is itself something else
             checkpoints |= set(self.queue.checkpoints())
         REPAIRS.labels("type").inc(self.queue.drop_wrong_types(checkpoints))
 
     def _find_new_jobs(self) -> None:
-        """Learn of jobs whose announcement was lost, and of all when starting."""
+        """Find jobs whose announcement was lost, and all jobs at the start."""
         started = time.monotonic()
         if started < self._next_scan:
             return
@@ -160,7 +160,7 @@ class Reaper:
             raise trouble
 
     def _read(self, job_id: str, known: Job | None) -> Job | None:
-        """Note the job as it is now; None if it is gone, or cannot be understood and so is left alone."""
+        """The job as it is now; None if it is gone, or cannot be understood and so is left alone."""
         self.say_alive()
         try:
             self.live[job_id] = self.journal.read(job_id, known=known)
@@ -171,12 +171,12 @@ class Reaper:
         except UnreadableJob as error:
             self.live.pop(job_id, None)
             self.store.passed_over.note("job", job_id, error)
-        except OSError as error:  # of this job alone: what was read before still counts
+        except OSError as error:  # an error of this job alone: its last known state still counts
             self.store.passed_over.note("job", job_id, error)
         return self.live.get(job_id)
 
     def _repair_queue(self) -> None:
-        """The waiting set holds exactly the queued jobs, and there is a ticket for each."""
+        """Make the waiting set hold exactly the queued jobs, with a ticket for each."""
         queued: dict[str, dict[str, Job]] = defaultdict(dict)
         for job in self.live.values():
             if job.state is JobState.QUEUED:
@@ -200,16 +200,16 @@ class Reaper:
                 log.exception("RQ's maintenance of %s failed", checkpoint)
 
     def _is_queued(self, job_id: str) -> bool:
-        """Asked of the journal at the last moment: what this round has read may be outdated by now."""
+        """Ask the journal at the last moment: what this round has read may be out of date."""
         try:
             return self.journal.read(job_id).state is JobState.QUEUED
         except (JobNotFound, ValueError):
             return False
-        except OSError:  # nobody can tell: it stays as it is
+        except OSError:  # unknown, so it stays as it is
             return True
 
     def _run_rq_maintenance(self, checkpoint: str) -> None:
-        """What RQ's workers would do every ten minutes between two jobs."""
+        """Do what RQ's workers would do every ten minutes between two jobs."""
         tickets = self.queue.tickets(checkpoint)
         clean_registries(tickets)
         clean_worker_registry(tickets)
@@ -224,15 +224,13 @@ class Reaper:
             tickets.intermediate_queue.cleanup(worker, tickets)
 
     def _end_dead_attempts(self) -> None:
-        """Queue jobs again whose worker ran on this machine and is gone: that is certain, whatever Redis
-        says.
-        """
+        """Queue jobs again whose worker ran on this machine and has ended. That is certain without Redis."""
         for key, job in self._running().items():
             if job.worker is not None and is_surely_dead(job.worker):
                 self._end(key, job)
 
     def _retire_dead_workers(self) -> None:
-        """What a killed worker was doing is over now, not when its lease is."""
+        """Take killed workers off the list at once, before their leases end."""
         for worker in self.queue.workers():
             if is_surely_dead(worker.name):
                 self.queue.retire(worker.name)
@@ -240,9 +238,9 @@ class Reaper:
     def _end_silent_attempts(self) -> None:
         """Queue jobs again whose worker has been silent for its lease and then for our grace.
 
-        The grace protects live workers where the lease alone would not: when Redis was away, was wiped, or
-        when this process itself was stopped for a while, all leases look expired until the workers have
-        beaten again.
+        The grace protects live workers where the lease alone would not. After Redis was away or was wiped, or
+        after this process itself was stopped for a while, all leases look expired until the workers beat
+        again.
         """
         now = time.monotonic()
         epoch = self.queue.epoch()
@@ -269,7 +267,7 @@ class Reaper:
         return {(job.id, job.attempt): job for job in self.live.values() if job.state is JobState.PROCESSING}
 
     def _end(self, key: tuple[str, int], job: Job) -> None:
-        # A process that we can see was stopped or starved, which is no fault of the job.
+        # A process that still exists was stopped or starved, which is not the job's fault.
         stopped = job.worker is not None and lives_here(job.worker)
         try:
             entry = end_attempt(
@@ -296,7 +294,7 @@ class Reaper:
 
 
 def run(settings: Settings, redis_url: str, stopping: threading.Event) -> None:
-    """Reap until `stopping` is set. Survives Redis and storage being away."""
+    """Reap until `stopping` is set. It survives while Redis or storage is away."""
     if settings.reaper_metrics_port is not None:
         serve_metrics(settings.reaper_metrics_port)
     reaper = Reaper(settings, FolderStore(settings.storage_dir), JobQueue(settings, redis_url))

@@ -1,9 +1,8 @@
-"""The supervisor: one small process per device that keeps a child with the model alive and speaks for it.
+"""The supervisor: a small process per device that keeps a child with the model alive and speaks for it.
 
-It imports no torch and does nothing that could block, so its heartbeats tell the truth about the child even
-while the child's interpreter is stuck in one long call. It reads the child's reports, renews its leases in
-Redis, restarts it when it dies, stops it when it stalls, and writes down in the journal what the child no
-longer could.
+It imports no torch and does nothing that could block, so its heartbeats are true even while the child's
+interpreter is stuck in one long call. It reads the child's reports, renews its leases in Redis, restarts it
+when it dies, stops it when it stalls, and records in the journal what the child no longer could.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, serve_metrics,
 log = logging.getLogger(__name__)
 
 DEATHS_IN_A_LOOP = 4
-"""So many children in a row that died before they were steady are a loop: one more than one job kills."""
+"""So many deaths in a row before a child was steady are a loop: one more than a single job causes."""
 STEADY_AFTER_S = 10.0
-"""A child that has been ready for so long is steady; so is one that has finished an attempt."""
+"""A child is steady once it has been ready for so long, or has finished an attempt."""
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 CHILD_POLL_S = 0.25
@@ -84,7 +83,7 @@ class Child:
 
     @property
     def is_steady(self) -> bool:
-        """Whether it has shown that it can work."""
+        """Whether the child has shown that it can work."""
         long_ready = self.ready_at is not None and time.monotonic() - self.ready_at > STEADY_AFTER_S
         return long_ready or self.has_finished_an_attempt
 
@@ -100,7 +99,7 @@ class Child:
         return [MESSAGE.validate_json(line) for line in lines]
 
     def close(self) -> None:
-        self.words.text()  # and so pass on all of them
+        self.words.text()  # passes on all of them
         os.close(self.reports)
         stdin = self.process.stdin
         if stdin is not None:
@@ -125,7 +124,7 @@ class Supervisor:
         self.device = device
         self.name = process_name(name or socket.gethostname())
         self.card = CheckpointCard.model_validate_json((self.folder / CARD_FILE).read_bytes())
-        if checkpoint is not None:  # served under another name than its card's
+        if checkpoint is not None:  # served under another name than the card's
             self.card = self.card.model_copy(update={"name": checkpoint})
         self.store = FolderStore(settings.storage_dir)
         self.journal = Journal(self.store)
@@ -133,19 +132,19 @@ class Supervisor:
         self.heartbeat = Heartbeat(settings, self.queue, self.name, self.card.name, device)
         self._problem: str | None = None
         self._deaths = 0
-        """Of children in a row that were never steady."""
+        """Deaths in a row of children that were never steady."""
         self._card_is_published = False
         self._next_publish = 0.0
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = os.pipe()
 
     def stop(self) -> None:
-        """Ask `run` to end; may be called from a signal handler."""
+        """Ask `run` to end. A signal handler may call this."""
         self._stopping.set()
         os.write(self._wake_write, b"x")
 
     def run(self) -> None:
-        """Supervise until `stop`; then the child has put its job back or is killed."""
+        """Supervise until `stop`. At the end the child has put its job back, or was killed."""
         self._publish_card()
         self.heartbeat.start()
         try:
@@ -158,14 +157,14 @@ class Supervisor:
                     child.close()
                 if self._stopping.is_set():
                     break
-                # Only what fails by itself is retried slowly: what one job did must not delay the next.
+                # Only what fails by itself is tried again slowly: a job must not delay the next one.
                 if not child.ready or self._deaths >= DEATHS_IN_A_LOOP:
                     self._stopping.wait(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._deaths, 10)))
         finally:
             self.heartbeat.stop()
 
     def _publish_card(self) -> None:
-        """Tell the server what this worker renders. While storage fails, again and again."""
+        """Tell the server what this worker renders, again and again while storage fails."""
         if self._card_is_published or time.monotonic() < self._next_publish:
             return
         try:
@@ -195,7 +194,7 @@ class Supervisor:
             stdin=subprocess.PIPE,
             stderr=words_end,
             pass_fds=[child_end],
-            # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
+            # Threads that wait must sleep. Where cores are shared, spinning takes four times the CPU.
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
         os.close(child_end)
@@ -213,7 +212,7 @@ class Supervisor:
         return Child(process, reports, last_words)
 
     def _watch(self, child: Child) -> None:
-        """Follow the child until it ends, by itself or because we end it."""
+        """Follow the child until it ends, or until we end it."""
         stop_at: float | None = None
         with selectors.DefaultSelector() as selector:
             selector.register(child.reports, selectors.EVENT_READ)
@@ -297,7 +296,7 @@ class Supervisor:
             child.running = None
 
     def _bury(self, child: Child) -> None:
-        """Write down what the dead child was doing."""
+        """Record the end of what the dead child was doing."""
         while messages := child.receive():
             for message in messages:
                 self._take_note(child, message)
@@ -318,7 +317,7 @@ class Supervisor:
         self.heartbeat.update(False, None, self._problem)
 
     def _why_it_died(self, child: Child) -> str | None:
-        """What to tell of a death that is no accident; None for one that is."""
+        """Why the child died, if that was no accident; None if it was."""
         if child.problem is not None:
             return f"The worker cannot load its model: {child.problem}"
         if child.ready and self._deaths < DEATHS_IN_A_LOOP:
@@ -346,7 +345,7 @@ class Supervisor:
                 stage=stage,
             )
         except OSError as error:
-            # The reaper will find an attempt that nobody works on, and write this down when it can.
+            # The reaper finds an attempt that nobody works on, and records this when it can.
             log.error("cannot write to storage: %s", error, extra={"job_id": running.job_id})
         ATTEMPTS.labels("interrupted", stage, reason).inc()
 

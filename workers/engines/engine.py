@@ -1,4 +1,4 @@
-"""What a worker needs from a model: clips out of a job's files. Knows no queue and no journal."""
+"""What a worker needs from a model: clips made from a job's files. It knows neither queue nor journal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from contract.params import GenerationParams
 
 
 class OutOfMemory(Exception):
-    """The device has too little memory for this job. The process must be restarted to get all of it back."""
+    """The device has too little memory for this job. Only a fresh process gets all of the memory back."""
 
 
 class DeviceFailed(Exception):
-    """The device reported an error after which this process cannot use it any more."""
+    """The device reported an error, and this process can no longer use it."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class RenderedClip(Protocol):
     def index(self) -> int: ...
 
     def save(self, video: Path, motion: Path) -> None:
-        """Write the clip's video and what the next clip needs. Equal clips give equal bytes; may be called
-        again.
+        """Write the clip's video, and the frames that the next clip needs. Equal clips give equal bytes. It
+        may be called again.
         """
 
 
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
     @property
     def attention(self) -> AttentionReport | None:
-        """What its attention runs on; None if it has none."""
+        """Its attention backend; None if it has none."""
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[RenderedClip]:
         """The clips from `first_clip` on, each as soon as it is done.
@@ -70,4 +70,4 @@ class Engine(Protocol):
         """Join all clips and the speech into `video` (MP4); write its first frame to `poster` (JPEG)."""
 
     def release(self) -> None:
-        """Free what an attempt, perhaps an aborted one, has left in memory."""
+        """Free what the last attempt, finished or not, has left in memory."""

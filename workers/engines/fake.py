@@ -1,8 +1,7 @@
-"""A fast engine behind the real interface, for fault tests and `cointeract chaos`: all of the service, no
-network.
+"""A fast engine without a network behind the real interface, for fault tests and `cointeract chaos`.
 
-A checkpoint folder with a `fake.json` selects it, so that nothing else in the service knows about it. Its
-clips depend on seed, prompt and the clip before, so a wrongly resumed video has other bytes than an unbroken
+A checkpoint folder with a `fake.json` selects it, so nothing else in the service knows about it. Its clips
+depend on the seed, the prompt and the clip before: a wrongly resumed video has other bytes than an unbroken
 one. A prompt may order a fault: "fault:kill" (SIGKILL to this process), "fault:gil=3" (hold the interpreter
 lock for 3 s), "fault:oom", "fault:error", "fault:hang".
 """
@@ -33,7 +32,7 @@ _FAULT = re.compile(r"fault:(?P<kind>kill|gil|oom|error|hang)(=(?P<seconds>[\d.]
 class FakeSettings(Frozen):
     seconds_per_step: float = 0.01
     media: bool = True
-    """False: clips are a few synthetic bytes, so that thousands of jobs take no time."""
+    """False: a clip is a few synthetic bytes, so that thousands of jobs take no time."""
 
 
 def write_fake_checkpoint(folder: Path, name: str, settings: FakeSettings) -> CheckpointCard:
@@ -55,7 +54,7 @@ def write_fake_checkpoint(folder: Path, name: str, settings: FakeSettings) -> Ch
 
 
 def clip_digest(before: bytes, params: GenerationParams, index: int) -> bytes:
-    """What identifies a clip: it depends on everything that a wrong resume could get wrong."""
+    """Identifies a clip. It depends on everything that a wrong resume could get wrong."""
     prompt = params.prompt_of(index)
     return hashlib.sha256(before + f"{params.seed + index} {prompt}".encode()).digest()
 
@@ -65,7 +64,7 @@ def synthetic_clip(index: int, digest: bytes) -> bytes:
 
 
 def synthetic_video(params: GenerationParams) -> bytes:
-    """The video that an unbroken run without media gives."""
+    """The video that an unbroken run without media makes."""
     digest, video = b"", b""
     for index in range(params.num_clips):
         digest = clip_digest(digest, params, index)
@@ -91,7 +90,7 @@ class FakeClip:
 
 
 class FakeEngine:
-    """See the module."""
+    """The engine that the module describes."""
 
     attention = None
 
@@ -127,7 +126,7 @@ class FakeEngine:
         return FinishedVideo(duration_s=params.num_frames / FPS)
 
     def release(self) -> None:
-        """Holds nothing between attempts."""
+        """Do nothing: it holds nothing between attempts."""
 
 
 def _commit(kind: str, seconds: float) -> None:
@@ -135,8 +134,7 @@ def _commit(kind: str, seconds: float) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "gil":
-            # PyDLL, unlike CDLL, does not let go of the interpreter lock: no other Python thread runs
-            # meanwhile.
+            # PyDLL, unlike CDLL, keeps the interpreter lock, so no other Python thread runs meanwhile.
             ctypes.PyDLL(None).usleep(int(seconds * 1e6))
         case "oom":
             raise OutOfMemory("tried to allocate 99 GiB")

@@ -1,7 +1,6 @@
 """Pictures and sound for the fake engine's clips, through the same encoder as real ones.
 
-A module of its own because it imports the media libraries, which take longer to load than a fake job takes to
-run.
+They have a module of their own because the media libraries take longer to load than a fake job takes to run.
 """
 
 from __future__ import annotations

@@ -95,9 +95,7 @@ class PipelineEngine:
 
 @contextmanager
 def _device_errors() -> Iterator[None]:
-    """Translate torch's exceptions. Nothing here imports their names elsewhere, so that fault tests need no
-    torch.
-    """
+    """Translate torch's exceptions. They are named nowhere else, so that the fault tests need no torch."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
