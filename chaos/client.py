@@ -1,6 +1,6 @@
-"""A lean HTTP/1.1 client for `cointeract chaos`: it shares the machine with what it measures.
+"""A lean HTTP/1.1 client for `cointeract chaos`, because it shares the machine with what it measures.
 
-Real requests over real sockets, on connections that are kept; bodies are put together before the clock runs.
+It makes real requests over real sockets and keeps its connections. Bodies are made before the clock runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contract.video import SAMPLE_RATE
 BOUNDARY = "chaos-a6d0f6ab"
 TIMEOUT_S = 30.0
 CONNECTION_KEPT_S = 10.0
-"""The server closes a connection that is unused for 30 s; a request must not meet that."""
+"""How long an unused connection is kept. The server closes it after 30 s, which no request must meet."""
 
 
 class NoAnswer(Exception):
@@ -32,7 +32,7 @@ class NoAnswer(Exception):
 class Answer:
     status: int
     headers: Mapping[str, str]
-    """By name in lower case."""
+    """Values by names in lower case."""
     body: bytes
 
     def json(self) -> Any:
@@ -45,7 +45,7 @@ class Client:
     def __init__(self, port: int) -> None:
         self._port = port
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
-        """Since when, and the connection."""
+        """Idle connections, and since when."""
 
     async def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""

@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass
 class Report:
-    """What came of it. The first block must be zero."""
+    """What a run found. The figures of the first block must be zero."""
 
     lost: int = 0
     """Accepted jobs that storage does not know."""
@@ -21,7 +21,7 @@ class Report:
     partial: int = 0
     """Videos served with other bytes than an unbroken run gives."""
     stuck: int = 0
-    """Jobs that reached no end in time."""
+    """Jobs that did not end in time."""
     flipped: int = 0
     """Jobs that were seen in one final state and later in another."""
     refused: int = 0
@@ -39,7 +39,7 @@ class Report:
     restarts: int = 0
     restart_p50_s: float | None = None
     restart_p99_s: float | None = None
-    """From the fault that hit a running attempt to the start of the next attempt."""
+    """Seconds from the fault that hit a running attempt to the start of the next attempt."""
     submit_p50_ms: float | None = None
     submit_p99_ms: float | None = None
     """Without faults, at 50 per second."""
@@ -48,11 +48,11 @@ class Report:
     """Without faults."""
     status_under_faults_p99_ms: float | None = None
     cancel_p99_s: float | None = None
-    """From the request until the job is canceled and no worker holds it. Without faults."""
+    """Seconds from the request until the job is canceled and no worker holds it, without faults."""
     cancel_under_faults_p99_s: float | None = None
-    """The same, waiting for a dead API, Redis or worker included."""
+    """The same, including the time of waiting for a dead API, Redis or worker."""
     overload: dict[str, int] = field(default_factory=dict)
-    """Answers by status code to a flood against a full queue."""
+    """Answers to a flood against a full queue, by status code."""
     overload_per_s: float | None = None
     """How many requests of the flood were answered per second."""
     overload_api_growth_mb: float | None = None
@@ -69,7 +69,7 @@ def as_json(report: Report) -> str:
 
 
 def show(report: Report, console: Console) -> None:
-    """Every figure that was measured, in words, and the verdict."""
+    """Print every figure that was measured, and the verdict."""
     table = Table.grid(padding=(0, 2))
     for name, value in dataclasses.asdict(report).items():
         if isinstance(value, dict):

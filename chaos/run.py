@@ -1,11 +1,8 @@
-"""`cointeract chaos`: submit jobs over HTTP while parts of a live stack are killed, and count what went
-wrong.
+"""`cointeract chaos`: submits jobs over HTTP while it kills parts of a live stack, and counts faults.
 
-The model is fake and fast; everything else is what runs in production: API, journals, Redis, workers, reaper,
-under
-the same supervisor. Each submit carries an Idempotency-Key and is repeated until it is answered, as a careful
-client
-would; every promise is then checked against the journals and the bytes that were served.
+The model is fake and fast. Everything else is what runs in production: API, journals, Redis, workers and
+reaper under the same supervisor. Each submit carries an Idempotency-Key and is repeated until it is answered,
+as a careful client does. Every promise is then checked against the journals and the bytes that were served.
 """
 
 from __future__ import annotations
@@ -37,11 +34,11 @@ log = logging.getLogger(__name__)
 
 FAULT_WEIGHTS = {"child": 7, "worker": 5, "api": 3, "reaper": 2, "redis": 2, "freeze": 1}
 CALM_SHARE = 0.5
-"""Share of the jobs that is submitted before the first fault, at full rate, to measure latencies."""
+"""Share of the jobs that are submitted at full rate before the first fault, to measure latencies."""
 SUBMIT_RATE = 50.0
 STATUS_RATE = 20.0
 CANCEL_EVERY = 20
-"""One job in so many is canceled."""
+"""One in so many jobs is canceled."""
 STEPS_PER_JOB = 8
 """Two clips of four steps."""
 RETRY_S = 0.2
@@ -56,9 +53,9 @@ class Options:
     """Length of the part with faults."""
     workers: int = 4
     outage_s: float = 0.0
-    """Redis answers nobody for so long in the middle of it."""
+    """Seconds, in the middle of that part, during which Redis answers nobody."""
     overload_s: float = 0.0
-    """Afterwards the API is flooded for so long."""
+    """Seconds for which the API is flooded afterwards."""
     seed: int = 0
 
 
@@ -86,7 +83,7 @@ class Observed:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least `share` of all do not exceed; None of nothing."""
+    """The smallest value that at least `share` of all values do not exceed; None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -204,7 +201,7 @@ class Chaos:
         await self._fetch_video(job_id)
 
     async def _fetch_video(self, job_id: str) -> None:
-        """Whatever the moment, a video is served whole or not at all."""
+        """Fetch a video. At any moment it is served whole or not at all."""
         try:
             answer = await self.client.get(f"/v1/jobs/{job_id}/video")
         except NoAnswer:
@@ -219,7 +216,7 @@ class Chaos:
             await asyncio.sleep(0.2)
             live = [job_id for job_id in self.seen.live() if job_id not in self.seen.canceled]
             if live and len(self.seen.canceled) < len(self.seen.accepted) // CANCEL_EVERY:
-                # Running ones are the hard ones; any other will do when Redis is away.
+                # Running jobs are the hard case. When Redis is away, any job will do.
                 try:
                     running = sorted(self.stack.running_jobs() & set(live))
                 except RedisError:
@@ -230,7 +227,7 @@ class Chaos:
         started = time.monotonic()
         path = f"/v1/jobs/{job_id}/cancel"
         answer = await self._insist(path, lambda: self.client.request("POST", path), {200, 409})
-        if answer is None or answer.status == 409:  # it was faster
+        if answer is None or answer.status == 409:  # the job had ended already
             return
         self.seen.canceled.add(job_id)
         while not self._ended.is_set():
@@ -251,7 +248,7 @@ class Chaos:
             await asyncio.sleep(0.1)
 
     async def _inject(self, kills: int) -> None:
-        """`kills` faults, evenly spread, one of them a FLUSHALL."""
+        """Inject `kills` faults, evenly spread, one of them a FLUSHALL."""
         if not kills:
             return
         kinds = self.random.choices(list(FAULT_WEIGHTS), list(FAULT_WEIGHTS.values()), k=kills)
@@ -263,7 +260,7 @@ class Chaos:
             await asyncio.sleep(
                 max(0.0, began + (place + 1) * self.options.seconds / kills - time.monotonic())
             )
-            while (fault := self._commit(kind)) is None:  # the victim is still down from the last one
+            while (fault := self._commit(kind)) is None:  # the victim is still down from the last fault
                 await asyncio.sleep(0.1)
             log.info("fault: %s", fault)
             self.faults.append(fault)
@@ -287,7 +284,7 @@ class Chaos:
                 return self.stack.kill_child(self.random.choice(workers))
 
     async def _drain(self) -> None:
-        """Wait until every accepted job has ended, or nothing has for a minute."""
+        """Wait until every accepted job has ended, or until none has ended for a minute."""
         last_change, remaining = time.monotonic(), -1
         while time.monotonic() - last_change < 60:
             live = [job_id for job_id in self.seen.accepted.values() if not self._is_over(job_id)]
@@ -353,7 +350,7 @@ class Chaos:
             if job.video is not None:
                 await self._fetch_until_served(job_id)
         if not self.options.overload_s:
-            # A job that no client was told of would have been made by a submit that was answered twice.
+            # A job that no client was told of was made by a second submit with the same key.
             report.duplicated += len(set(self.stack.store.list_names("jobs")) - ids)
         report.partial, report.flipped = len(seen.partial), len(seen.flipped)
         report.refused = len(seen.refused)
@@ -436,7 +433,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 async def _run(options: Options, folder: Path, settings: Settings) -> Report:
-    # Long enough that faults find the workers busy most of the time, short enough that all jobs fit.
+    # Long enough that faults mostly meet busy workers, short enough that all jobs fit in.
     steps = options.jobs * STEPS_PER_JOB
     busy = 0.8 * options.workers * options.seconds / steps if options.kills else 0.05
     fake = FakeSettings(seconds_per_step=min(1.0, busy), media=False)
@@ -451,9 +448,9 @@ async def _run(options: Options, folder: Path, settings: Settings) -> Report:
 def run_chaos(options: Options, folder: Path | None = None) -> Report:
     """Run it in `folder` (a temporary one by default). Main thread only.
 
-    Lease times are the production ones, so that restart times are, too.
+    Lease times are those of production, so that restart times are, too.
     """
-    # Kills that hit one job again and again must not use up its attempts: that is another promise's test.
+    # Kills that hit the same job again must not use up its attempts: another test covers that promise.
     settings = Settings(max_attempts=50, max_queued_jobs=max(1000, options.jobs), min_free_bytes=0)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,4 @@
-"""The live stack that `cointeract chaos` attacks: the real parts under the real supervisor, with a fake
-model.
-"""
+"""The live stack that `cointeract chaos` attacks: the real parts and supervisor, with a fake model."""
 
 from __future__ import annotations
 
@@ -38,11 +36,11 @@ class InjectedFault:
 
     kind: str
     at: float
-    """Unix time, like the journal's."""
+    """Unix time, as in the journal."""
     worker_pid: int | None = None
-    """PartSupervisor of the worker that was hit."""
+    """Process id of the supervisor of the worker that was hit."""
     job_id: str | None = None
-    """What it was rendering then."""
+    """The job that the worker was rendering."""
 
 
 @dataclass
@@ -56,14 +54,14 @@ class LiveStack:
     queue: JobQueue
     workers: int
     frozen: dict[int, float] = field(default_factory=dict)
-    """Processes that are stopped, and when they go on."""
+    """Stopped processes, and when they are to go on."""
 
     @property
     def journal(self) -> Journal:
         return Journal(self.store)
 
     def poll(self) -> None:
-        """Restart what died, wake what slept long enough."""
+        """Restart what died, and let go on what was stopped for long enough."""
         self.supervisor.poll()
         for pid, wake_at in list(self.frozen.items()):
             if time.monotonic() > wake_at:
@@ -72,12 +70,12 @@ class LiveStack:
                     os.kill(pid, signal.SIGCONT)
 
     def worker_pids(self) -> list[int]:
-        """Supervisors of running workers."""
+        """Process ids of the supervisors of running workers."""
         pids = [self.supervisor.pid(f"worker-{number}") for number in range(self.workers)]
         return [pid for pid in pids if pid is not None and pid not in self.frozen]
 
     def kill(self, part: str) -> InjectedFault | None:
-        """SIGKILL to "api", "reaper" or "redis"; None if it is not running."""
+        """Kill "api", "reaper" or "redis"; None if it is not running."""
         pid = self.supervisor.pid(part)
         if pid is None:
             return None
@@ -90,7 +88,7 @@ class LiveStack:
         return fault
 
     def kill_child(self, pid: int) -> InjectedFault | None:
-        """SIGKILL to the process that renders for the supervisor `pid`."""
+        """Kill the process that renders for the supervisor `pid`."""
         children = child_pids(pid)
         if not children:
             return None
@@ -99,7 +97,7 @@ class LiveStack:
         return fault
 
     def freeze_worker(self, pid: int) -> InjectedFault:
-        """SIGSTOP to supervisor and child until well past their lease."""
+        """Stop a supervisor and its child until well past their lease."""
         wake_at = time.monotonic() + 2 * self.settings.lease_ttl_s
         fault = InjectedFault("freeze worker", time.time(), pid, self._job_of(pid))
         for victim in (pid, *child_pids(pid)):
@@ -108,7 +106,7 @@ class LiveStack:
         return fault
 
     def freeze_redis(self, seconds: float) -> InjectedFault | None:
-        """SIGSTOP to Redis: it answers nobody, which is worse for its clients than being gone."""
+        """Stop Redis: it answers nobody, which is worse for its clients than a Redis that is gone."""
         pid = self.supervisor.pid("redis")
         if pid is None:
             return None
@@ -128,8 +126,10 @@ class LiveStack:
         return {worker.running.job_id for worker in self.queue.workers() if worker.running is not None}
 
     def is_rendering(self, job_id: str) -> bool:
-        """Whether a worker may hold the job: it has a folder for its attempt, which it removes after freeing
-        the device, and, as a killed one leaves that behind, is known to live. Raises RedisError.
+        """Whether a worker may hold the job. Raises RedisError.
+
+        A worker has a folder for its attempt and removes it after freeing the device. A killed one leaves the
+        folder behind, so the worker must also be known to live.
         """
         folders = self.store.list_names("scratch")
         return (

@@ -1,7 +1,7 @@
 """The `cointeract` command, and the commands that run the service. Each is a thin layer over a module.
 
-Imports inside the commands are on purpose, in the `cli` modules and nowhere else: `cointeract --help` answers
-in a fraction of a second, and only commands that compute load torch.
+The `cli` modules, and no others, import inside their functions on purpose: `cointeract --help` answers in a
+fraction of a second, and only commands that compute load torch.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def worker(
 
 @app.command(rich_help_panel="Run the service")
 def reaper(data: DataOption = None) -> None:
-    """Run the reaper alone: it puts back jobs of dead workers and repairs whatever Redis forgot."""
+    """Run the reaper alone: it puts back the jobs of dead workers and repairs what Redis has lost."""
     from jobs.logs import configure_logging
     from workers.reaper import run
 

@@ -1,4 +1,4 @@
-"""What `cointeract doctor` says of attention: what was measured here, and what would be faster."""
+"""What `cointeract doctor` says about attention: the speeds measured here, and what would be faster."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from model.memory.needs import tokens
 from model.transformer import CoInteractTransformer3DModel
 
 FULL_SIZE = AttentionShape(tokens(720, 1280), heads=40, head_dim=128)
-"""Of the official weights, which one may not have yet."""
+"""The shape for the official weights, for users who do not have them yet."""
 
 HOPPER = (9, 0)
 FLASH_3 = {AttentionBackend.FLASH_3, AttentionBackend.FLASH_3_HUB}
 
 
 def measure_here(folder: Path | None, card: CheckpointCard | None) -> list[tuple[str, AttentionChoice]]:
-    """The choice of each device, as a worker makes it; for the official weights without a checkpoint."""
+    """Each device's choice, made as a worker makes it; without a checkpoint, for the official weights."""
     shape = FULL_SIZE if folder is None or card is None else checkpoint_shape(folder, card)
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     choices = []
@@ -45,7 +45,7 @@ def sentence(device: str, choice: AttentionChoice) -> str:
 
 
 def advice_for(choice: AttentionChoice, capability: tuple[int, int] | None) -> str:
-    """What to install for a faster kernel; empty if this card has none that is known to be faster."""
+    """What to install for a faster kernel; empty if none is known to be faster on this card."""
     usable = {found.backend for found in choice.measured if found.seconds is not None}
     if capability != HOPPER or FLASH_3 & usable:
         return ""

@@ -79,7 +79,7 @@ def convert(
         bool, typer.Option("--keep-hoi", help="Keep the HOI branch, which serving does not need.")
     ] = False,
 ) -> None:
-    """Make a checkpoint folder of the official weights: checked, LoRA merged, HOI branch pruned."""
+    """Make a checkpoint folder from the official weights: checked, LoRA merged, HOI branch pruned."""
     from cli.weights import run_convert
 
     with explained_errors(), console.status("Loading"):
@@ -99,7 +99,7 @@ def train(
         bool, typer.Option("--resume", help="Go on from the recipe's last saved state.")
     ] = False,
 ) -> None:
-    """Co-generation training: fine-tune a checkpoint on clips of your own, then prune it for serving."""
+    """Fine-tune a checkpoint on clips of your own by co-generation, then prune it for serving."""
     with explained_errors():
         with console.status("Loading"):
             from cli.training import run_training

@@ -1,4 +1,4 @@
-"""The commands that examine: healthy, doctor, chaos.
+"""The commands that check things: healthy, doctor, chaos.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -33,7 +33,7 @@ class CheckedPart(StrEnum):
 def healthy(
     part: Annotated[CheckedPart, typer.Argument(help="The part that should run on this host.")],
 ) -> None:
-    """Exit with status 0 if this host's API or worker is alive: what a container's health check asks."""
+    """Exit with status 0 if this host's API or worker is alive, for a container's health check."""
     from cli.health import why_api_is_unhealthy, why_worker_is_unhealthy
 
     with explained_errors():
@@ -93,7 +93,7 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Seed of the order of faults.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Kill parts of a stack of its own while jobs run, and count what was lost. A fast engine stands in.
+    """Kill parts of a stack of its own while jobs run, and count what was lost. A fast engine renders.
 
     Exit status 1 if any promise of docs/reliability.md was broken.
     """

@@ -18,7 +18,7 @@ from contract.job import JobState
 from contract.network import goes_through_proxies
 
 RECONNECT_S = 60.0
-"""A job outlives a restart of the server, so whoever follows it does too, for this long."""
+"""How long to go on following a job while the server is away: the job survives a restart of the server."""
 
 
 class ServiceError(Exception):
@@ -78,7 +78,7 @@ class _Models(BaseModel):
 
 
 class ServiceClient:
-    """Speaks to one server. Every error is a `ServiceError` with a sentence that says what to do."""
+    """A client of one server. Every error is a `ServiceError` with a sentence that says what to do."""
 
     def __init__(
         self, url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None
@@ -130,7 +130,7 @@ class ServiceClient:
         return JobStatus.model_validate_json(response.content)
 
     def note(self, checkpoint: str) -> str:
-        """What viewers of a checkpoint's videos should know; empty if there is nothing, or no such one."""
+        """What viewers of a checkpoint's videos should know; empty if there is nothing to know."""
         try:
             response = self._http.get("/v1/models")
         except httpx.HTTPError as error:
@@ -165,7 +165,7 @@ class ServiceClient:
         _raise_for_problem(response)
 
     def download(self, job_id: str, target: Path) -> int:
-        """Save the finished video as `target`, which appears only once it is complete; returns its bytes."""
+        """Save the finished video as `target`, which appears only when it is complete. Returns its bytes."""
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".part")
         try:
@@ -190,7 +190,7 @@ class ServiceClient:
 
 
 class _Problem(BaseModel):
-    """RFC 9457, as the service writes it."""
+    """A problem document (RFC 9457), as the service writes it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""What the modules of the command line share: how errors are told, settings, and options.
+"""What the modules of the command line share: error messages, settings and options.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -23,7 +23,7 @@ FAILED = 1
 INTERRUPTED = 130
 
 MODEL_PACKAGES = {"torch", "diffusers", "transformers", "huggingface_hub", "safetensors", "accelerate"}
-"""Installed on hosts that render; the API alone does without."""
+"""Packages that are installed on hosts that render. The API alone does not need them."""
 
 DataOption = Annotated[
     Path | None,
@@ -43,7 +43,7 @@ ApiKeyOption = Annotated[
 
 @contextmanager
 def explained_errors() -> Iterator[None]:
-    """Errors we foresee become a red sentence and exit status 1; everything else keeps its traceback."""
+    """Expected errors become a red sentence and exit status 1. Other errors keep their traceback."""
     from pydantic import ValidationError
 
     from cli.client import ServiceError
@@ -74,7 +74,7 @@ def explained_errors() -> Iterator[None]:
 
 
 def settings_with(**given: Any) -> Settings:
-    """Settings from the environment, with what the command line gives on top."""
+    """Settings from the environment; what the command line gives takes precedence."""
     from contract.settings import Settings
 
     return Settings(**{name: value for name, value in given.items() if value is not None})

@@ -1,4 +1,4 @@
-"""`cointeract demo`: from nothing to a named MP4, through the same door as any client."""
+"""`cointeract demo`: makes a video of the sample inputs, through the HTTP API like any client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEMO_SEED = 2604
 
 
 def run_demo(output: Path, url: str | None, api_key: str | None, console: Console) -> None:
-    """Write the samples, post them, save OUTPUT/presenter.mp4. Without `url`, on a stack of our own."""
+    """Write the samples, post them, save OUTPUT/presenter.mp4. Without `url`, start a stack for it."""
     began = time.monotonic()
     samples = write_samples(output / "inputs")
     console.print(f"Sample inputs: {output / 'inputs'}", highlight=False)
@@ -55,7 +55,7 @@ def run_demo(output: Path, url: str | None, api_key: str | None, console: Consol
 
 @contextmanager
 def running_stack(data_dir: Path) -> Iterator[str]:
-    """A `cointeract up` of our own, in a child process; yields its URL once it takes jobs."""
+    """Run `cointeract up` in a child process. Yields its URL once it takes jobs."""
     port = free_port("127.0.0.1")
     url = f"http://127.0.0.1:{port}"
     stack = subprocess.Popen(own_command("up", "--port", str(port), "--data", str(data_dir)))

@@ -43,14 +43,14 @@ SIZES = ("480x832", "720x1280")
 OLDEST_REDIS = (6, 2)
 SLOW_FSYNC_S = 0.1
 CPU_PARAMETER_BYTES = 10**9
-"""Above this a video takes hours on a CPU."""
+"""With more bytes of parameters than this, a video takes hours on a CPU."""
 
 
 class Status(StrEnum):
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
-    """Something must be fixed; the command's exit status says so too."""
+    """Something must be fixed. The command's exit status says so, too."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def diagnose(settings: Settings, checkpoints: Mapping[str, Path], verify: bool =
         findings.append(check_fit(name, size, card, machine))
         findings += check_attention(settings, folder, card)
     if not checkpoints:
-        # Before the download is when one wants to know.
+        # Users want to know this before the download.
         fits = [
             judge for text in SIZES for judge in judge_fits("official weights", OFFICIAL_SIZE, machine, text)
         ]
@@ -171,7 +171,7 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
 
 
 def check_files(name: str, folder: Path, verify: bool) -> Iterator[Finding]:
-    """The files of a checkpoint folder against its manifest, if it has one."""
+    """Compare the files of a checkpoint folder with its manifest, if it has one."""
     if not (folder / MANIFEST).is_file():
         return
     if verify:
@@ -189,7 +189,7 @@ def check_files(name: str, folder: Path, verify: bool) -> Iterator[Finding]:
 
 
 def judge_fits(name: str, size: CheckpointSize, machine: Machine, text: str) -> Iterator[DeviceFit]:
-    """Each mode, as the checkpoint is and, if it is not yet so, with its feed-forward weights in fp8."""
+    """Judge each mode with the checkpoint as it is, and with its feed-forward weights in fp8."""
     width, height = map(int, text.split("x"))
     largest = max((gpu.total_bytes for gpu in machine.gpus), default=0)
     for variant in (size,) if size.fp8 else (size, with_fp8(size)):
@@ -234,7 +234,7 @@ def check_fit(name: str, size: CheckpointSize, card: CheckpointCard, machine: Ma
 def check_attention(
     settings: Settings, folder: Path | None = None, card: CheckpointCard | None = None
 ) -> Iterator[Finding]:
-    """Attention on each device, measured; with a checkpoint's shapes, or the official weights'."""
+    """Measure attention on each device, with a checkpoint's shapes or those of the official weights."""
     wanted = settings.attention
     missing = missing_package(wanted)
     if missing:
@@ -248,7 +248,7 @@ def check_attention(
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
-    """The data folder: writable, with room, with the exclusive creation that all races rely on."""
+    """Check that the data folder is writable, has room, and creates files exclusively, as all races need."""
     folder = settings.data_dir.absolute()
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     try:
@@ -306,7 +306,7 @@ def check_privacy(settings: Settings) -> Iterator[Finding]:
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
-    """The Redis that is set, or that the embedded one starts and answers."""
+    """Check that the configured Redis answers, or that the embedded one starts and answers."""
     if settings.redis_url is not None:
         yield from check_redis_at(settings.redis_url)
         return

@@ -59,7 +59,7 @@ def options_of(fields: Mapping[str, Any], files: Mapping[str, Path | None]) -> G
 
 
 class ProgressDisplay:
-    """A bar with stage, clip, step and the time left; on a pipe, a line whenever stage or clip changes."""
+    """A bar with stage, clip, step and the time left. On a pipe, a line for each stage of each clip."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

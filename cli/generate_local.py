@@ -68,7 +68,7 @@ def _decoded(files: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], 
 def _request(
     options: GenerateOptions, card: CheckpointCard, folder: Path
 ) -> tuple[RenderRequest, list[JobWarning]]:
-    """What the engine is asked for, with decoded files in `folder`, and what to say about it.
+    """The engine's request, with decoded files in `folder`, and the warnings about it.
 
     Raises FieldError, GenerationFailed.
     """
@@ -116,7 +116,7 @@ def _render(engine: PipelineEngine, request: RenderRequest, output: Path, consol
             videos.append(Path(scratch) / f"{rendered.index}.mp4")
             rendered.save(videos[-1], Path(scratch) / "motion")
         display.show(99.0, Stage.MUXING)
-        # Joined beside its place, so that the last step is a rename on one file system.
+        # It is joined next to its target, so that the last step is a rename within one file system.
         partial = output.with_name(output.name + ".part")
         engine.finish(request, videos, partial, Path(scratch) / "poster.jpg")
         partial.replace(output)

@@ -1,4 +1,4 @@
-"""`cointeract healthy`: the question a container's health check asks, answered from inside the container."""
+"""`cointeract healthy`: the health check of a container, run inside the container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.queue import JobQueue
 
 
 def why_api_is_unhealthy(settings: Settings) -> str | None:
-    """None if the API on this host answers."""
+    """Why the API on this host does not answer; None if it does."""
     url = f"{base_url(settings)}/healthz"
     try:
         response = httpx.get(url, timeout=3.0, trust_env=False)  # our own: never through a proxy
@@ -22,7 +22,7 @@ def why_api_is_unhealthy(settings: Settings) -> str | None:
 
 
 def why_worker_is_unhealthy(settings: Settings, redis_url: str) -> str | None:
-    """None if a worker of this host has its model loaded and a live lease."""
+    """Why no worker of this host has its model loaded and a live lease; None if one has."""
     try:
         workers = JobQueue(settings, redis_url).workers()
     except RedisError as error:

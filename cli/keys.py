@@ -1,4 +1,4 @@
-"""`cointeract keys`: API keys of a data folder, written to its files, with or without a running server.
+"""`cointeract keys`: API keys, kept as files in the data folder, with or without a running server.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -61,7 +61,7 @@ def create(
     ] = None,
     data: DataOption = None,
 ) -> None:
-    """Create a key and print it. Only its hash is stored: this is the one time that it is shown."""
+    """Create a key and print it. Only its hash is stored, so this is the only time that it is shown."""
     from contract.job import Priority
     from server.keys import KeyLimits, Scope, create_key
 
@@ -84,7 +84,7 @@ def create(
         complaints.print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(FAILED) from error
     complaints.print(f"Key {new.key.id} for {name}. It is not shown again:", highlight=False, markup=False)
-    # The key alone on stdout, so that a script can take it.
+    # Only the key goes to stdout, so that a script can take it.
     console.print(new.token, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""`cointeract train`: a recipe run to its end, with its progress on the screen."""
+"""`cointeract train`: runs a recipe to its end and shows its progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.recipe import TrainRecipe
 
 
 def run_training(config: Path, resume: bool, console: Console) -> None:
-    """Train as `config` says and name the checkpoint.
+    """Train as `config` says, and tell where the checkpoint is.
 
     Raises:
         StackError: the recipe, the base checkpoint or the data cannot be used; its text says why.

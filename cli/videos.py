@@ -127,7 +127,7 @@ def demo(
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
 ) -> None:
-    """Make a video from the bundled sample inputs: through the server at --url, or a stack started for it."""
+    """Make a video from the bundled sample inputs, through the server at --url or a stack started for it."""
     from cli.demo import run_demo
 
     with explained_errors():

@@ -1,7 +1,6 @@
-"""`cointeract fetch` and `cointeract convert` on a terminal: progress, the report as a table, errors as
-sentences.
+"""`cointeract fetch` and `cointeract convert` on a terminal: progress, reports and errors.
 
-Imports inside the functions are on purpose: the command line starts without torch.
+Imports inside the functions: see `cli.app`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class WeightsError(Exception):
-    """Official files that could not be fetched or converted; the message says why and what to do."""
+    """Official files could not be fetched or converted. The message says why and what to do."""
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def parse_revisions(texts: list[str]) -> dict[str, str]:
 
 
 def run_fetch(request: FetchRequest, console: Console) -> None:
-    """Fetch, and say the command that comes next."""
+    """Fetch, and tell the command that comes next."""
     from model.checkpoints.fetch import fetch
 
     with _explained():

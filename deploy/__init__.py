@@ -1,1 +1,1 @@
-"""The `cointeract` command, the one-machine stack and what is needed to run the service."""
+"""What puts the service on machines: the one-machine stack, its samples and its bundled checkpoint."""

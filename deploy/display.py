@@ -1,4 +1,4 @@
-"""What `cointeract up` shows: what it waits for, and then where everything is."""
+"""What `cointeract up` shows: first what it waits for, then where everything is."""
 
 from __future__ import annotations
 

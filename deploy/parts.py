@@ -1,4 +1,4 @@
-"""The parts that `cointeract up` starts: their commands, what they wait for, and how their health is told."""
+"""The parts that `cointeract up` starts: their commands, what they wait for, and their health checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
 
 LOADING_IS_DEAR = 4.0
-"""So many times the patience of others is had with a worker: another would have to load the model first."""
+"""A worker gets so many times the patience of other parts: a new one would first have to load the model."""
 
 
 def base_url(settings: Settings) -> str:
@@ -32,7 +32,7 @@ def own_command(*arguments: str) -> tuple[str, ...]:
 
 
 def redis_part(settings: Settings, data_dir: Path) -> tuple[Part | None, str]:
-    """The embedded Redis, unless another one is set; and the URL of the one to use. Raises StackError."""
+    """The embedded Redis unless another one is configured, and the URL to use. Raises StackError."""
     if settings.redis_url is not None:
         try:
             JobQueue(settings, settings.redis_url).ping()
@@ -99,7 +99,7 @@ def other_parts(settings: Settings, queue: JobQueue, plans: Sequence[WorkerPlan]
 
 
 def _worker_waits_for(queue: JobQueue, plan: WorkerPlan, rank: int) -> Callable[[], str | None]:
-    """The rank-th worker of a checkpoint is ready when that many of them are alive."""
+    """What a worker waits for. The rank-th worker of a checkpoint is ready when that many are alive."""
 
     def waiting_for() -> str | None:
         def enough() -> None:
@@ -113,7 +113,7 @@ def _worker_waits_for(queue: JobQueue, plan: WorkerPlan, rank: int) -> Callable[
 
 
 def _unless_redis_is_away(is_healthy: Callable[[int], bool]) -> Callable[[int], bool]:
-    """A part that cannot tell Redis how it is may well be healthy; Redis has a watchdog of its own."""
+    """A check that passes while Redis is away: the part cannot report then, and Redis has a watchdog."""
 
     def checked(pid: int) -> bool:
         try:

@@ -1,6 +1,6 @@
 """The sample inputs: a photo of a person, one of a product, speech and prompts, in files beside this module.
 
-`python -m tools.ship inputs` draws and speaks them: nothing to download, nothing to license.
+`python -m tools.ship inputs` makes them, so that there is nothing to download and nothing to license.
 """
 
 from __future__ import annotations

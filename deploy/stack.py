@@ -1,6 +1,6 @@
 """Everything on one machine: starts Redis, API, reaper and workers, restarts what dies, stops them in order.
 
-The parts are the same processes that a larger deployment runs on several machines; only their parent is ours.
+The parts are the same processes that a larger deployment runs on several machines. Only their parent differs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from deploy.watchdog import HealthCheck, Watchdog
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
 HEALTHY_AFTER_S = 5.0
-"""A part that ran this long had a good start: its next death is not counted as one of a series."""
+"""A part that ran this long had a good start. Its next death does not count as one of a series."""
 
 LONG_WAIT_S = 30.0
-"""Who waits longer than this is shown where the reason may be written."""
+"""After waiting longer than this, users are told where the reason may be written."""
 
 KILLED = "killed by"
 MAX_LOG_BYTES = 50 * 2**20
@@ -39,7 +39,7 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """One supervised process. `waiting_for` returns what is still missing until it can be used, or None."""
+    """One supervised process. `waiting_for` returns what it still waits for, or None when it can be used."""
 
     name: str
     argv: tuple[str, ...]
@@ -51,7 +51,7 @@ class Part:
     health: HealthCheck | None = None
     """A part that fails it for too long is killed and started again."""
     mend: Callable[[int, str], str | None] | None = None
-    """Called with a dead process's exit status and last words; may remove the cause, and says how."""
+    """Called with a dead process's exit status and last words. It may remove the cause, and then says how."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Restart:
     """The end of what it wrote."""
 
     def __str__(self) -> str:
-        """How it died; with its last words if that was its own doing, or not for the first time."""
+        """How the part died, with its last words if it ended by itself or has died before."""
         died = f"{self.part} died ({self.exit_status}"
         if self.in_a_row > 1:
             died = f"{self.part} keeps dying ({self.exit_status}; {self.in_a_row} times in a row"
@@ -109,7 +109,7 @@ class PartSupervisor:
         self._spawn(child)
 
     def poll(self) -> list[Restart]:
-        """Restart what died since the last call; call it a few times a second."""
+        """Restart what died since the last call. Call this a few times a second."""
         restarts: list[Restart] = []
         now = time.monotonic()
         for child in self._children:
@@ -136,7 +136,7 @@ class PartSupervisor:
         return restarts
 
     def _end_if_sick(self, child: _Child) -> None:
-        """SIGKILL to a process that lives but does not work; the next `poll` starts another."""
+        """Kill a process that lives but does not work. The next `poll` starts another one."""
         seconds = child.watchdog.failing_for() if child.watchdog is not None else None
         if seconds is not None and child.process is not None and not child.killed_because:
             child.killed_because = f"answered no health check for {seconds:.0f} s"
@@ -149,7 +149,7 @@ class PartSupervisor:
             child.watchdog = None
 
     def dying(self) -> dict[str, str]:
-        """A sentence for each part that died again soon after its start and has not run for long since."""
+        """A sentence for each part that keeps dying soon after its start."""
         return {
             child.part.name: f"{child.last_death} (its log: {self.log_path(child.part.name)})"
             for child in self._children
@@ -187,7 +187,7 @@ class PartSupervisor:
         return [child.part.name for child in self._children]
 
     def stop(self) -> None:
-        """End all parts, phase by phase: a worker still needs Redis to hand its job back."""
+        """End all parts, phase by phase, because a worker needs Redis to hand its job back."""
         for child in self._children:
             self._stop_watching(child)
         for phase in sorted({child.part.stop_phase for child in self._children}):
@@ -217,7 +217,7 @@ class PartSupervisor:
         return "\n".join(self._log_end(name).splitlines()[-lines:])
 
     def _words(self, child: _Child) -> str:
-        """What the part's present process wrote, or the end of it."""
+        """The end of what the part's present process wrote."""
         return self._log_end(child.part.name, child.log_start)
 
     def _log_end(self, name: str, start: int = 0) -> str:
@@ -242,9 +242,9 @@ class PartSupervisor:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(self.environment),
-                # A session of its own: Ctrl-C reaches us alone, and we stop the parts in order.
+                # In a session of its own, Ctrl-C does not reach it: we stop the parts in order.
                 start_new_session=True,
-                # On Linux they end with us even if we are killed.
+                # On Linux it ends with us even if we are killed.
                 preexec_fn=partial(die_with_parent, signal.SIGTERM),
             )
         child.started_at = time.monotonic()
@@ -302,7 +302,7 @@ def free_port(host: str) -> int:
 
 
 def devices() -> list[str]:
-    """What to start workers on: all visible GPUs, or the CPU. Asks the driver's tool: torch takes seconds."""
+    """The devices for workers: all visible GPUs, or the CPU. It asks the driver's tool: torch takes seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         count = len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
@@ -323,7 +323,7 @@ class WorkerPlan:
 
 
 def plan_workers(found: Sequence[str], checkpoints: Mapping[str, Path]) -> list[WorkerPlan]:
-    """One worker per device, but at least one per checkpoint; both are dealt out in turn."""
+    """One worker per device, but at least one per checkpoint. Devices and checkpoints are taken in turn."""
     names = list(checkpoints)
     plans: list[WorkerPlan] = []
     for index in range(max(len(found), len(names))):

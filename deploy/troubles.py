@@ -1,7 +1,7 @@
-"""What keeps parts of the stack from working: collected while `cointeract up` runs, and passed on to the API.
+"""Collects what keeps parts of the stack from working while `cointeract up` runs, and tells the API.
 
-A worker tells Redis itself why it cannot work. A part that dies before it can tell anything is told of by its
-parent, so that /readyz and /metrics know of it, too.
+A worker tells Redis itself why it cannot work. For a part that dies before it can tell anything, its parent
+does, so that /readyz and /metrics know, too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from jobs.queue import JobQueue
 
 ASK_EVERY_S = 0.5
 TROUBLES_KEPT_S = 5.0
-"""How long the API believes a trouble that is not told of again."""
+"""How long the API believes in a trouble that is not reported again."""
 
 
 class Troubles(threading.Thread):
-    """Asks Redis and tells it in a thread of its own, because Redis may take its time to answer."""
+    """Talks to Redis in a thread of its own, because Redis may be slow to answer."""
 
     def __init__(self, queue: JobQueue) -> None:
         super().__init__(daemon=True, name="troubles")
@@ -34,7 +34,7 @@ class Troubles(threading.Thread):
         self._ended = threading.Event()
 
     def note(self, pids: Mapping[str, int | None], dying: Mapping[str, str]) -> None:
-        """The process id of each part, and why those that keep dying do."""
+        """Note the process id of each part, and why some keep dying."""
         self._pids, self._dying = pids, dying
 
     def known(self) -> dict[str, str]:
@@ -55,7 +55,7 @@ class Troubles(threading.Thread):
                     told, told_at = dict(self._dying), time.monotonic()
                     self._queue.tell_troubles(self._origin, told, TROUBLES_KEPT_S)
             except (RedisError, OSError):
-                continue  # what was known last still holds; the stack restarts Redis if need be
+                continue  # the last state still holds; the stack restarts Redis if needed
 
     def end(self) -> None:
         self._ended.set()

@@ -1,4 +1,4 @@
-"""`cointeract up`: assembles the one-machine stack, shows what it waits for, and watches over it."""
+"""`cointeract up`: puts the one-machine stack together, shows what it waits for, and watches over it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BUNDLED_CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 STACK_POLL_S = 0.2
 HOPELESS_AFTER_DEATHS = 5
-"""A part that dies this often before everything is up will not get better by itself."""
+"""If a part dies so often before everything is up, waiting longer is of no use."""
 
 
 def checkpoint_card(folder: Path) -> CheckpointCard:
@@ -43,7 +43,7 @@ def checkpoint_card(folder: Path) -> CheckpointCard:
 
 
 def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
-    """`DIR` or `NAME=DIR`, in order → folders by name; without a name the card's own counts."""
+    """`DIR` or `NAME=DIR`, in order → folders by name. Without a name, the card's own is used."""
     folders: dict[str, Path] = {}
     for argument in arguments:
         name, separator, folder = argument.partition("=")
@@ -114,7 +114,7 @@ def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Con
 
 
 def _checkpoints(data_dir: Path, arguments: Sequence[str], display: StartDisplay) -> dict[str, Path]:
-    """The checkpoints to serve, by name, with their cards published: the API knows them from its start."""
+    """The checkpoints to serve, by name. Their cards are published for the API to know them."""
     folders = named_checkpoints(arguments or [str(BUNDLED_CHECKPOINT)])
     store = FolderStore(data_dir / "storage")
     for name, folder in folders.items():
@@ -147,7 +147,7 @@ def _wait_until_ready(
 
 
 def _watch(supervisor: PartSupervisor, troubles: Troubles, stop: threading.Event, console: Console) -> None:
-    """Restart whatever dies, and say so and what else does not work, until asked to stop."""
+    """Restart what dies, and say so and what else does not work, until asked to stop."""
 
     def say(words: str, style: str = "yellow") -> None:
         console.print(words, style=style, highlight=False, markup=False)

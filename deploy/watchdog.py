@@ -1,4 +1,4 @@
-"""Watches over a process by its health, not by its exit: a frozen one never exits."""
+"""Watches a process by its health and not by its exit, because a frozen process never exits."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 CHECK_EVERY_S = 2.0
 FEWEST_FAILURES = 3
-"""So many checks in a row must fail: this process may itself have been stopped while the first one ran."""
+"""So many checks in a row must fail: this process itself may have been stopped during the first one."""
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """How to tell whether a part works, and for how long it may not."""
+    """How to tell whether a part works, and how long it may fail."""
 
     is_healthy: Callable[[int], bool]
-    """Asked with the process id, from a thread of its own, so it may take a few seconds. What it cannot know
-    counts as healthy.
+    """Called with the process id, in a thread of its own, so it may take a few seconds. It returns True if it
+    cannot know.
     """
     patience_s: float
     start_patience_s: float = 120.0
-    """Until the first time that it is healthy: a part may load a large model first."""
+    """How long a part may take until it is healthy for the first time: it may load a large model."""
 
 
 class Watchdog(threading.Thread):
-    """Asks again and again whether process `pid` works, until `end`."""
+    """Checks again and again whether process `pid` works, until `end`."""
 
     def __init__(self, check: HealthCheck, pid: int) -> None:
         super().__init__(daemon=True, name="watchdog")
@@ -46,11 +46,11 @@ class Watchdog(threading.Thread):
                 self._failing_since = self._failing_since or asked
 
     def has_started(self) -> None:
-        """It has worked: from now on the shorter patience counts."""
+        """Note that the part has worked: from now on the shorter patience applies."""
         self._was_healthy = True
 
     def failing_for(self) -> float | None:
-        """Seconds without health once they exceed the patience, else None."""
+        """For how many seconds it has not been healthy, if that is more than the patience; else None."""
         check, since = self._check, self._failing_since
         if since is None or self._failures < FEWEST_FAILURES:
             return None

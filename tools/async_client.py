@@ -1,4 +1,4 @@
-"""Writes the async client from the blocking one: `python -m tools.async_client`. One source, no drift."""
+"""Writes the async client from the blocking one: `python -m tools.async_client`."""
 
 from __future__ import annotations
 

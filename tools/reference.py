@@ -1,6 +1,6 @@
-"""docs/settings.md, docs/cli.md and docs/files.md, written from the code by `make docs`.
+"""Writes docs/settings.md, docs/cli.md and docs/files.md from the code: `make docs`.
 
-A test fails while they differ from it.
+A test fails while the pages differ from the code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAPPED_PACKAGES = {
     "client/cointeract_client": "the client, a package of its own. Imports nothing of ours",
     "tools": "what makes the repository itself. Imported by nobody",
 }
-"""Every package of ours, and the heading of its part of docs/files.md."""
+"""Each of our packages, and the heading of its part of docs/files.md."""
 
 FILES_INTRODUCTION = """\
 # Every file
@@ -123,7 +123,7 @@ def _first_sentence(path: Path) -> str:
 
 
 def main() -> None:
-    """Write all of it."""
+    """Write all pages."""
     (ROOT / "docs/settings.md").write_text(settings_page(), encoding="utf-8")
     (ROOT / "docs/cli.md").write_text(cli_page(), encoding="utf-8")
     (ROOT / "docs/files.md").write_text(files_page(), encoding="utf-8")

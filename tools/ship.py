@@ -1,9 +1,8 @@
-"""What ships with the code as files, made anew: `python -m tools.ship COMMAND`.
+"""Makes the files that ship with the code: `python -m tools.ship COMMAND`.
 
-inputs: the sample inputs. checkpoint: the default checkpoint, of a finished training. picture: the README's
-animation, of a finished `make demo`.
-
-For whoever trains the small checkpoint; nobody else needs to run it.
+The command inputs draws the sample inputs, checkpoint takes the default checkpoint from a finished training,
+and picture makes the README's animation from a finished `make demo`. Only whoever trains the small checkpoint
+needs to run it.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ log = logging.getLogger(__name__)
 RECIPE = ROOT / "training/procedural-world.toml"
 PICTURE = ROOT / "docs/images/demo.webp"
 
-# Who presents what in the sample inputs, and what happens: held out, so never seen in training. The product
-# has one broad band: finer patterns are more than the small model can draw.
+# The presenter, product and actions of the sample inputs. They are held out, so training never saw them. The
+# product has one broad band: finer patterns are more than the small model can draw.
 DEMO_PHOTO_SEED = 136
 DEMO_ACTIONS: tuple[Action, ...] = ("lift_right", "rotate", "point_left")
 DEMO_PHOTO_SIZE = (480, 768)
@@ -70,7 +69,7 @@ def draw_inputs(
 
 
 def install_checkpoint(training: Path, recipe_file: Path = RECIPE, target: Path = BUNDLED_CHECKPOINT) -> None:
-    """Replace `target` by what `training.small` left in `training`: checkpoint, curves, hashes.
+    """Replace `target` by the checkpoint, curves and hashes that `training.small` left in `training`.
 
     Raises:
         FileNotFoundError: a part of the training's output is missing.
@@ -98,7 +97,7 @@ def install_checkpoint(training: Path, recipe_file: Path = RECIPE, target: Path 
 
 
 def training_report(folder: Path, recipe_file: Path, recipe: SmallRecipe) -> str:
-    """How the checkpoint in `folder` came about, in Markdown."""
+    """How the checkpoint in `folder` was made, in Markdown."""
     steps = _lines(folder / "curve.jsonl")
     last = steps[-max(1, len(steps) // 50) :]
     vae_settings = recipe.vae.model_copy(update={"width": recipe.width, "height": recipe.height})
@@ -132,7 +131,7 @@ def training_report(folder: Path, recipe_file: Path, recipe: SmallRecipe) -> str
 
 
 def _forget_its_origin(config: Path) -> None:
-    """diffusers notes in which folder a network lay: of no use, and different on every machine."""
+    """Remove the folder that diffusers noted for a network: it is of no use, and differs between machines."""
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop("_name_or_path", None)
     config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -143,7 +142,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _mean(entries: Iterable[dict[str, Any]], name: str) -> str:
-    """A step without that part of the loss does not count."""
+    """The mean over the steps that have this part of the loss."""
     values = [entry[name] for entry in entries if entry.get(name) is not None]
     return f"{np.mean(values):.3f}" if values else "not trained"
 

@@ -19,13 +19,13 @@ VIDEO = (225, 360)
 WAVE = (527, 80)
 PAGE_MARGIN = 16
 EVERY = 2
-"""Every second frame: lips are still with the sound, and the file half as large."""
+"""One frame in so many is shown: lips still match the sound, and the file is half as large."""
 
 PAPER, SOFT, BRAND = (255, 255, 255), (150, 150, 162), (79, 70, 229)
 
 
 def save_showcase(samples: Samples, video: Path, target: Path) -> None:
-    """Write the animation of `video`, made of `samples`; prompt and speech of the clip on show are lit."""
+    """Write the animation of `video`, made from `samples`. The prompt and speech of the shown clip are lit."""
     with av.open(str(video)) as container:
         frames = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     clips = clips_of_frames(len(frames))
@@ -33,7 +33,7 @@ def save_showcase(samples: Samples, video: Path, target: Path) -> None:
     shown = []
     for index in range(0, len(frames), EVERY):
         page = pages[index // CLIP_FRAMES].copy()
-        # The video is small; enlarged with a smooth filter it looks drawn rather than made of squares.
+        # The video is small. Enlarged with a smooth filter, it looks drawn rather than made of squares.
         enlarged = frames[index].resize(VIDEO, Image.Resampling.LANCZOS)
         page.paste(enlarged, (PAGE[0] - VIDEO[0] - PAGE_MARGIN, PAGE_MARGIN))
         shown.append(page)

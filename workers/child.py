@@ -54,7 +54,7 @@ _LEASE_POLL_S = 0.5
 
 
 class NoTimeLimit(BaseDeathPenalty):
-    """No limit from RQ, which would raise in the middle of a render. The supervisor's watchdog knows better."""
+    """No limit from RQ, which would raise in the middle of a render. The supervisor has a watchdog."""
 
     def setup_death_penalty(self) -> None:
         pass

@@ -31,7 +31,7 @@ _MARKER = re.compile(rf"(?P<expiry>\d{{12}})-(?P<job>{JOB_ID.pattern})")
 
 @dataclass
 class Expiry:
-    """Deletes by the time on which this machine, storage and Redis agree. If they do not agree, it does not."""
+    """Deletes by the time that this machine, storage and Redis agree on; not at all if they disagree."""
 
     store: FolderStore
     clock: Clock
