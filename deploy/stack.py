@@ -302,7 +302,7 @@ def free_port(host: str) -> int:
 
 
 def devices() -> list[str]:
-    """The devices for workers: all visible GPUs, or the CPU. It asks the driver's tool: torch takes seconds."""
+    """The devices for workers: all visible GPUs, or the CPU. Asks the driver's tool: torch takes seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         count = len([name for name in visible.split(",") if name.strip() not in ("", "-1")])

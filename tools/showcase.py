@@ -25,7 +25,7 @@ PAPER, SOFT, BRAND = (255, 255, 255), (150, 150, 162), (79, 70, 229)
 
 
 def save_showcase(samples: Samples, video: Path, target: Path) -> None:
-    """Write the animation of `video`, made from `samples`. The prompt and speech of the shown clip are lit."""
+    """Write the animation of `video`, made from `samples`. Prompt and speech of the shown clip are lit."""
     with av.open(str(video)) as container:
         frames = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     clips = clips_of_frames(len(frames))
