@@ -14,6 +14,7 @@ from contract.settings import Settings
 from contract.version import installed_version
 from server.app import create_app
 from tests.deploy.test_dependencies import normal
+from tests.test_architecture import ALLOWED
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -90,6 +91,25 @@ def test_only_the_api_is_published_and_only_to_this_machine(compose: dict[str, A
 def test_the_gpu_override_changes_services_that_exist(compose: dict[str, Any]) -> None:
     override = yaml.safe_load((ROOT / "deploy/compose.gpu.yml").read_text(encoding="utf-8"))
     assert override["services"].keys() <= compose["services"].keys()
+
+
+def test_the_images_hold_every_package_that_the_command_line_can_reach() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    held = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert ALLOWED["cli"] <= held
+    assert {"pyproject.toml", "constraints.txt", "LICENSE"} <= held
+
+
+def test_the_gpu_file_takes_the_cuda_build_of_the_torch_that_is_pinned(compose: dict[str, Any]) -> None:
+    override = yaml.safe_load((ROOT / "deploy/compose.gpu.yml").read_text(encoding="utf-8"))
+    arguments = override["services"]["worker"]["build"]["args"]
+    # `===` takes the version literally: a CPU build, which is called 2.13.0+cpu, does not count.
+    assert arguments["TORCH"].replace("===", "==") == pins()["torch"]
+    declared = re.findall(
+        r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert arguments.keys() <= set(declared)
+    assert any("exec" in mount for mount in compose["services"]["worker"]["tmpfs"]), "Triton loads from there"
 
 
 @pytest.mark.parametrize("target", ["api", "worker"])
