@@ -1,5 +1,6 @@
 # make demo    a video from bundled sample inputs, on any machine
 # make test    linter, type checker, all tests
+# make test-fast    linter, and the tests of the first minute: those that start no stack, train nothing, render nothing
 # Any of 3.11 to 3.14; the first that is found if none is named.
 PYTHON ?=
 VENV ?= .venv
@@ -8,15 +9,24 @@ DEMO_OUTPUT ?= demo-output
 # The lock names torch by version alone: the package index in use decides whether it is a CPU or a GPU build.
 INSTALLED := $(VENV)/.installed
 
+# Two test processes: tests/conftest.py says which tests stay together.
+SPREAD := --numprocesses=2 --dist=loadgroup
+
 # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types tests docs client lock clean
+.PHONY: demo test test-fast test-slow lint types tests docs client lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/cointeract demo --output $(DEMO_OUTPUT)
 
 test: lint types tests
+
+test-fast: lint
+	$(BIN)/pytest -m "not slow" $(SPREAD)
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow $(SPREAD)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -25,7 +35,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 tests: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest $(SPREAD)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { python=$$(sh tools/find_python.sh $(PYTHON)) && "$$python" -m venv $(VENV); }

@@ -26,6 +26,8 @@ from tests.checkpoints.official_files import OfficialFiles, OfficialPaths, Tenso
 from tests.model.golden import TINY_DIT
 from tests.model.test_parity_pipeline import pipeline_cases
 
+pytestmark = pytest.mark.slow
+
 DIT_CASES = Path(__file__).parent.parent / "data" / "dit_tiny_cases.safetensors"
 
 VARIANTS = {

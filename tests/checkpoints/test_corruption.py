@@ -22,6 +22,8 @@ from model.checkpoints.writer import checkpoint_folder
 from tests.checkpoints.official_files import OfficialFiles, OfficialPaths, Variant
 from tests.model.golden import TINY_DIT
 
+pytestmark = pytest.mark.slow
+
 Q = "blocks.1.self_attn.q"
 LORA_A, LORA_B = f"{Q}.lora_A.default.weight", f"{Q}.lora_B.default.weight"
 SHARD = "diffusion_pytorch_model-00002-of-00004.safetensors"

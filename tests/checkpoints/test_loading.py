@@ -17,6 +17,8 @@ from model.checkpoints.tiny import write_tiny_checkpoint
 from model.inputs import VideoInputs
 from model.pipeline import Clip, CoInteractPipeline
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,8 @@ from cli.app import app
 from deploy.up import BUNDLED_CHECKPOINT, checkpoint_card
 from model.checkpoints.tiny import write_tiny_checkpoint
 
+pytestmark = pytest.mark.slow
+
 run = CliRunner()
 SPEECH_S = 0.6
 

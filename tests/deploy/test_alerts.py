@@ -23,7 +23,7 @@ RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 def test_every_metric_in_an_alert_exists_and_the_handbook_says_what_to_do() -> None:
     metrics = Metrics()
     metrics.requests.labels("/", "GET", "500").inc()
-    exposed = metrics.render({}, 0, [], []).decode()
+    exposed = metrics.render({}, 0, {}, [], []).decode()
     rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
     handbook = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert len(rules) >= 5

@@ -15,6 +15,8 @@ from model.checkpoints.writer import verify_manifest
 from tools.ship import NOTE, RECIPE
 from training.small import SmallRecipe
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 

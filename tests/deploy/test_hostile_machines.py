@@ -17,6 +17,8 @@ from deploy.stack import free_port
 from tests.deploy.test_up import ENVIRONMENT, Inputs, RunningStack, cointeract, inputs, start_stack, stop
 from tests.faults.stack import eventually
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["inputs"]
 
 NOBODY = f"127.0.0.1:{free_port('127.0.0.1')}"

@@ -14,6 +14,8 @@ import pytest
 from tests.deploy.test_up import COMMAND, ENVIRONMENT, Inputs, cointeract, inputs, start_stack, stop
 from tests.faults.stack import eventually
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["inputs"]
 
 PRETENCE = """

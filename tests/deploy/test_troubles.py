@@ -14,6 +14,8 @@ import pytest
 from tests.deploy.test_up import ENVIRONMENT, RunningStack, cointeract, start_stack, stop
 from tests.faults.stack import eventually
 
+pytestmark = pytest.mark.slow
+
 WORDS = "the device has fallen off the bus"
 LISTENER = f"""\
 import os, pathlib, sys

@@ -13,6 +13,8 @@ from tests.deploy.test_up import Inputs, RunningStack, cointeract, inputs, start
 from tests.faults.stack import eventually
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["inputs"]
 
 

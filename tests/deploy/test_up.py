@@ -23,6 +23,8 @@ from deploy.stack import free_port
 from tests.faults.stack import FAST, eventually
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
 
+pytestmark = pytest.mark.slow
+
 COMMAND = (str(Path(sys.executable).with_name("cointeract")),)
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {

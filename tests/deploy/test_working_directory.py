@@ -9,6 +9,8 @@ import pytest
 from tests.deploy.test_up import ENVIRONMENT, Inputs, cointeract, inputs, start_stack, stop
 from tests.faults.stack import eventually
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["inputs"]
 
 OWN_FILES = ("cli", "contract", "deploy", "jobs", "model", "server", "workers", "random", "redis", "uvicorn")

@@ -19,6 +19,8 @@ from server.keys import create_key
 from tests.deploy.test_up import ROOT, SPEECH_S, Inputs, RunningStack, inputs, start_stack, stop
 from tests.faults.stack import eventually
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["inputs"]
 
 PROGRAMS = {"generate.sh": "sh", "generate.py": sys.executable, "generate.mjs": "node"}

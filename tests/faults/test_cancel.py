@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from contract.entries import Canceled, Started
 from contract.job import JobState
 from jobs.usage import SpentUsage
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import eventually
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_queued_job_that_is_canceled_never_starts(make_stack: StackFactory) -> None:

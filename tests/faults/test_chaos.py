@@ -6,6 +6,8 @@ import pytest
 
 from chaos.run import Options, percentile, run_chaos
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(240)
 def test_a_short_fault_mix_against_a_live_stack_breaks_no_promise(tmp_path: Path) -> None:

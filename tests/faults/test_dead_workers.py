@@ -14,6 +14,8 @@ from tests.faults.conftest import StackFactory
 from tests.faults.stack import Stack, eventually, process_state
 from workers.engines.fake import FAKE_FILE
 
+pytestmark = pytest.mark.slow
+
 
 def unbroken_video(stack: Stack, **request: int) -> bytes:
     """The bytes that a job gives when nothing happens to it."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from redis import Redis
 
 from jobs.tickets import RENDER_NEXT
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import eventually
+
+pytestmark = pytest.mark.slow
 
 
 def test_flushall_with_jobs_running_and_waiting_loses_and_doubles_nothing(make_stack: StackFactory) -> None:

@@ -24,6 +24,8 @@ from tests.faults.stack import Stack, eventually
 from workers.engines.fake import FakeSettings
 from workers.scratch import attempt_folder
 
+pytestmark = pytest.mark.slow
+
 WRITING = {"open", "os.link", "os.rename", "os.mkdir", "os.remove"}
 """Audit events of what changes a disk. fsync has none, but only power cuts tell whether one happened."""
 

@@ -12,6 +12,8 @@ from model.parity.__main__ import main
 from model.parity.dit_cases import build_transformer, parse_case
 from tests.model.golden import TINY_DIT, official_dit_shapes, official_weights
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parent.parent / "data" / "dit_tiny_cases.safetensors"
 OUTPUTS = 14
 

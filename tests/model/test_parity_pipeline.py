@@ -20,6 +20,8 @@ from tests.model.official_parts import (
     vae_weights,
 )
 
+pytestmark = pytest.mark.slow
+
 FULL_FILES = Path(__file__).parents[2] / ".." / "shared" / "golden"
 
 

@@ -14,6 +14,8 @@ from model.inputs import VideoInputs
 from model.media.images import fit_person, place_product
 from model.pipeline import CoInteractPipeline
 
+pytestmark = pytest.mark.slow
+
 SECOND = 16_000
 STAGES = [Stage.ENCODING, Stage.DENOISING, Stage.DECODING]
 

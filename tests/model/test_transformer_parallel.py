@@ -16,6 +16,8 @@ from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 from tests.model.golden import TINY_DIT
 from tests.model.ranks import on_ranks
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 3
 WIDTH = TINY_DIT["dim"]
 HEADS = TINY_DIT["num_heads"]

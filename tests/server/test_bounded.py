@@ -19,6 +19,8 @@ from tests.server.inputs import PERSON, SPEECH, form
 from tests.server.test_submit import data_url
 from tests.server.test_uploads import server_process
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 REFUSALS = ("too_many", "too_long", "malformed_body", "file_too_large", "invalid_value")
 PERSON_URL, SPEECH_URL = data_url(PERSON, "image/png"), data_url(SPEECH, "audio/wav")

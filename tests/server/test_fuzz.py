@@ -17,6 +17,8 @@ from tests.server import fuzz
 from tests.server.conftest import Api, Live
 from tests.server.inputs import PERSON, SPEECH, form
 
+pytestmark = pytest.mark.slow
+
 CASES = int(os.environ.get("FUZZ_CASES", "150"))
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "12"))
 BOUNDED = settings(

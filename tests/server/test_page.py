@@ -15,6 +15,8 @@ from tests.server.conftest import Api, Live
 from tests.server.inputs import PERSON, PRODUCT, SPEECH, video_bytes
 from tests.server.journals import succeed
 
+pytestmark = pytest.mark.slow
+
 in_browser = pytest.mark.skipif(browser.BINARY is None, reason="no Chromium installed (apt install chromium)")
 
 

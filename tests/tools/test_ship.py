@@ -18,6 +18,8 @@ from model.media.video import encode_clip
 from tools.ship import NOTE, install_checkpoint, main
 from tools.showcase import PAGE, SHOWN_PHOTO_SIZE, VIDEO, save_showcase
 
+pytestmark = pytest.mark.slow
+
 RECIPE = 'name = "little"\nwidth = 64\nheight = 64\nseed = 7\n[vae]\nmeasured_videos = 1\n'
 
 

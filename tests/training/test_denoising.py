@@ -10,6 +10,8 @@ from model.pipeline import CoInteractPipeline
 from training.denoising import denoising_scores
 from training.synthetic import SyntheticVideo, make_video
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(__file__).parents[2] / "deploy" / "checkpoint"
 
 

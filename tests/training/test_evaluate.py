@@ -11,6 +11,8 @@ from training.evaluate import contact_sheet, markdown_table, measure, mouth_agre
 from training.synthetic import SyntheticVideo, make_video
 from training.world import make_cast
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 80, 128
 
 

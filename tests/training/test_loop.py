@@ -20,6 +20,8 @@ from training.clips import EncodedClip
 from training.loop import Step, draw_batch, draw_levels, learning_rate, train
 from training.recipe import Dropouts, TrainRecipe
 
+pytestmark = pytest.mark.slow
+
 H, W = 8, 8
 
 

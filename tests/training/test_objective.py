@@ -14,6 +14,8 @@ from tests.training.networks import noises, small_batch, small_transformer
 from training.branches import is_hoi, without_hoi_branch
 from training.objective import CoGeneration, LossWeights, routing_loss, time_window
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "data" / "scheduler_cases.safetensors"
 LEVELS = torch.tensor([400, 850])
 

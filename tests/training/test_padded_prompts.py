@@ -1,11 +1,14 @@
 """Cut prompts are exactly prompts of 512 rows."""
 
+import pytest
 import torch
 
 from model.text_encoder import PROMPT_TOKENS
 from model.transformer import ConditioningInputs
 from tests.training.networks import TEXT, small_batch, small_transformer
 from training.padded_prompts import pad_prompts, use_short_prompts
+
+pytestmark = pytest.mark.slow
 
 
 def test_cut_prompts_give_what_512_rows_give() -> None:

@@ -17,6 +17,8 @@ from training.small import SmallRecipe, SmallTransformer, build_small
 from training.synthetic import SyntheticVideo, make_video
 from training.vae_training import VAERecipe
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64
 DEFAULTS = CheckpointDefaults(num_inference_steps=2, guidance_scale=2.0, flow_shift=5.0, negative_prompt="")
 

@@ -1,9 +1,12 @@
 """Boxes to experts, as the official data format has it."""
 
 import numpy as np
+import pytest
 
 from model.kernels.router import BASE, FACE, HAND
 from training.routing_labels import box_tokens, latent_frame, object_tokens, routing_labels
+
+pytestmark = pytest.mark.slow
 
 SIZE = (64, 48)  # 4 rows, 3 columns of tokens
 

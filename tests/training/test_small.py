@@ -32,6 +32,8 @@ from training.speech import mouth_opening, speak
 from training.vae_training import SMALL_VAE, MatrixViews, VAERecipe, as_pixels, draw_crops, train_vae
 from training.world import ACTIONS, describe, make_cast
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(training.__file__).with_name("procedural-world.toml")
 
 

@@ -10,6 +10,8 @@ from training.speech import mouth_opening, speak
 from training.synthetic import make_video
 from training.world import ACTIONS, make_cast, pose_at, rest_pose
 
+pytestmark = pytest.mark.slow
+
 SIZE = (80, 128)
 
 

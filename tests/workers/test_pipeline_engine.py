@@ -14,6 +14,8 @@ from model.checkpoints.tiny import write_tiny_checkpoint
 from tests.faults.stack import Stack
 from workers.engines.fake import FakeSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Stack:

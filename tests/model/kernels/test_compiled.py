@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="the GPU kernels are written in Triton")
 
 ROOT = Path(__file__).parents[3]

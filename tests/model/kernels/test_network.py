@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from model.parity.__main__ import main as parity
 from tests.model.golden import TINY_DIT, official_dit_shapes, official_weights
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 CASES = ROOT / "tests/data/dit_tiny_cases.safetensors"
 RECORDED = ("out.product_motion_pose_t500.rgb", "out.plain_t950.rgb")
