@@ -24,6 +24,9 @@ CONNECTION_KEPT_S = 10.0
 """How long an unused connection is kept. The server closes it after 30 s, which no request must meet."""
 
 
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
+
+
 class NoAnswer(Exception):
     """The server was not there, went away, or took too long."""
 
@@ -78,9 +81,15 @@ class Client:
 
     async def submit(self, body: bytes, key: str | None = None) -> Answer:
         """POST a form made by `SubmitForm`."""
-        headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        headers = {"Content-Type": FORM}
         return await self.request(
             "POST", "/v1/generate", headers | ({} if key is None else {"Idempotency-Key": key}), body
+        )
+
+    async def post(self, path: str, key: str, body: bytes, kind: str = FORM) -> Answer:
+        """POST as the owner of an API key."""
+        return await self.request(
+            "POST", path, {"Content-Type": kind, "Authorization": f"Bearer {key}"}, body
         )
 
     def close(self) -> None:
@@ -104,18 +113,18 @@ async def _read_answer(reader: asyncio.StreamReader) -> Answer:
 
 
 class SubmitForm:
-    """Bodies of submits: a small photo, five seconds of near silence (two clips), and the texts given."""
+    """Bodies of submits: a photo, five seconds of near silence (two clips), and the texts given."""
 
-    def __init__(self) -> None:
-        photo, speech = io.BytesIO(), io.BytesIO()
-        Image.new("RGB", (64, 64), "white").save(photo, "PNG")
+    def __init__(self, photo: bytes | None = None) -> None:
+        small, speech = io.BytesIO(), io.BytesIO()
+        Image.new("RGB", (64, 64), "white").save(small, "PNG")
         with wave.open(speech, "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(SAMPLE_RATE)
             file.writeframes(bytes(range(256)) * (5 * SAMPLE_RATE * 2 // 256))
         self._files = (
-            _part('name="person_image"; filename="person.png"', photo.getvalue(), "image/png")
+            _part('name="person_image"; filename="person"', photo or small.getvalue())
             + _part('name="audio"; filename="speech.wav"', speech.getvalue(), "audio/wav")
             + f"--{BOUNDARY}--\r\n".encode()
         )

@@ -90,6 +90,9 @@ def chaos(
     workers: Annotated[int, typer.Option(min=1, help="Workers to run.")] = 3,
     outage: Annotated[float, typer.Option(min=0, help="Seconds without Redis in the middle of it.")] = 0,
     overload: Annotated[float, typer.Option(min=0, help="Seconds of flooding the API afterwards.")] = 0,
+    noisy_neighbour: Annotated[
+        float, typer.Option(min=0, help="Instead: seconds of one key's flood beside another's few jobs.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the order of faults.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -97,6 +100,7 @@ def chaos(
 
     Exit status 1 if any promise of docs/reliability.md was broken.
     """
+    from chaos.neighbour import run_neighbours
     from chaos.report import as_json as to_json
     from chaos.report import show
     from chaos.run import Options, run_chaos
@@ -105,6 +109,12 @@ def chaos(
     with explained_errors():
         if sys.platform != "linux":
             raise StackError("`cointeract chaos` needs Linux: it finds its victims in /proc.")
+        if noisy_neighbour:
+            neighbours = run_neighbours(noisy_neighbour, seed)
+            typer.echo(neighbours.as_json())
+            if not neighbours.ok():
+                raise typer.Exit(FAILED)
+            return
         report = run_chaos(Options(jobs, kills, seconds, workers, outage, overload, seed))
     if as_json:
         typer.echo(to_json(report))

@@ -138,7 +138,12 @@ class Settings(BaseSettings):
     )
 
     # The queue and the workers
-    max_queued_jobs: int = Field(1000, gt=0, description="Jobs that may wait; more are refused with 429.")
+    max_queued_jobs: int = Field(
+        1000,
+        gt=0,
+        description="Jobs that may wait; more are refused with 429. A key may hold as many as it leaves "
+        "free.",
+    )
     max_attempts: int = Field(3, gt=0, description="Attempts that may end badly before a job fails.")
     lease_ttl_s: float = Field(
         4.5, gt=0, description="Seconds without a heartbeat after which a worker counts as dead."

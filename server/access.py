@@ -18,10 +18,8 @@ from contract.settings import Settings
 from contract.state import Job
 from jobs.journal import JobNotFound, UnreadableJob
 from server.errors import ApiError
-from server.keys import KeyLimits, Scope, any_keys, authenticate
+from server.keys import ANONYMOUS_OWNER, KeyLimits, Scope, any_keys, authenticate
 from server.services import Services
-
-ANONYMOUS_OWNER: Final = "local"
 
 _bearer = HTTPBearer(
     auto_error=False, description="An API key (`cointeract keys create`). Not needed while there is none."

@@ -10,8 +10,9 @@ from contract.entries import Canceled
 from contract.job import JobState, utcnow
 from contract.state import Job
 from jobs.journal import JobNotFound, Outdated, UnreadableJob
-from server.access import ANONYMOUS_OWNER, Principal
+from server.access import Principal
 from server.errors import ApiError
+from server.keys import ANONYMOUS_OWNER
 from server.services import Services
 
 WAIT_POLL_S: Final = 0.2

@@ -20,7 +20,7 @@ from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, Journal, UnreadableJob
 from server.errors import ApiError
-from server.keys import KeyLimits
+from server.keys import ANONYMOUS_OWNER, KeyLimits
 from server.usage import DAY, UsageLedger
 
 
@@ -243,6 +243,10 @@ class JobIndex:
         if self._queued.total() + sum(self._arriving.values()) >= self._max_queued_jobs:
             raise ApiError("queue_full", "The queue is full.", limit=self._max_queued_jobs)
         own = self._queued[owner] + self._arriving.get(owner, 0)
+        free = self._max_queued_jobs - self._queued.total() - sum(self._arriving.values())
+        if owner != ANONYMOUS_OWNER and own >= free:  # a key may hold as many places as it leaves free
+            detail = "This key has its share of the queue waiting."
+            raise ApiError("queued_jobs_limit", detail, limit=own)
         if limits.max_queued is not None and own >= limits.max_queued:
             detail = "This key has as many jobs waiting as it may."
             raise ApiError("queued_jobs_limit", detail, limit=limits.max_queued)

@@ -22,6 +22,9 @@ from jobs.artifacts import ArtifactStore
 
 _FOLDER: Final = "keys"
 _KEY: Final = re.compile(r"ck_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
+ANONYMOUS_OWNER: Final = "local"
+"""The owner of jobs that were submitted without a key."""
+
 _ID: Final = re.compile(r"[a-z0-9]{12}")
 _FILE: Final = re.compile(rf"{_ID.pattern}\.json")
 

@@ -13,7 +13,9 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 LONG_TURN_S: Final = 0.5
-"""A turn that takes longer may not be one of a tenant's turns that fill all places."""
+"""A turn that takes longer is long: it may not be the one that fills all places."""
+
+MOST_SLOW: Final = 10_000
 
 
 class NoPlace(Exception):
@@ -64,8 +66,9 @@ class Places:
 class Turns:
     """Work of our own that waits for a place: parsing, decoding.
 
-    The next free place goes to the waiting tenant that holds the fewest. A tenant whose work takes long
-    leaves one place free, so that short work of others is never stuck behind it.
+    The next free place goes to the waiting tenant that holds the fewest. Work that takes long leaves one
+    place free, so that short work of others is never stuck behind it: work that is said to be heavy, and
+    all of a tenant whose last turn took long.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,10 +76,14 @@ class Turns:
         self._running: dict[str, list[float]] = {}
         """When each running turn began, by tenant."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[float]]] = OrderedDict()
+        self._slow: OrderedDict[str, None] = OrderedDict()
+        """Tenants whose last turn took long."""
 
     @asynccontextmanager
-    async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """Wait for a place and hold it."""
+    async def turn(self, tenant: str, heavy: bool = False) -> AsyncIterator[None]:
+        """Wait for a place and hold it. `heavy`: the work is known to take long."""
+        if heavy:
+            self._note_slow(tenant)
         began = await self._begin(tenant)
         try:
             yield
@@ -100,7 +107,16 @@ class Turns:
         self._running.setdefault(tenant, []).append(began)
         return began
 
+    def _note_slow(self, tenant: str) -> None:
+        self._slow[tenant] = None
+        if len(self._slow) > MOST_SLOW:
+            self._slow.popitem(last=False)
+
     def _end(self, tenant: str, began: float) -> None:
+        if self._clock() - began > LONG_TURN_S:
+            self._note_slow(tenant)
+        else:
+            self._slow.pop(tenant, None)
         self._running[tenant].remove(began)
         if not self._running[tenant]:
             del self._running[tenant]
@@ -111,8 +127,9 @@ class Turns:
         busy, own = sum(map(len, self._running.values())), self._running.get(tenant, [])
         if busy >= self._capacity:
             return False
-        is_last_place = busy == self._capacity - 1
-        return not (is_last_place and own and self._clock() - min(own) > LONG_TURN_S)
+        is_last_place = busy == self._capacity - 1 and self._capacity > 1
+        is_slow = tenant in self._slow or (own and self._clock() - min(own) > LONG_TURN_S)
+        return not (is_last_place and is_slow)
 
     def _let_one_begin(self) -> bool:
         """Begin the turn of the waiting tenant that holds the fewest places; of several, the one that has

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from server.errors import ApiError
 from server.shares import Turns
 
 log = logging.getLogger(__name__)
+
+HEAVY_BYTES: Final = 4 * 2**20
+"""Files of more bytes take long to decode."""
 
 DECODER_START_TIMEOUT_S: Final = 60.0
 MESSAGES: Final = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
@@ -140,7 +144,8 @@ class Sandbox:
         """
         needed = {libraries_for(task.source) for task in tasks}
         decoder = self.full if "full" in needed else self.plain
-        async with self._turns.turn(tenant):
+        size = sum(os.fstat(task.source.fileno()).st_size for task in tasks)
+        async with self._turns.turn(tenant, heavy=size > HEAVY_BYTES):
             for last_try in (False, True):
                 await decoder.start()
                 try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final
 
 from starlette.requests import Request
@@ -58,9 +59,7 @@ def event_stream(
 
     async def counted() -> AsyncIterator[bytes]:
         with services.streams.place(tenant):
-            async for event in job_events(job, after, services, request):
-                if await asyncio.to_thread(is_revoked, services.store, principal.owner):
-                    return
+            async for event in job_events(job, after, services, principal.owner):
                 yield event
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -69,41 +68,52 @@ def event_stream(
     return StreamingResponse(counted(), media_type=EVENT_STREAM, headers=headers)
 
 
-async def job_events(job: Job, after: int, services: Services, request: Request) -> AsyncIterator[bytes]:
-    """The events with a number above `after`, until the job is over. Each carries the job as it was then."""
+async def job_events(job: Job, after: int, services: Services, owner: str) -> AsyncIterator[bytes]:
+    """The events with a number above `after`, until the job is over or the key of `owner` is revoked. Each
+    carries the job as it was then.
+    """
     state = submitted_job(job.id, job.submitted)
     if after < 0:
         yield _event(EVENT_OF_ENTRY["submitted"], await _view(state, services), 0)
     last_progress, rounds = "", 0
     while not services.stopping.is_set():
-        news = await asyncio.to_thread(_news, services, state)
-        for entry, state in news:
-            if state.sequence > after:
-                yield _event(EVENT_OF_ENTRY[entry.type], await _view(state, services), state.sequence)
+        # A look at one name, many times a second for each stream: handing it to a thread would cost far more.
+        if services.journal.moved_on(job.id, state.sequence):
+            news = await asyncio.to_thread(_news, services, state)
+            for entry, state in news:
+                if state.sequence > after:
+                    yield _event(EVENT_OF_ENTRY[entry.type], await _view(state, services), state.sequence)
         if state.state.is_terminal:
             return
         if rounds % PROGRESS_EVERY == 0:
             try:
-                await asyncio.to_thread(services.journal.read, job.id)
+                progress = await asyncio.to_thread(_progress, state, services, owner)
             except JobNotFound:
                 yield _event("job.deleted", json.dumps({"id": job.id}))
                 return
-            progress = await _view(state, services)
+            if progress is None:
+                return
             if progress != last_progress:
                 last_progress = progress
                 yield _event("job.progress", progress)
         rounds += 1
         if rounds % KEEP_ALIVE_EVERY == 0:
-            yield b": still here\n\n"  # also the moment at which a revoked key is noticed
-        try:
+            yield b": still here\n\n"
+        with suppress(TimeoutError):
             await asyncio.wait_for(services.stopping.wait(), EVENTS_POLL_S)
-        except TimeoutError:
-            if await request.is_disconnected():
-                return
 
 
 def _news(services: Services, job: Job) -> list[tuple[JournalEntry, Job]]:
     return list(services.journal.follow(job))
+
+
+def _progress(job: Job, services: Services, owner: str) -> str | None:
+    """The job as of now; None if the key of `owner` is revoked. Raises JobNotFound."""
+    if is_revoked(services.store, owner):
+        return None
+    if not services.journal.moved_on(job.id, -1):
+        raise JobNotFound(job.id)
+    return job_view(job, services.hints, services.settings.base_url).model_dump_json()
 
 
 async def _view(job: Job, services: Services) -> str:

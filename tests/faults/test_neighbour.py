@@ -1,0 +1,12 @@
+"""One tenant's noise beside another's few jobs, on a live stack. How fast, `cointeract chaos` measures."""
+
+from __future__ import annotations
+
+from chaos.neighbour import run_neighbours
+
+
+def test_a_modest_tenant_is_served_beside_a_greedy_one() -> None:
+    report = run_neighbours(seconds=3.0, seed=1)
+    assert set(report.modest) == {"202"}, "every submit of the modest tenant is taken"
+    assert report.greedy.get("429", 0) > 0, "the greedy one meets its share"
+    assert not [status for status in report.greedy if status.startswith("5")], report.greedy
