@@ -43,7 +43,7 @@ from server.storage_probe import StorageProbe
 
 log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0
-THREADS: Final = 32
+IO_THREADS: Final = 32
 EXPIRE_EVERY_S: Final = 3600.0
 GRACEFUL_STOP_S: Final = 5
 MOST_CONNECTIONS: Final = 2000
@@ -147,7 +147,7 @@ def create_app(settings: Settings) -> FastAPI:
             log.warning("%s.", missing)
         services.stopping.clear()
         # Most threads wait for the disk. By default there are few, which one tenant's fsyncs would fill.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="io"))
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io"))
         try:
             await asyncio.to_thread(services.index.refresh)
         except OSError as error:  # what can be answered without storage is answered
