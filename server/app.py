@@ -147,7 +147,9 @@ def create_app(settings: Settings) -> FastAPI:
             log.warning("%s.", missing)
         services.stopping.clear()
         # Most threads wait for the disk. By default there are few, which one tenant's fsyncs would fill.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io"))
+        asyncio.get_running_loop().set_default_executor(
+            ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
+        )
         try:
             await asyncio.to_thread(services.index.refresh)
         except OSError as error:  # what can be answered without storage is answered
