@@ -29,13 +29,13 @@ CANDIDATES = (
     AttentionBackend.TORCH_MATH,
 )
 CLEARLY_FASTER = 1.03
-"""A backend must be so many times as fast as one before it in that order to be taken."""
+"""A backend is chosen over one before it in that order only if it is so many times as fast."""
 
 HEADS = 4
 """Heads that are measured. Each is computed on its own, and a few fill a device at any served size."""
 
 MOST_SCORES = 2**28
-"""Scores per head up to which writing them all to memory is tried; 4 heads of it take 2 GB in bfloat16."""
+"""Most scores per head for which writing them all to memory is tried. 4 heads then take 2 GB in bfloat16."""
 
 MOST_CPU_TOKENS = 2048
 REPEATS = 3
@@ -47,7 +47,7 @@ class Measured:
 
     backend: AttentionBackend
     seconds: float | None
-    """For all heads of one layer; None if it cannot be used."""
+    """Seconds for all heads of one layer; None if the backend cannot be used."""
     why_not: str = ""
 
 
@@ -66,14 +66,14 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """What was taken, and what it was compared with."""
+    """The chosen backend, and those it was compared with."""
 
     backend: AttentionBackend
     shape: AttentionShape
     measured: tuple[Measured, ...]
 
     def report(self) -> AttentionReport:
-        """The same in the words of a worker."""
+        """The choice as a worker reports it."""
         rates = {
             found.backend: round(self.shape.flop / found.seconds / 1e12, 4)
             for found in self.measured
@@ -136,10 +136,10 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def fastest(measured: tuple[Measured, ...], device: torch.device) -> AttentionBackend:
-    """The one to take.
+    """The backend to choose.
 
-    On a CPU that is torch's own: others can be faster on a few tokens, but processes that share cores measure
-    this one day and that the next, and a job that goes on in another process must go on with the same bits.
+    On a CPU that is always torch's own. Others can be faster on a few tokens, but where processes share cores
+    the measurements vary, and a job that continues in another process must continue with the same bits.
     """
     best = measured[0]
     for found in measured if device.type == "cuda" else ():

@@ -1,4 +1,4 @@
-"""What a video is made from, beside its settings: as the caller has it, and brought to the frame."""
+"""What a video is made from beside its settings, as the caller has it and as the network needs it."""
 
 from __future__ import annotations
 

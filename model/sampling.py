@@ -13,8 +13,7 @@ def set_schedule(
     flow_shift: float,
     device: torch.device,
 ) -> None:
-    """Prepare `scheduler` for one clip: sigmas shift·s / (1 + (shift-1)·s) of linspace(1, 0, N+1)[:-1], then
-    0.
+    """Prepare `scheduler` for a clip: sigmas shift·s / (1 + (shift-1)·s) for s in linspace(1, 0, N+1).
 
     diffusers' own default grid ends at the smallest training sigma instead of 1/N, hence explicit sigmas.
     """

@@ -49,9 +49,9 @@ def encode_audio(
 
     Args:
         audio: (N,) float32, mono, 16 kHz, about -1..1.
-        last_layer_normed: pass the last hidden state through the encoder's final LayerNorm. transformers 4
-            does so, and the official weights were trained with it; transformers 5 does not, and the official
-            code's numbers were recorded with it.
+        last_layer_normed: pass the last hidden state through the encoder's final LayerNorm, as transformers 4
+            does. The official weights were trained with it. transformers 5 does not do it, and the official
+            code's numbers were recorded so.
 
     Returns:
         (layers, T, D): layers = 1 + transformer layers, T = int(len / 50 · 25), in the encoder's dtype.
@@ -71,10 +71,10 @@ def encode_audio(
 
 
 def clip_features(features: torch.Tensor, clip: int, window_frames: int) -> torch.Tensor:
-    """Window of one clip, (1, layers, D, window_frames), zeros after the speech's end.
+    """The window of one clip, (1, layers, D, window_frames), with zeros after the end of the speech.
 
-    80-frame windows follow the 80 frames that each clip keeps. The official code uses 81, so that its lips
-    run 40 ms further ahead of the sound with each clip.
+    Windows of 80 frames match the 80 frames that each clip keeps. The official code takes 81, so its lips run
+    40 ms further ahead of the sound with each clip.
     """
     window = features[:, clip * window_frames : (clip + 1) * window_frames]  # (layers, t, D)
     window = F.pad(window, (0, 0, 0, window_frames - window.shape[1]))

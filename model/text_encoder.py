@@ -14,7 +14,7 @@ from contract.prompts import PROMPT_TOKENS
 
 
 def clean_prompt(prompt: str) -> str:
-    """Mend broken unicode, decode HTML entities (twice: some data sets escape twice), collapse whitespace."""
+    """Repair broken unicode, decode HTML entities (twice: some data are escaped twice), collapse spaces."""
     prompt = html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()
     return re.sub(r"\s+", " ", prompt).strip()
 
@@ -48,8 +48,8 @@ def encode_prompts(
 def encode_tokens(encoder: UMT5EncoderModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Embeds (B, 512, D) of token ids and mask, (B, 512) each; one prompt per encoder call.
 
-    An embed must not depend, through the choice of matmul kernel for a batch, on the other prompts of the
-    video.
+    In a batch, the choice of the matrix product's kernel would make embeds depend on the video's other
+    prompts.
     """
     rows = []
     for row_ids, row_mask in zip(ids.split(1), mask.split(1), strict=True):

@@ -1,5 +1,5 @@
-"""The noise levels that are trained on. Here, not in training/, because `model.parity` holds it against the
-official code.
+"""The noise levels of training. They are in model/ because `model.parity` compares them with the official
+code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """The 1000 noise levels that are trained on and what each one's loss weighs."""
+    """The 1000 noise levels of training, and the weight of each one's loss."""
 
     timesteps: torch.Tensor  # (1000,), 1000 down to nearly 0
     weights: torch.Tensor  # (1000,), mean 1
@@ -22,7 +22,7 @@ class TrainingSchedule:
 
 
 def training_schedule(flow_shift: float, count: int = 1000) -> TrainingSchedule:
-    """Evenly spread sigmas, shifted; weighted by a bell around timestep 500 that is lowered to touch 0
+    """Evenly spread sigmas, shifted, with weights from a bell around timestep 500 that is lowered to touch 0
     (official code).
     """
     sigmas = torch.linspace(1, 0, count + 1)[:-1]

@@ -57,7 +57,7 @@ class ConditioningInputs:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything that stays the same through the denoising steps of one clip; see `prepare_conditioning`."""
+    """Everything that does not change during the denoising steps of a clip; see `prepare_conditioning`."""
 
     latent_size: tuple[int, int, int]  # F, h, w of the target
     layout: TokenLayout  # of the tokens held here
@@ -67,7 +67,7 @@ class Conditioning:
     encoder_hidden_states: torch.Tensor  # (B, L, D) projected prompt
     audio: AudioTokens
     hoi_encoder_hidden_states: torch.Tensor | None = None  # (B, L, D) projected HOI prompt
-    # Keys and values of prompt and speech per block; computed in each forward where None.
+    # Keys and values of prompt and speech per block; if None, each forward computes them.
     text_key_values: tuple[KeyValue, ...] | None = None
     injections: tuple[InjectionInputs | None, ...] | None = None
     split: TokenSplit | None = None  # with the ranks that hold the other tokens
@@ -84,7 +84,7 @@ class TransformerOutput:
 
 
 class MotionPacker(nn.Module):
-    """The previous clip's 19 latent frames → few tokens: the newest finely, the oldest coarsely."""
+    """The previous clip's 19 latent frames → few tokens, fine for the newest and coarse for the oldest."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -326,9 +326,9 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
 
         Args:
             hidden_states: (B, C, F, h, w) noisy target latents.
-            timestep: 0..1000, one number or one per sample (B,). Give a number or a CPU tensor: whether the
-                experts run is decided from it, and a tensor on the GPU has to be waited for.
-            conditioning: from `prepare_conditioning` or an earlier output; or the inputs, to prepare here.
+            timestep: 0..1000, one number or one per sample (B,). Give a number or a CPU tensor: it decides
+                whether the experts run, and the host would have to wait for a tensor on the GPU.
+            conditioning: from `prepare_conditioning` or an earlier output, or the inputs to prepare it from.
             hoi_latents: (B, C, F, h, w) noisy HOI latents, together with an HOI prompt.
             hoi_visibility: "asymmetric": video tokens do not see the HOI stream, which sees itself, target
                 and product; "mutual": all tokens see each other.
@@ -375,7 +375,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         )
         router_logits = []
         for index, block in enumerate(self._layers()):
-            # Step caches subtract block outputs from one another and need them all of one length.
+            # Step caches subtract block outputs from one another, so all must have one length.
             if index == len(self.blocks) - 1 and not self.is_cache_enabled:
                 mode = replace(mode, target_queries_only=True)
             text: torch.Tensor | KeyValue = conditioning.encoder_hidden_states

@@ -1,7 +1,7 @@
 """Latents ↔ pixels with `AutoencoderKLWan`: Wan's normalisation, exact partial decoding, the official tiling.
 
-Latents outside this file are always normalised with Wan's per-channel mean and std; the VAE itself does not
-do that.
+Outside this file, latents are always normalised with Wan's mean and std per channel. The VAE itself does not
+normalise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from model.parallel.bands import Band
 
 TILE = (30, 52)
 TILE_STRIDE = (15, 26)
-"""Official tile and stride, rows × columns in latents. Frames no larger than one tile are coded whole."""
+"""Official tile and stride, rows × columns of latents. Frames that fit in one tile are coded whole."""
 
 
 def encode_pixels(vae: AutoencoderKLWan, pixels: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
@@ -41,9 +41,9 @@ def decode_latents(
     T = 4·(F - keep_from), or 4·F - 3 if keep_from is 0 (the first latent is one pixel frame). With a `band`
     only its rows or columns.
 
-    The decoder is causal, so earlier latents matter, but only through a limited past in its last, costliest
-    layers: those run from just early enough on that every kept pixel is bit-identical to decoding everything.
-    `after_chunk` is called after each latent frame and may raise to stop.
+    The decoder is causal, so earlier latents matter, but its last and costliest layers see only a short past.
+    These layers start just early enough that every kept pixel has the same bits as when everything is
+    decoded. `after_chunk` is called after each latent frame; it may raise to stop.
     """
     mean, std = _statistics(vae, latents)
     latents = latents / (1.0 / std) + mean
@@ -68,7 +68,7 @@ def _decode_chunks(
     """Pixels of each latent frame in turn; None for frames before `keep_from`."""
     decoder = vae.decoder
     blocks = list(decoder.up_blocks)
-    # Blocks behind the last temporal upsampling see 4 frames per latent and can start late.
+    # Blocks after the last temporal upsampling see 4 frames per latent and can start late.
     last_temporal = max(
         (i for i, block in enumerate(blocks) if any(_is_temporal_upsampler(m) for m in block.modules())),
         default=-1,
@@ -109,7 +109,7 @@ def _decode_chunks(
 
 
 class _Cache:
-    """Last frames of every causal convolution, in diffusers' `feat_cache` / `feat_idx` form."""
+    """The last frames of every causal convolution, in the form of diffusers' `feat_cache` and `feat_idx`."""
 
     def __init__(self, *modules: torch.nn.Module) -> None:
         count = sum(isinstance(m, WanCausalConv3d) for module in modules for m in module.modules())
@@ -121,7 +121,7 @@ class _Cache:
 
 
 def _cached_conv(conv: WanCausalConv3d, x: torch.Tensor, cache: _Cache) -> torch.Tensor:
-    """One causal convolution over a chunk, as `WanDecoder3d.forward` runs its first and last ones."""
+    """One causal convolution over a chunk, as `WanDecoder3d.forward` runs its first and its last one."""
     i = cache.index[0]
     before = cache.entries[i]
     last_two = x[:, :, -2:].clone()
@@ -134,7 +134,7 @@ def _cached_conv(conv: WanCausalConv3d, x: torch.Tensor, cache: _Cache) -> torch
 
 
 def _frames_of_past(module: torch.nn.Module) -> int:
-    """Frames before the current one that reach a module's output, all its causal convolutions in series."""
+    """How many earlier frames reach a module's output through its causal convolutions, taken in series."""
     return sum(m.kernel_size[0] - 1 for m in module.modules() if isinstance(m, WanCausalConv3d))
 
 

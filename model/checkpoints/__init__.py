@@ -1,2 +1,1 @@
-"""Official weight files → a checkpoint folder: fetch, read, check, merge, prune, write. See
-docs/weights.md."""
+"""Official weight files → a checkpoint folder: fetch, read, check, merge, prune, write (docs/weights.md)."""

@@ -1,4 +1,4 @@
-"""The card of a checkpoint folder: read and written."""
+"""Reading and writing the card of a checkpoint folder."""
 
 from __future__ import annotations
 

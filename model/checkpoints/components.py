@@ -1,5 +1,4 @@
-"""Official T5, VAE and wav2vec2 files → what to build and which tensors to load: nothing merged, everything
-checked."""
+"""Official T5, VAE and wav2vec2 files → the networks to build and the tensors to load, all checked."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ class ComponentPlan:
     """A network on the meta device and its tensors."""
 
     model: Any
-    """Its class writes the configuration that a loader builds it from."""
+    """The network. Its class writes the configuration from which a loader builds it."""
     tensors: tuple[PlannedTensor, ...]
     dropped: tuple[TensorInfo, ...]
     files: tuple[Path, ...]
@@ -51,8 +50,8 @@ def plan_text_encoder(file: Path) -> ComponentPlan:
     table = read_table(file)
     config = _config_from_shapes(t5_config, table, file)
     if config["d_model"] == _OFFICIAL_T5_WIDTH:
-        # Layers are counted in the file itself: without this, a file that lacks whole last layers would look
-        # complete.
+        # The number of layers is read from the file itself, so a file without its last layers would look
+        # complete if this were not compared.
         for key, expected in _OFFICIAL_T5.items():
             if config[key] != expected:
                 raise unreadable(file, f"expected UMT5-XXL with {key} {expected}, found {config[key]}")
@@ -81,7 +80,7 @@ def plan_audio_encoder(folder: Path) -> ComponentPlan:
     if file is None:
         raise unreadable(folder, f"expected {' or '.join(AUDIO_ENCODER_FILES)} in this folder, found neither")
     settings = read_json(folder / "config.json")
-    # No place for the masking embedding: it is used in training only, and not every file has it.
+    # The masking embedding is left out: only training uses it, and not every file has it.
     settings |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "architectures": ["Wav2Vec2Model"]}
     model = on_meta(lambda: Wav2Vec2Model(Wav2Vec2Config.from_dict(settings)))
     table: TensorTable = {}
@@ -102,7 +101,7 @@ def plan_audio_encoder(folder: Path) -> ComponentPlan:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file. CheckpointError if there is no such file or it holds anything else."""
+    """The JSON object in a file. CheckpointError if there is no such file or it holds anything else."""
     try:
         value = json.loads(path.read_text())
     except OSError as error:
@@ -115,8 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _ctc_name(key: str) -> str:
-    """Name as `Wav2Vec2ForCTC` spells it, whether saved by it or by the bare model, by old or new
-    transformers."""
+    """The tensor's name in `Wav2Vec2ForCTC`, whichever model or version of transformers saved it."""
     key = key.removeprefix("model.")
     key = key.replace("parametrizations.weight.original0", "weight_g")
     key = key.replace("parametrizations.weight.original1", "weight_v")

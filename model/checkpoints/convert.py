@@ -1,8 +1,8 @@
 """`cointeract convert`: official files → a checkpoint folder for `CoInteractPipeline.from_pretrained`.
 
-Everything is checked from headers before the first byte is written; then tensors stream, slice by slice, from
-the official files through the LoRA merge into the shards, so the memory needed does not depend on the model's
-size.
+Everything is checked from the files' headers before the first byte is written. Then tensors stream in slices
+from the official files through the LoRA merge into the shards, so a large model needs no more memory than a
+small one.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class ConvertRequest:
     """Folder of the wav2vec2 model."""
     out: Path
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Of transformer and text encoder. VAE and audio encoder are small and stay in fp32."""
+    """Type of transformer and text encoder. VAE and audio encoder are small and stay in fp32."""
     fp8_ffn: bool = False
-    """Keep the feed-forward weights of the blocks as fp8 with one scale per output row."""
+    """Store the feed-forward weights of the blocks as fp8, with one scale per output row."""
     keep_hoi: bool = False
     max_shard_bytes: int = MAX_SHARD_BYTES
 
@@ -98,7 +98,7 @@ class ConversionReport:
     peak_memory_bytes: int
     """Peak resident memory of the process."""
     transformer_tensors: dict[str, int]
-    """By origin: base, base + LoRA, mixture of experts, HOI branch."""
+    """Number of tensors by origin: base, base + LoRA, mixture of experts, HOI branch."""
     transformer_parameters: dict[str, int]
     lora_pairs_merged: int
     lora_ranks: list[int]
@@ -107,19 +107,18 @@ class ConversionReport:
     dropped_other_tensors: list[str]
     """Tensors of the audio encoder's file that only its speech recogniser or its training needs."""
     components: dict[str, ComponentReport]
-    """Output by component: transformer, text_encoder, vae, audio_encoder."""
+    """What was written, by component: transformer, text_encoder, vae, audio_encoder."""
 
 
-OnProgress = Callable[[str, int, int], None]
-"""Told the component being written, bytes written so far and in all."""
+OnWritten = Callable[[str, int, int], None]
+"""Called with the component being written, the bytes written so far, and all bytes."""
 
 
-def convert(request: ConvertRequest, on_progress: OnProgress | None = None) -> ConversionReport:
+def convert(request: ConvertRequest, on_progress: OnWritten | None = None) -> ConversionReport:
     """Convert official files to a checkpoint folder at `request.out`.
 
     Raises:
-        CheckpointError: input that is missing, damaged or not what the official layout says, naming tensor
-        and file.
+        CheckpointError: input is missing, damaged or not of the official layout; names tensor and file.
         FileExistsError: the output folder exists and is not empty.
         OSError: not enough disk space (checked before writing), or reading or writing failed.
     """
@@ -132,7 +131,7 @@ def convert(request: ConvertRequest, on_progress: OnProgress | None = None) -> C
         checkpoint_folder(request.out) as folder,
         ThreadPoolExecutor(1, thread_name_prefix="hash-sources") as hashing,
     ):
-        # Hashing does not hold the interpreter's lock, so it runs beside the merge.
+        # Hashing releases the interpreter lock, so it runs beside the merge.
         stop = threading.Event()
         digests = {path: hashing.submit(sha256_of, path, stop) for path in plan.source_files}
         try:
@@ -214,7 +213,7 @@ def _plan_all(request: ConvertRequest) -> _Plan:
 def _check_sizes(
     config: dict[str, Any], text_encoder: ComponentPlan, vae: ComponentPlan, audio_encoder: ComponentPlan
 ) -> None:
-    """The parts must fit each other, or the first request would fail instead of the conversion."""
+    """Check that the parts fit each other. Without this the first request would fail, not the conversion."""
     speech = audio_encoder.model.config
     pairs = (
         ("text_dim", config["text_dim"], "the text encoder's width", text_encoder.model.config.d_model),
@@ -249,7 +248,7 @@ def _outputs(component: str, plan: ComponentPlan, request: ConvertRequest) -> li
 def _cast_slices(tensor: PlannedTensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     for rows in tensor.slices():
         cast = rows.to(dtype)
-        # The inputs are finite, but a sum of them, or a wide number in a narrow type, may not be.
+        # The inputs are finite, but their sum, or a large number in a narrow type, may not be.
         if (tensor.lora is not None or dtype.itemsize < rows.dtype.itemsize) and not all(
             bool(bound.isfinite()) for bound in cast.aminmax()
         ):
@@ -263,7 +262,7 @@ def _write_tensors(
     outputs: dict[str, list[OutputTensor]],
     max_shard_bytes: int,
     total: int,
-    on_progress: OnProgress | None,
+    on_progress: OnWritten | None,
 ) -> None:
     written = 0
     for component, tensors in outputs.items():
@@ -279,7 +278,7 @@ def _write_tensors(
 
 
 def _read_dropped(plan: _Plan) -> None:
-    """A damaged tensor that is not used still says that the file is damaged."""
+    """Read the tensors that are not used, too: a damaged one shows that the file is damaged."""
     for component in plan.components.values():
         for info in component.dropped:
             info.read()

@@ -1,4 +1,4 @@
-"""What can be wrong with weight files, said with the tensor's name, the file and what was expected."""
+"""What can be wrong with weight files, told with the tensor's name, the file and what was expected."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _SHOWN = 20
-"""Problems listed in one message. A wrong file differs in hundreds of tensors; the first ones tell which
-file it is."""
+"""Problems listed in one message. A wrong file differs in hundreds of tensors, and a few tell what is wrong.
+"""
 
 
 class Fault(StrEnum):
@@ -28,14 +28,14 @@ class Problem:
     where: str
     """Tensor name, or file name for an unreadable file."""
     detail: str
-    """What was expected and what was found, and in which file."""
+    """What was expected, what was found, and in which file."""
 
     def __str__(self) -> str:
         return f"{self.fault}: {self.where}: {self.detail}"
 
 
 class CheckpointError(ValueError):
-    """Weight files that cannot be used. `problems` holds every one found before reading stopped."""
+    """Weight files cannot be used. `problems` holds every problem found before reading stopped."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)

@@ -1,10 +1,9 @@
-"""`cointeract fetch`: the official files from the Hugging Face Hub, only those needed, checked and resumable.
+"""`cointeract fetch`: downloads the official files that are needed from the Hugging Face Hub, and checks
+them.
 
-What a revision name stood for at the first run is written to `fetch.json`, and later runs keep to those
-commits: the
-files of one folder always belong together. Uses the hub library's own requests (endpoint, token, retries),
-but keeps
-partial files: the library (2.x) throws a partial download away when it ends, and these files are up to 11 GB.
+The first run writes the commit of each revision to `fetch.json`, and later runs keep to those commits, so the
+files of a folder always belong together. Requests are the hub library's own (endpoint, token, retries), but
+partial files are kept: the library (2.x) drops them when it ends, and these files have up to 11 GB.
 """
 
 from __future__ import annotations
@@ -43,20 +42,20 @@ DOWNLOAD_SLACK_BYTES = 2**30
 
 
 class DownloadError(RuntimeError):
-    """Files that could not be had, and what to do about it."""
+    """Files could not be downloaded. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A repository and the files needed of it."""
+    """A repository, and the files that are needed from it."""
 
     repo: str
     folder: str
-    """Under the target folder."""
+    """Folder within the target folder."""
     required: tuple[str, ...]
     """Patterns of file names; each must match at least one file."""
     alternatives: tuple[str, ...] = ()
-    """File names of which the first that the repository has is fetched."""
+    """File names. The first one that the repository has is fetched."""
 
 
 BASE = Source(
@@ -87,7 +86,7 @@ class RemoteFile:
     name: str
     size: int
     sha256: str | None
-    """Of large files; small ones have `git_blob` instead."""
+    """Hash of a large file. Small files have `git_blob` instead."""
     git_blob: str | None
 
 
@@ -97,7 +96,7 @@ class Snapshot:
 
     repo: str
     revision: str
-    """What was asked for."""
+    """The revision that was asked for."""
     commit: str
     files: tuple[RemoteFile, ...]
 
@@ -108,11 +107,11 @@ class FetchRequest:
     pose: bool = False
     """Fetch the pose checkpoint instead of the speech checkpoint."""
     revisions: Mapping[str, str] = field(default_factory=dict)
-    """Commit, tag or branch by repository; by default what fetch.json holds, else main."""
+    """Commit, tag or branch by repository. By default what fetch.json holds, else main."""
     endpoint: str | None = None
     """Hub to use; by default HF_ENDPOINT or huggingface.co."""
     offline: bool = False
-    """Use the network for nothing; HF_HUB_OFFLINE=1 means the same."""
+    """Do not use the network. HF_HUB_OFFLINE=1 means the same."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,11 @@ class Downloaded:
 
 
 OnFile = Callable[[str, int, int], None]
-"""Told a file's name, its number from 1 and the number of files, before it is fetched or checked."""
+"""Called with a file's name, its number from 1 and the number of files, before it is fetched or checked."""
 
 
 def fetch(request: FetchRequest, on_file: OnFile | None = None) -> Downloaded:
-    """Bring the official files to `request.to`; what is already there, whole or in part, is kept.
+    """Bring the official files to `request.to`. What is already there, whole or in part, is kept.
 
     Raises:
         DownloadError: a repository, revision or file is not there or not accessible, the disk has too little
@@ -227,13 +226,13 @@ def _select(source: Source, snapshot: Snapshot) -> list[RemoteFile]:
 
 
 def _is_whole(folder: Path, file: RemoteFile) -> bool:
-    """A file gets its name only after its hash was checked, so its size is proof enough."""
+    """Whether a file is complete. It got its name only after its hash was checked, so its size is enough."""
     path = folder / file.name
     return path.is_file() and path.stat().st_size == file.size
 
 
 def _partial(folder: Path, file: RemoteFile) -> Path:
-    # The content's identity is in the name: a partial file of another revision is never continued.
+    # The name holds the content's hash, so a partial file of another revision is never continued.
     identity = file.sha256 or file.git_blob or "unknown"
     return folder / f"{file.name}.{identity[:16]}.part"
 
@@ -259,13 +258,13 @@ def _download(request: FetchRequest, snapshot: Snapshot, file: RemoteFile, folde
         location = get_hf_file_metadata(url, endpoint=request.endpoint, retry_on_errors=True).location
         headers = build_hf_headers()
         if urlsplit(location).netloc != urlsplit(url).netloc:
-            headers.pop("authorization", None)  # a signed address elsewhere: the token is not for that host
+            headers.pop("authorization", None)  # a signed address at another host, which the token is not for
         with partial.open("r+b" if partial.exists() else "w+b") as target:
             have = target.seek(0, os.SEEK_END)
             if have > file.size:
                 have = target.truncate(0)
                 target.seek(0)
-            # An empty file needs no request, and a range behind its end would be refused.
+            # An empty file needs no request, and a range after its end would be refused.
             if have < file.size:
                 http_get(
                     location,
@@ -287,7 +286,7 @@ def _download(request: FetchRequest, snapshot: Snapshot, file: RemoteFile, folde
 
 
 def _damage(path: Path, file: RemoteFile) -> str | None:
-    """What is wrong with a downloaded file, None if nothing."""
+    """What is wrong with a downloaded file; None if nothing is."""
     size = path.stat().st_size
     if size != file.size:
         return f"{size} bytes instead of {file.size}"
@@ -295,7 +294,8 @@ def _damage(path: Path, file: RemoteFile) -> str | None:
         if file.sha256 is not None:
             digest, expected = hashlib.file_digest(content, "sha256").hexdigest(), file.sha256
         elif file.git_blob is not None:
-            # git's own identity of a file: SHA-1 over a header and the content. Not security, only integrity.
+            # git identifies a file by the SHA-1 of a header and the content. It serves integrity, not
+            # security.
             blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
             blob.update(content.read())
             digest, expected = blob.hexdigest(), file.git_blob

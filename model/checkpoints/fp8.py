@@ -11,7 +11,7 @@ from model.checkpoints.merge import PlannedTensor
 from model.checkpoints.writer import OutputTensor
 from model.network.fp8_linear import quantize_rows
 
-# The shared feed-forward holds a third of the parameters and takes 8 bits well; attention weights in fp8
+# The shared feed-forward holds a third of the parameters and works well in 8 bits. Attention weights in fp8
 # are known to break long Wan 2.2 videos, and the experts are small.
 _FP8_WEIGHT = re.compile(r"blocks\.\d+\.ffn\.net\.(0\.proj|2)\.weight")
 
@@ -21,7 +21,7 @@ def is_fp8_weight(name: str) -> bool:
 
 
 def fp8_outputs(tensor: PlannedTensor) -> list[OutputTensor]:
-    """The bits and, written right behind them, the row scales of one weight."""
+    """The bits of one weight and, written right after them, its row scales."""
     scales: list[torch.Tensor] = []
 
     def bits() -> Iterator[torch.Tensor]:

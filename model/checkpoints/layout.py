@@ -1,8 +1,7 @@
-"""Which tensors official files must hold: every name the official networks can have, kept if our network has
-a place.
+"""Which tensors official files must hold: the official names that have a place in our networks.
 
-The networks are built on the meta device, so shapes come from the same classes that will load the result, and
-a name that maps nowhere, or two that map to one place, is found before a byte of data is read.
+The networks are built on the meta device, so shapes come from the classes that will load the result. A name
+without a place, or two names for one place, are found before any data is read.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _WEIGHT_BIAS = ("weight", "bias")
 _MOST_LAYERS = 100
-"""Names are tried up to this layer number; none of these networks comes near it."""
+"""Names are tried up to this layer number. None of these networks has nearly as many."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,13 @@ class Slot:
 
 
 Layout = Mapping[str, Slot]
-"""Official name → place."""
+"""Slots by official names."""
 
 
 def transformer_layout(model: nn.Module, audio_inject_layers: Sequence[int]) -> Layout:
-    """Base, MoE and (if the model has it) HOI tensors under official names; the shared FFN is `ffn.0` and
-    `ffn.2`."""
+    """Base, MoE and, if the model has them, HOI tensors under official names; the shared FFN is `ffn.0`,
+    `ffn.2`.
+    """
     return _layout(_transformer_names(), lambda name: dit_name(name, audio_inject_layers), model)
 
 
@@ -71,8 +71,9 @@ def is_moe_name(official: str) -> bool:
 
 
 def is_lora_target(official: str) -> bool:
-    """What official training puts LoRA on: every q, k, v, o of blocks and audio injectors, and the shared
-    FFN."""
+    """Whether official training puts LoRA on a tensor: q, k, v and o of blocks and audio injectors, the
+    shared FFN.
+    """
     stem, _, leaf = official.rpartition(".")
     last = stem.rpartition(".")[2]
     attention = ".self_attn." in official or ".cross_attn." in official or ".injector." in official
@@ -81,7 +82,7 @@ def is_lora_target(official: str) -> bool:
 
 
 def check_table(table: TensorTable, layout: Layout, file: str) -> list[Problem]:
-    """Missing, unexpected and mis-shaped tensors of a table against the layout."""
+    """The tensors of a table that are missing, unexpected or mis-shaped by the layout."""
     problems = []
     for name, place in layout.items():
         info = table.get(name)

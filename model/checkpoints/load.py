@@ -1,8 +1,7 @@
-"""A checkpoint folder → a pipeline: built on the meta device, weights read straight to their device,
-strictly.
+"""A checkpoint folder → a pipeline, built on the meta device, with weights read straight to their device.
 
-diffusers and transformers warn about tensors that are missing, left over or of another shape; here each is an
-error that names it, found from the files' headers before any weight is read.
+diffusers and transformers only warn about tensors that are missing, left over or of another shape. Here each
+is an error that names the tensor, found from the files' headers before any weight is read.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-"""By the names that recipes and commands use."""
+"""Types by the names that recipes and commands use."""
 
 __all__ = ["CheckpointCard", "CheckpointError", "load_model", "load_pipeline"]
 
@@ -122,7 +121,7 @@ def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torc
         places: dict[str, Any] = {}
         problems: list[Problem] = []
         for file in _shards(folder):
-            # Of such a file safetensors would say that it does not exist.
+            # safetensors would say that such a file does not exist.
             if not os.access(file, os.R_OK, effective_ids=True):
                 raise unreadable(file, f"permission denied: user {os.geteuid()} may not read it")
             try:
@@ -168,7 +167,7 @@ def _build(cls: type[Model], folder: Path) -> Model:
 
 
 def _tied_names(model: ModelMixin | PreTrainedModel) -> Mapping[str, str]:
-    """Names that need not be stored because they are another one's tensor, and which one's."""
+    """Names of tensors that need not be stored, by which other name's tensor they are."""
     return {"encoder.embed_tokens.weight": "shared.weight"} if isinstance(model, UMT5EncoderModel) else {}
 
 

@@ -1,5 +1,4 @@
-"""Base + CoInteract file → the tensors of our transformer: LoRA merged in fp32, MoE in full, HOI kept or
-dropped."""
+"""Base + CoInteract file → our transformer's tensors: LoRA merged in fp32, MoE in full, HOI kept or not."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ from model.checkpoints.official import TensorInfo, TensorTable
 from model.checkpoints.official_names import is_hoi_name
 
 SLICE_BYTES = 128 * 2**20
-"""Tensors are read, merged and written in slices of about this size (in fp32): it bounds the memory of a
-conversion."""
+"""Tensors are read, merged and written in slices of about this size in fp32, which bounds the memory needed.
+"""
 
 _LORA = re.compile(r"(?P<stem>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 
@@ -56,10 +55,10 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the output: where it comes from and what is done to it."""
+    """One tensor of the output: where it comes from, and what is done to it."""
 
     name: str
-    """Our name."""
+    """The tensor's name in our network."""
     source: TensorInfo
     origin: Origin
     lora: LoraPair | None = None
@@ -83,7 +82,7 @@ class CoInteractTensors:
     """A CoInteract file's tensors under the base model's names."""
 
     lora: Mapping[str, LoraPair]
-    """By the official name of the weight that it changes."""
+    """LoRA pairs by the official names of the weights that they change."""
     moe: TensorTable
     hoi: TensorTable
 
@@ -98,8 +97,7 @@ class TransformerPlan:
 
 
 def official_name(name: str) -> str:
-    """A CoInteract file's tensor name as the base model spells it: no prefix, `ffn.0` for
-    `ffn.ffn_base.0`."""
+    """The base model's name of a CoInteract file's tensor: no prefix, and `ffn.0` for `ffn.ffn_base.0`."""
     return name.removeprefix("diffusion_model.").replace(".ffn.ffn_base.", ".ffn.")
 
 
@@ -122,9 +120,8 @@ def plan_transformer(
     """Check both files against the layout (built with the HOI branch) and say how each output tensor is made.
 
     Raises:
-        CheckpointError: any tensor missing, unexpected, duplicated or mis-shaped, a LoRA half without its
-        other half
-            or of another rank, or no HOI tensors though they are to be kept. Every problem found is listed.
+        CheckpointError: tensors are missing, unexpected, duplicated or mis-shaped, a LoRA half has no other
+            half or another rank, or the HOI tensors to keep are not there. It lists every problem found.
     """
     base_layout, moe_layout, hoi_layout = split_transformer(layout)
     file = next(iter(cointeract.values())).file.name if cointeract else "the CoInteract file"

@@ -1,10 +1,9 @@
-"""Readers of weight files: safetensors and torch `.pth`/`.bin`, reduced to "this tensor is at this byte of
-this file".
+"""Readers of weight files, safetensors and torch's `.pth` and `.bin`: which tensor is at which byte of a
+file.
 
-Nothing is mapped into memory: tensors are read in slices with plain reads, so converting 45 GB of files needs
-memory
-for one slice, and the figure a system shows for the process is what it really needs (mapped pages would count
-too).
+Nothing is mapped into memory. Tensors are read in slices with plain reads, so converting 45 GB of files needs
+memory for one slice. The system's figure for the process is then what it really needs: mapped pages would
+count, too.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _MAX_HEADER_BYTES = 100 * 2**20
 """Limit of the safetensors format itself."""
 
 _MAX_OLD_TORCH_FILE = 2 * 2**30
-"""torch files from before 1.6 cannot be read in slices, so only small ones are taken."""
+"""torch files from before 1.6 cannot be read in slices, so only small ones are accepted."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class TensorInfo:
     dtype: torch.dtype
     file: Path
     offset: int
-    """Byte of the file at which the first element lies."""
+    """Byte of the file at which the first element is."""
     stride: tuple[int, ...] | None = None
     in_memory: torch.Tensor | None = None
 
@@ -67,8 +66,10 @@ class TensorInfo:
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
     def read(self) -> torch.Tensor:
-        """The whole tensor, on the CPU in its own memory. CheckpointError if the file is too short or not
-        finite."""
+        """The whole tensor, on the CPU, in memory of its own.
+
+        Raises CheckpointError if the file is too short or holds numbers that are not finite.
+        """
         if self.in_memory is not None:
             tensor = self.in_memory.contiguous()
         elif self.stride is not None:
@@ -85,8 +86,7 @@ class TensorInfo:
         return self._checked(self._read_elements(start * row, stop * row).view(stop - start, *self.shape[1:]))
 
     def row_ranges(self, max_bytes: int) -> Iterator[tuple[int, int]]:
-        """Ranges of rows that cover the tensor, each of at most `max_bytes` in fp32 (but at least one
-        row)."""
+        """Ranges of rows that cover the tensor, each at most `max_bytes` in fp32, but at least one row."""
         if not self.shape:
             raise ValueError(f"{self.name} is a scalar and has no rows")
         row_bytes = 4 * self.numel // self.shape[0]
@@ -108,7 +108,7 @@ class TensorInfo:
                         raise unreadable(self.file, f"the file ends inside tensor {self.name}: truncated?")
                     done += count
                 if sys.platform == "linux":
-                    # The page cache would otherwise fill with files that are read only once.
+                    # Without this the page cache would fill with files that are read only once.
                     position = self.offset + start * size
                     os.posix_fadvise(file.fileno(), position, len(view), os.POSIX_FADV_DONTNEED)
         except OSError as error:
@@ -116,7 +116,7 @@ class TensorInfo:
         return data.view(self.dtype)
 
     def _checked(self, tensor: torch.Tensor) -> torch.Tensor:
-        # aminmax is one pass without a mask in memory, and a single NaN or infinity shows in it.
+        # aminmax takes one pass and no mask in memory, and shows even a single NaN or infinity.
         if not all(bool(bound.isfinite()) for bound in tensor.aminmax()):
             kind = "NaN" if bool(tensor.isnan().any()) else "infinity"
             detail = f"expected finite numbers, found {kind} in {self.file.name}"
@@ -131,9 +131,8 @@ def read_table(*files: Path) -> TensorTable:
     """Names, shapes and places of all tensors of these files, read from their headers only.
 
     Raises:
-        CheckpointError: a file that is missing, empty, truncated or not a weight file, a pickle that wants to
-        run
-            code, a tensor that is there twice, has no elements or does not hold floating-point numbers.
+        CheckpointError: a file is missing, empty, truncated or not a weight file, a pickle wants to run code,
+            or a tensor is there twice, has no elements or holds no floating-point numbers.
     """
     table: TensorTable = {}
     problems: list[Problem] = []
@@ -201,8 +200,8 @@ def _read_file(path: Path) -> list[TensorInfo]:
     return _safetensors_table(path) if path.suffix == ".safetensors" else _torch_table(path)
 
 
-# safetensors: 8 bytes header length, JSON header, data. The format is parsed here because its library gives
-# tensors as mapped memory only, and silently takes the last of two equal names.
+# safetensors: 8 bytes of header length, a JSON header, the data. We parse it ourselves because the library
+# only gives tensors as mapped memory, and silently takes the last of two equal names.
 
 
 def _safetensors_table(path: Path) -> list[TensorInfo]:
@@ -260,9 +259,8 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-# torch files: a zip archive with one uncompressed record per storage. Loading "onto" the meta device
-# unpickles the names and shapes (weights_only: no code is run) and leaves the byte offset of each storage on
-# it.
+# torch files: a zip archive with one uncompressed record per storage. Loading it to the meta device unpickles
+# names and shapes (weights_only, so no code is run) and leaves the byte offset on each storage.
 
 
 def _torch_table(path: Path) -> list[TensorInfo]:

@@ -1,7 +1,7 @@
 """Names and dims of the official T5, VAE and wav2vec2 files, as maps to diffusers' and transformers' names.
 
-Pure functions over key strings and shapes, shared by `python -m model.parity` and by checkpoint conversion,
-so that a tensor can be renamed in one way only. The transformer's map is in `official_names.py`.
+These are pure functions of names and shapes. `python -m model.parity` and the checkpoint conversion share
+them, so a tensor can be renamed in one way only. The transformer's map is in `official_names.py`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class UnknownTensor(KeyError):
 
 
 def t5_name(key: str) -> str | None:
-    """Official UMT5 encoder key → `UMT5EncoderModel` key; of the tied embedding `shared` alone is stored."""
+    """Official UMT5 encoder key → `UMT5EncoderModel` key. The tied embedding is stored once, as `shared`."""
     if key in _T5_TOP:
         return _T5_TOP[key]
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
@@ -99,7 +99,7 @@ def _vae_layer(tail: str) -> str:
     for official, ours in _VAE_RESIDUAL.items():
         if tail.startswith(official + "."):
             return ours + tail[len(official) :]
-    return tail  # norm, to_qkv, proj, resample.1 and time_conv are called the same on both sides
+    return tail  # norm, to_qkv, proj, resample.1 and time_conv have the same names in both
 
 
 def wav2vec2_name(key: str) -> str | None:

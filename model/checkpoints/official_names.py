@@ -1,4 +1,4 @@
-"""From the official transformer's tensor names and settings to ours: pure functions, no tensor is touched.
+"""The official transformer's tensor names and settings → ours. Pure functions that touch no tensor.
 
 Every tensor keeps its shape, so a checkpoint is converted by renaming alone.
 """
@@ -121,9 +121,9 @@ def dit_config(official: Mapping[str, Any], hoi_branch: bool) -> dict[str, Any]:
     """Our constructor arguments from the official ones.
 
     Args:
-        official: `config.json` of the base model, or the settings of an official instance; what is absent
-            takes the official default.
-        hoi_branch: whether the HOI stream's tensors are at hand.
+        official: `config.json` of the base model, or the settings of an official instance. A setting that is
+            absent gets the official default.
+        hoi_branch: whether the HOI stream's tensors are available.
     """
     dim, heads = int(official.get("dim", 5120)), int(official.get("num_heads", 40))
     if dim % heads:
@@ -143,7 +143,7 @@ def dit_config(official: Mapping[str, Any], hoi_branch: bool) -> dict[str, Any]:
         "eps": float(official.get("eps", 1e-6)),
         "audio_dim": int(official.get("audio_dim", 1024)),
         "num_audio_tokens": int(official.get("num_audio_token", 4)),
-        # The official constructor passes over injection layers that the network does not have.
+        # The official constructor ignores injection layers that the network does not have.
         "audio_inject_layers": tuple(int(layer) for layer in injected if int(layer) < num_layers),
         "expert_hidden_dim": int(official.get("expert_hidden_dim", 256)),
         "hoi_branch": hoi_branch,

@@ -1,6 +1,6 @@
-"""A complete checkpoint folder of small seeded random networks: the real code path in seconds on any machine.
+"""A complete checkpoint folder of small, seeded random networks: all of the code in seconds on any machine.
 
-It draws noise, not people. It is what runs until a trained checkpoint is there, and what the tests run on.
+Its videos are noise. It serves the tests, and users who want to see every part run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CARD = CheckpointCard(
 
 
 def write_tiny_checkpoint(folder: str | Path, seed: int = 0) -> None:
-    """Write the folder that `load_pipeline` reads; needs no network."""
+    """Write the folder that `load_pipeline` reads. It needs no network."""
     tiny_pipeline(seed).save_pretrained(folder)
     write_card(CARD, folder)
 
@@ -98,7 +98,7 @@ def tiny_pipeline(seed: int = 0) -> CoInteractPipeline:
         _randomise(model, generator)
         model.eval().requires_grad_(False)
     with torch.no_grad():
-        vae.decoder.conv_out.weight *= 0.2  # greyer noise compresses to a tenth of the size
+        vae.decoder.conv_out.weight *= 0.2  # greyer noise compresses to a tenth of the bytes
     return CoInteractPipeline(
         transformer=transformer,
         vae=vae,
@@ -112,7 +112,7 @@ def tiny_pipeline(seed: int = 0) -> CoInteractPipeline:
 
 @torch.no_grad()
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight from one generator in name order, whatever a library version initialises it with."""
+    """Draw every weight from one generator in the order of names, so that no library version matters."""
     for name, weight in sorted(model.named_parameters()):
         noise = torch.randn(weight.shape, generator=generator)
         if weight.ndim < 2 or name.endswith("gamma"):

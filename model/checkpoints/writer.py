@@ -1,5 +1,4 @@
-"""Writes a checkpoint folder: sharded safetensors in a stream, SHA-256 of every file, and all of it or
-nothing."""
+"""Writes a checkpoint folder completely or not at all: streamed shards of safetensors, and their SHA-256."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ import torch
 
 MAX_SHARD_BYTES = 5 * 10**9
 MANIFEST = "SHA256SUMS"
-"""In the format of `sha256sum`, so that `sha256sum -c SHA256SUMS` checks a copy."""
+"""The manifest. It has the format of `sha256sum`, so `sha256sum -c SHA256SUMS` checks a copy."""
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 _LOCK = ".lock"
@@ -28,7 +27,7 @@ _HASH_BLOCK = 16 * 2**20
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to write. `slices` yields it in consecutive rows, already in `dtype`."""
+    """A tensor to write. `slices` yields its rows in order, already in `dtype`."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,7 +41,7 @@ class OutputTensor:
 
 @dataclass
 class CheckpointFolder:
-    """A folder being written. Files written through it are on disk (fsync) and in the manifest."""
+    """A folder that is being written. Its files are on disk (fsync) and in the manifest."""
 
     path: Path
     digests: dict[str, str] = field(default_factory=dict)
@@ -71,8 +70,8 @@ class CheckpointFolder:
 
         Args:
             stem: path relative to the folder, e.g. "transformer/diffusion_pytorch_model".
-            tensors: in the order in which they are to lie in the files.
-            on_bytes: told the bytes of each slice written.
+            tensors: in the order of the files.
+            on_bytes: called with the bytes of each slice written.
         """
         shards = _cut(tensors, max_shard_bytes)
         weight_map: dict[str, str] = {}
@@ -128,8 +127,8 @@ class CheckpointFolder:
 def checkpoint_folder(target: Path) -> Iterator[CheckpointFolder]:
     """A folder that appears at `target` complete, or not at all.
 
-    It is written beside the target under a hidden name, its manifest last, every file fsynced, then renamed.
-    What an earlier, killed run left behind is removed first.
+    It is written next to the target under a hidden name, with every file fsynced and the manifest last, and
+    then renamed. What an earlier, killed run has left is removed first.
 
     Raises:
         FileExistsError: the target exists and is not an empty folder.
@@ -179,7 +178,7 @@ def verify_manifest(folder: Path) -> list[str]:
 
 
 def sha256_of(path: Path, stop: threading.Event | None = None) -> str:
-    """SHA-256 of a file; given up, with an empty answer, once `stop` is set."""
+    """SHA-256 of a file; empty if `stop` is set before it is known."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(_HASH_BLOCK):

@@ -28,10 +28,10 @@ class Speech:
 
 
 def load_speech(path: str | Path) -> Speech:
-    """Decode WAV, FLAC, OGG, MP3 (libsndfile), M4A and whatever else FFmpeg knows.
+    """Decode WAV, FLAC, OGG and MP3 with libsndfile, M4A and other formats with FFmpeg.
 
     Raises:
-        MediaError: no audio in it, nothing decodable, or samples that are not finite.
+        MediaError: the file has no audio, cannot be decoded, or holds samples that are not finite.
     """
     path = Path(path)
     if not path.is_file():

@@ -2,4 +2,4 @@
 
 
 class MediaError(ValueError):
-    """A file is empty, truncated, of another kind than it should be, or lacks the stream that is needed."""
+    """A file is empty, truncated, of the wrong kind, or without the stream that is needed."""

@@ -15,10 +15,10 @@ PRODUCT_MARGIN = 1.25
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """PNG, JPEG or WebP → RGB, turned upright by its EXIF orientation, alpha composed on white.
+    """PNG, JPEG or WebP → RGB, upright by its EXIF orientation, transparent parts on white.
 
     Raises:
-        MediaError: not such an image, or truncated.
+        MediaError: the file is no such image, or is truncated.
     """
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
@@ -33,8 +33,8 @@ def load_image(path: str | Path) -> Image.Image:
 def fit_person(image: Image.Image, width: int, height: int, fit: Fit = Fit.COVER) -> Image.Image:
     """Bring a person photo to the frame.
 
-    cover: fill the frame and crop the centre, as the training data were (default). contain: all of the photo,
-    black bars. stretch: what the official inference script does, distorting.
+    cover, the default, fills the frame and crops the rest, as training did. contain shows all of the photo
+    between black bars. stretch distorts the photo, as the official inference script does.
     """
     image = _to_rgb(image)
     if fit is Fit.STRETCH:
@@ -54,7 +54,7 @@ def place_product(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def cover(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Crop the centre to the frame's aspect ratio, then resize: how the official code treats pose frames."""
+    """Crop the centre to the frame's aspect ratio and resize, as the official code does with poses."""
     if image.size == (width, height):
         return image
     if image.height / image.width < height / width:

@@ -25,12 +25,12 @@ def load_pose(
     """Decode a pose video to (T, H, W, 3) uint8 at 25 fps.
 
     Args:
-        size: (width, height) to crop and resize each frame to while reading; long videos are large.
+        size: (width, height) to which each frame is brought while reading, because long videos are large.
         max_frames: stop after so many frames at 25 fps.
-        resample: False takes frame by frame whatever the video's rate, as the official code does.
+        resample: False takes every frame whatever the video's rate, as the official code does.
 
     Raises:
-        MediaError: no video in it, or nothing decodable.
+        MediaError: the file has no video, or cannot be decoded.
     """
     frames: list[np.ndarray] = []
     try:
@@ -50,7 +50,7 @@ def load_pose(
 
 
 def _at_25_fps(decoded: Iterator[av.VideoFrame]) -> Iterator[np.ndarray]:
-    """For each 1/25 s the frame on screen at that moment, by timestamps: right for variable rates, too."""
+    """The frame on screen at each 1/25 s, by timestamps, which is right for variable rates, too."""
     shown: np.ndarray | None = None
     start = Fraction(0)
     end = Fraction(0)

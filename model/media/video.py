@@ -1,4 +1,4 @@
-"""Frames and speech → MP4: each clip is encoded once, and joining copies its packets."""
+"""Frames and speech → MP4. Each clip is encoded once; joining copies its packets."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from model.media.audio import Speech, load_speech
 from model.media.errors import MediaError
 
 ENCODER_THREADS = 1
-"""One, because equal frames must give equal bytes: with more, frame types can depend on which thread is
-late. At 720x1280 a clip of 80 frames takes 3.8 s instead of 3.1 s on two cores."""
+"""One, because equal frames must give equal bytes. With more threads, frame types can depend on which thread
+is late. On two cores a clip of 80 frames at 720x1280 takes 3.8 s instead of 3.1 s.
+"""
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_FRAME = 1024
@@ -32,7 +33,7 @@ BT709 = 1
 class ClipWriter:
     """H.264 file of one clip, written frame by frame: yuv420p, 25 fps, closed GOPs, BT.709, no sound.
 
-    Use as a context manager; after an exception inside it the file is incomplete and must be dropped.
+    Use it as a context manager. After an exception inside it the file is incomplete and must be dropped.
     """
 
     def __init__(self, path: str | Path, width: int, height: int, crf: int = 17) -> None:
@@ -41,7 +42,7 @@ class ClipWriter:
             "crf": str(crf),
             "preset": "fast",
             "profile": "high",
-            # Without mbtree, whose assembly reads beyond a row: with it, equal frames give unequal bytes.
+            # mbtree is off: its assembly reads beyond a row, so equal frames would give unequal bytes.
             "x264-params": f"open-gop=0:keyint={CLIP_FRAMES}:mbtree=0:"
             f"threads={ENCODER_THREADS}:sliced-threads=0",
         }
@@ -93,12 +94,12 @@ def encode_clip(frames: np.ndarray, path: str | Path) -> None:
 def join_clips(clip_paths: Sequence[str | Path], audio: str | Path | Speech, path: str | Path) -> None:
     """Join clips of `encode_clip` and the speech into one MP4 that can be played while it downloads.
 
-    Video packets are copied. The speech keeps its own rate (the next AAC rate up to 48 kHz if AAC has none
-    such) and its channels up to two; it is cut where it outlasts the video by more than one frame, because
-    then the caller asked for fewer clips than it needs.
+    Video packets are copied. The speech keeps its rate, or gets the next rate that AAC has, up to 48 kHz, and
+    keeps up to two channels. It is cut where it outlasts the video by more than one frame, because then the
+    caller asked for fewer clips than the speech needs.
 
     Raises:
-        MediaError: a clip that is not H.264, or whose size or encoder settings differ from the first one's.
+        MediaError: a clip is not H.264, or has another size or other encoder settings than the first.
     """
     if not clip_paths:
         raise ValueError("there are no clips to join")
@@ -115,7 +116,7 @@ def join_clips(clip_paths: Sequence[str | Path], audio: str | Path | Speech, pat
         video.time_base = template.time_base
         samples, rate = _for_aac(speech, num_frames)
         sound = output.add_stream("aac", rate=rate, layout="stereo" if len(samples) == 2 else "mono")
-        # 6 bits per sample is the most that AAC can hold; less for low rates keeps quality in proportion.
+        # 6 bits per sample is the most that AAC can hold. Lower rates get proportionally less.
         sound.bit_rate = min(96_000, 4 * rate) * len(samples)
         pictures = _copied(clip_paths, video, template.codec_context.extradata)
         for _, _, packet in heapq.merge(pictures, _encoded(samples, rate, sound), key=lambda item: item[:2]):
@@ -123,7 +124,7 @@ def join_clips(clip_paths: Sequence[str | Path], audio: str | Path | Speech, pat
 
 
 Timed: TypeAlias = "tuple[Fraction, int, av.Packet[Any]]"
-"""Decoding time in seconds, stream order for ties, packet."""
+"""(decoding time in seconds, order of the streams for ties, packet)."""
 
 
 def _packet_count(clip: str | Path) -> int:
@@ -175,7 +176,7 @@ def _timed(packets: Sequence[av.Packet[Any]], rate: int) -> Iterator[Timed]:
 
 
 def _for_aac(speech: Speech, num_frames: int) -> tuple[np.ndarray, int]:
-    """Samples (1 or 2, N) at a rate that AAC has, cut where they outlast the video by over a frame."""
+    """Samples (1 or 2, N) at a rate that AAC has, cut where they outlast the video by more than a frame."""
     samples = speech.samples
     if len(samples) > 2:
         samples = samples.mean(axis=0, keepdims=True, dtype=np.float32)

@@ -1,1 +1,1 @@
-"""What a checkpoint needs of a device, and where its weights lie while it works."""
+"""How much memory a checkpoint needs, and where its weights are kept while it renders."""

@@ -1,8 +1,7 @@
-"""How much memory a checkpoint needs on a GPU and beside it: what `doctor` tells and the worker chooses by.
+"""How much GPU and main memory a checkpoint needs: `doctor` tells it, and the worker chooses its mode by it.
 
-The numbers per token and per pixel are counted, not guessed: benchmarks/activation_memory.py runs the real
-networks at
-full size on tensors without data. docs/weights.md derives the rest. No torch here.
+The numbers per token and per pixel are counted: benchmarks/activation_memory.py runs the real networks at
+full size on tensors without data. docs/weights.md derives the rest. This module does without torch.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from contract.memory import MemoryMode
 from contract.video import CLIP_LATENT_FRAMES
 
 LOADED_BYTES = 2
-"""Bytes of a weight on the GPU: bf16. Weights stored in 8 bits stay so."""
+"""Bytes of a weight on the GPU, in bf16. Weights stored in 8 bits take one byte."""
 
 HIDDEN_STATES_PER_TOKEN = 18.6
-"""Peak of one forward, with the conditioning of both prompts kept and with pose: bf16 vectors of the
-transformer's width per token.
+"""Peak of one forward, in bf16 vectors of the transformer's width per token. The conditioning of both prompts
+is kept, and there is a pose.
 """
 
 DECODE_BYTES_PER_PIXEL = 10_700
@@ -38,13 +37,13 @@ CONTEXT_BYTES = 1_200_000_000
 """CUDA context, cuBLAS and cuDNN workspaces."""
 
 GAPS = 1.06
-"""What the allocator loses between blocks, as a factor on everything allocated."""
+"""Factor for what the allocator loses between its blocks."""
 
 HOST_BYTES = 4_000_000_000
 """A worker's own memory outside weights: libraries, frames, audio, encoder."""
 
 MOTION_FRAMES_OF_TOKENS = 1.5
-"""Motion tokens in units of one frame's: newest frame 1, the two before 1/4, the sixteen before 4/16."""
+"""Motion tokens, in frames: 1 for the newest frame, 1/4 for the two before, 4/16 for the sixteen before."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,16 @@ class CheckpointSize:
 
     transformer: int
     transformer_block: int
-    """Of the largest single block."""
+    """Bytes of the largest single block."""
     transformer_rest: int
-    """Outside the blocks: always on the GPU."""
+    """Bytes outside the blocks, which are always on the GPU."""
     text_encoder: int
     vae: int
     audio_encoder: int
     width: int
     layers: int
     ffn_weights: int
-    """Feed-forward weights of all blocks, in numbers: what 8-bit storage applies to."""
+    """How many feed-forward weights all blocks have: those that can be stored in 8 bits."""
     fp8: bool
 
     @property
@@ -91,7 +90,7 @@ class Need:
 
     gpu: int
     host: int
-    """Main memory: what is offloaded lies there."""
+    """Bytes of main memory, where offloaded weights are."""
 
 
 def tokens(width: int, height: int) -> int:
@@ -124,7 +123,7 @@ def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int) -> N
 def fitting_mode(
     size: CheckpointSize, gpu_bytes: int, host_bytes: int, width: int, height: int
 ) -> MemoryMode | None:
-    """The fastest mode that fits, None if none does."""
+    """The fastest mode that fits; None if none does."""
     for mode in MemoryMode:
         need = needed(size, mode, width, height)
         if need.gpu <= gpu_bytes and need.host <= host_bytes:
@@ -150,7 +149,7 @@ def measure_checkpoint(folder: Path) -> CheckpointSize:
 
     Raises:
         FileNotFoundError: a component or its configuration is missing.
-        ValueError: a file that is no safetensors file, or a configuration without the transformer's dims.
+        ValueError: a file is no safetensors file, or the configuration lacks the transformer's dims.
     """
     blocks: dict[str, int] = {}
     rest = ffn_weights = 0

@@ -1,4 +1,4 @@
-"""Where weights lie while a pipeline works: on the GPU, or in main memory, streaming through it."""
+"""Keeping weights on the GPU, or in main memory from where they stream through the GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.memory.needs import fitting_mode, measure_checkpoint
 
 
 def offload(pipeline: DiffusionPipeline, mode: MemoryMode, device: torch.device) -> None:
-    """Arrange for `device` what is to stream; those networks lie in main memory now, the others on the
+    """Set up streaming to `device`. The networks that stream are then in main memory, the others on the
     device.
 
     The text encoder goes layer by layer: it runs once per prompt. Transformer blocks go one by one, each
@@ -33,12 +33,12 @@ def offload(pipeline: DiffusionPipeline, mode: MemoryMode, device: torch.device)
 
 
 def onload_outer_layers(transformer: ModelMixin, device: torch.device) -> bool:
-    """Bring an offloaded transformer's parts outside its blocks to the device, for use outside its forward
-    pass.
+    """Bring the parts of an offloaded transformer that are outside its blocks to the device.
+
+    They can then be used outside the forward pass, which takes them away again.
 
     Returns:
-        Whether the transformer is offloaded. If so, its blocks may be used by its forward pass only, which
-        also takes these parts away again.
+        Whether the transformer is offloaded. If it is, only its forward pass may use its blocks.
     """
     if not _is_group_offload_enabled(transformer):
         return False
@@ -49,7 +49,7 @@ def onload_outer_layers(transformer: ModelMixin, device: torch.device) -> bool:
 
 
 def choose_mode(folder: Path, device: torch.device, sizes: list[tuple[int, int]]) -> MemoryMode:
-    """The fastest mode in which all of these sizes fit on the device; offloading if none does."""
+    """The fastest mode in which all of these sizes fit on the device; OFFLOAD if none does."""
     if device.type != "cuda":
         return MemoryMode.RESIDENT
     total = torch.cuda.get_device_properties(device).total_memory

@@ -1,7 +1,7 @@
 """Attention with RMS-normalised queries and keys, on diffusers' backends.
 
-Keys and values are computed apart from queries. That is what lets text and audio keys be computed once per
-clip, the last block query from target tokens only, and the HOI stream read the video's keys and no more.
+Keys and values are computed apart from queries. So text and audio keys can be computed once per clip, the
+last block can query from target tokens only, and the HOI stream can read the video's keys without being read.
 """
 
 from contextlib import nullcontext
@@ -85,7 +85,7 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
         With an `exchange` they are those of all ranks' tokens for this rank's heads.
         """
         if exchange is not None:
-            # On their way while the queries are computed.
+            # They travel while the queries are computed.
             keys = exchange.keys_to_heads(self._turned(self.to_k(states), self.norm_k, rotary_emb))
             values = exchange.keys_to_heads(self.to_v(states).unflatten(-1, (self.heads, -1)))
             asked = self._turned(self.to_q(states[:, :asking]), self.norm_q, rotary_emb[:asking])
@@ -109,7 +109,7 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
     def forward(
         self, query: torch.Tensor, key_value: KeyValue, exchange: HeadExchange | None = None
     ) -> torch.Tensor:
-        """What queries (B, N, heads, head_dim) read from keys and values, (B, N, D) of this rank's tokens."""
+        """Attention of queries (B, N, heads, head_dim) to keys and values → (B, N, D), this rank's tokens."""
         attended: torch.Tensor = self.processor(self, query, key_value)
         if exchange is not None:
             attended = exchange.to_tokens(attended, self.heads)

@@ -23,7 +23,7 @@ class AudioTokens:
 
 
 class CausalConv1d(nn.Conv1d):
-    """Convolution over (B, C, T) that sees the past only; the first value is repeated in front."""
+    """Convolution over (B, C, T) that sees only the past. The first value is repeated in front."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return super().forward(F.pad(states, (self.kernel_size[0] - 1, 0), mode="replicate"))
@@ -47,7 +47,7 @@ class AudioEncoder(nn.Module):
         """Encode `audio_embeds` (B, layers, C, T) of the target's frames."""
         weights = F.silu(self.layer_weights.to(audio_embeds.dtype)).flatten()
         mixed = torch.einsum("blct,l->bct", audio_embeds, weights / weights.sum())
-        # The convolutions expect the previous clip in front; its place is held by the first frame.
+        # The convolutions expect the previous clip in front. The first frame, repeated, stands for it.
         mixed = torch.cat([mixed[..., :1].expand(-1, -1, MOTION_FRAMES), mixed], dim=-1)
 
         heads = self.conv_in_local(mixed).unflatten(1, (self.num_audio_tokens, -1))  # (B, tokens, C/4, T)
@@ -75,7 +75,7 @@ def _norm_silu(states: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class InjectionInputs:
-    """What one injection needs of a clip's speech; it does not change between steps."""
+    """What one injection needs of a clip's speech. It does not change between steps."""
 
     key_value: KeyValue  # (B * F, tokens, heads, head_dim)
     modulation: torch.Tensor  # (B, F, 2, D): shift and scale of each latent frame

@@ -1,7 +1,7 @@
 """One layer of the transformer: self-attention, prompt, feed-forward with experts, speech (paper section 3).
 
-Token order is target, person, product, motion, and last the HOI stream. Only target tokens are noisy; the
-others are clean and modulated as at timestep 0, so a layer works with two rows of modulation for all.
+Tokens come in the order target, person, product, motion, HOI stream. Only target tokens are noisy. The others
+are clean and modulated as at timestep 0, so a layer has two rows of modulation.
 Shapes: B batch, N tokens, L prompt tokens, D width.
 """
 
@@ -32,7 +32,7 @@ SHIFT_MSA, SCALE_MSA, GATE_MSA, SHIFT_FFN, SCALE_FFN, GATE_FFN = range(6)
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How many tokens of each kind stand in the sequence, in order."""
+    """How many tokens of each kind the sequence has, in order."""
 
     # Latent frames, rows, columns of the target; if ranks share it: latent frames, 1, this rank's of a frame.
     grid: tuple[int, int, int]
@@ -58,12 +58,12 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class BlockMode:
-    """The switches of one block call; all of them are known without looking at a tensor."""
+    """The switches of one block call. All are known without looking at a tensor."""
 
     visibility: Visibility = "asymmetric"
     experts: bool = True  # False: no sample of the batch is below the routing limit
     audio_face_mask: bool = False
-    target_queries_only: bool = False  # last block: nobody reads the reference tokens after it
+    target_queries_only: bool = False  # for the last block: nobody reads the reference tokens after it
     return_router_logits: bool = False
 
 
@@ -208,7 +208,7 @@ class CoInteractBlock(nn.Module):
             if torch.is_grad_enabled():
                 video = torch.cat([listening + spoken, video[:, layout.target :]], dim=1)
             else:
-                listening += spoken  # in place: nobody else has this block's own sum
+                listening += spoken  # in place, as nobody else has this block's own sum
         hidden_states = video if hoi is None else torch.cat([video, hoi], dim=1)
 
         if mode.return_router_logits and logits is not None:

@@ -1,4 +1,6 @@
-"""A linear layer whose weight is stored in 8 bits: half the memory of bf16, computed in the input's type."""
+"""A linear layer with its weight in 8 bits: it takes half the memory of bf16, and computes in the input's
+type.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,11 @@ class Fp8Linear(nn.Module):
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight rows (R, in) → e4m3 bits (R, in) uint8 and scales (R, 1) fp32, powers of two; weight ≈ bits ·
-    scale.
+    """Weight rows (R, in) → e4m3 bits (R, in) uint8 and scales (R, 1) fp32: weight ≈ bits · scale.
 
-    e4m3 is a floating-point type: a scale only moves a row away from its ends, so a power of two loses
-    nothing against the exact maximum. Values keep 4 significant bits: relative error at most 1/16.
+    Scales are powers of two. e4m3 is a floating-point type, and a scale only moves a row away from the type's
+    ends, so a power of two loses nothing against an exact maximum. Values keep 4 significant bits, so the
+    relative error is at most 1/16.
     """
     weight = weight.float()
     # amax = m · 2^e with m in [0.5, 1): scaled to exponent 8 it lies in [128, 256), safely below 448.

@@ -1,6 +1,7 @@
 """The Human-Aware mixture of experts on target tokens (paper section 3; official code).
 
-The shared feed-forward is the base expert and stays outside: this module adds what hands and faces need.
+The shared feed-forward is the base expert and is not part of this module, which adds the hand and face
+experts.
 """
 
 from typing import cast
@@ -28,7 +29,9 @@ class HumanAwareMoE(nn.Module):
         self.face_expert = FeedForward(dim, inner_dim=expert_hidden_dim, activation_fn="gelu-approximate")
 
     def route(self, states: torch.Tensor) -> torch.Tensor:
-        """Router logits (B, N, 3) for base, hand, face; the router never steers the features it reads."""
+        """Router logits (B, N, 3) for base, hand and face. The router never changes the features that it
+        reads.
+        """
         first, _, norm, last = cast(tuple[nn.Linear, nn.SiLU, nn.LayerNorm, nn.Linear], tuple(self.router))
         if not is_plain(last):
             whole: torch.Tensor = self.router(states.detach())
@@ -37,7 +40,7 @@ class HumanAwareMoE(nn.Module):
         return router_logits(hidden, norm.weight, norm.bias, last.weight, last.bias, norm.eps)
 
     def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the hand and the face expert each say of the tokens, (B, N, D), before they are weighed."""
+        """The outputs of the hand expert and of the face expert, (B, N, D) each, before they are weighted."""
         return feed_forward(self.hand_expert, states), feed_forward(self.face_expert, states)
 
 

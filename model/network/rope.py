@@ -17,7 +17,7 @@ PERSON_TIME = 30
 PRODUCT_TIME = 31
 # Newest first: one frame at full resolution, two at half, sixteen at a quarter in groups of four.
 MOTION_TIMES: tuple[tuple[int, ...], ...] = ((-1,), (-3,), (-19, -14, -9, -4))
-# The HOI stream's columns are the last of this many, so that it never shares one with the video.
+# The HOI stream has the last of so many columns, so that it never shares one with the video.
 TABLE_ROWS = 1024
 
 
@@ -80,7 +80,7 @@ def person_positions(rows: int, columns: int) -> Positions:
 
 
 def product_positions(rows: int, columns: int, scale: float) -> Positions:
-    """The product image; a scale below 1 squeezes its positions, so that the model sees a smaller object."""
+    """The product image. A scale below 1 squeezes its positions, so that the model sees a smaller object."""
     if scale <= 0:
         raise ValueError(f"product_scale must be positive, got {scale}")
     return Positions(

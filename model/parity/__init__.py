@@ -1,1 +1,1 @@
-"""Compare this code with the official one: `python -m model.parity --weights FILE --cases FILE`."""
+"""Compares this code with the official one: `python -m model.parity --weights FILE --cases FILE`."""

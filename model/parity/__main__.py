@@ -1,4 +1,4 @@
-"""Compare this code with the official one on recorded cases, one JSON line each.
+"""Compares this code with the official one on recorded cases, one JSON line each.
 
     python -m model.parity --weights WEIGHTS.safetensors --cases CASES.safetensors
     python -m model.parity --checkpoint FOLDER --cases CASES.safetensors

@@ -1,4 +1,4 @@
-"""Cases of one part each: schedule, text encoder, audio encoder, VAE. Their limits are relative."""
+"""Cases of one part: schedule, text encoder, audio encoder, VAE. Their limits are relative."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_component_cases(
     weights: tuple[Tensors, Metadata] | None,
     checkpoint: Path | None,
 ) -> Iterator[CaseResult]:
-    """Compare whatever parts the file holds.
+    """Compare the parts that the file holds.
 
     Weights are taken from `checkpoint`, else from `weights`, else from the cases file itself, under official
     names after a prefix (`w.`, or `t5.`, `w2v.` and `vae.` where one file holds several parts).

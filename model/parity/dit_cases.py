@@ -1,6 +1,6 @@
-"""Transformer cases: one forward each, told apart by their names.
+"""Transformer cases: one forward each, described by their names.
 
-A case is called `<parts>_t<timestep>`, such as `product_motion_pose_t500`. Parts say what is on:
+A case has the name `<parts>_t<timestep>`, such as `product_motion_pose_t500`. The parts say what is on:
 
 | part | means |
 |---|---|
@@ -46,7 +46,7 @@ class DitCase:
     """What one case switches on."""
 
     name: str
-    timesteps: tuple[float, ...]  # what the name may stand for: recorded names drop a timestep's fraction
+    timesteps: tuple[float, ...]  # the possible ones: recorded names drop the fraction
     inputs: frozenset[str]
     inputs_named: bool  # False: product and motion, as far as the file has them
     product_scale: float = 1.0
@@ -137,8 +137,8 @@ def load_checkpoint(folder: Path) -> CoInteractTransformer3DModel:
 def run_dit_cases(transformer: CoInteractTransformer3DModel, cases: Tensors) -> Iterator[CaseResult]:
     """Compare every output that the file holds.
 
-    Cases that need an HOI branch are left out, with a warning, if the network has none; under the asymmetric
-    mask the video's output does not need one.
+    Without an HOI branch, cases that need one are left out with a warning. Under the asymmetric mask the
+    video's output needs none.
     """
     if "out.audio_emb_local" in cases:
         audio = transformer.audio_encoder(cases["in.audio_features"])

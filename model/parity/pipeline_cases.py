@@ -38,7 +38,7 @@ from model.transformer import CoInteractTransformer3DModel
 
 FIRST_CLIP_LIMIT = 1e-3
 LATER_CLIP_LIMIT = 2e-2
-"""Looser, because the previous clip's frames come back as motion after rounding to uint8."""
+"""It is looser, because the previous clip's frames come back as motion after rounding to uint8."""
 FRAMES_LIMIT = 1e-3
 
 Tensors = Mapping[str, torch.Tensor]
@@ -70,7 +70,7 @@ def build_audio_encoder(official: Tensors, config: Mapping[str, Any]) -> Wav2Vec
     """wav2vec2 of official `Wav2Vec2ForCTC` tensors."""
     encoder = Wav2Vec2Model(Wav2Vec2Config(**config)).eval()
     tensors = rename(official, wav2vec2_name)
-    if not hasattr(encoder, "masked_spec_embed"):  # a training aid that some configurations leave out
+    if not hasattr(encoder, "masked_spec_embed"):  # for training; some configurations have none
         tensors.pop("masked_spec_embed", None)
     encoder.load_state_dict(tensors, strict=True)
     return encoder
@@ -174,7 +174,7 @@ def run_pipeline_cases(
             limit = FIRST_CLIP_LIMIT if clip.index == 0 else LATER_CLIP_LIMIT
             yield compare(f"{name}.latents", clip.latents, official, limit=limit)
         if (official := cases.get(f"{name}.frames")) is not None:
-            # A file may hold every n-th frame only, to be small enough to travel with the tests.
+            # A file may hold only every n-th frame, to be small enough to come with the tests.
             frames = torch.from_numpy(clip.frames)[:: len(clip.frames) // len(official)]
             yield compare_frames(f"{name}.frames", frames, official, limit=FRAMES_LIMIT)
     recorded = {key.split(".")[0] for key in cases if key.startswith("clip")}
