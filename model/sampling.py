@@ -37,10 +37,15 @@ def draw_noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
 
 
-def frames_from_pixels(pixels: torch.Tensor) -> np.ndarray:
-    """VAE output (1, 3, T, H, W) in -1..1 → frames (T, H, W, 3); cut, not rounded (official code)."""
+def levels(pixels: torch.Tensor) -> torch.Tensor:
+    """VAE output (1, 3, T, H, W) in -1..1 → (T, H, W, 3) uint8; cut, not rounded (official code)."""
     pixels = pixels[0].permute(1, 2, 3, 0)
-    return ((pixels.float() + 1.0) * 127.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return ((pixels.float() + 1.0) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+def frames_from_pixels(pixels: torch.Tensor) -> np.ndarray:
+    """VAE output (1, 3, T, H, W) in -1..1 → frames (T, H, W, 3)."""
+    return levels(pixels).cpu().numpy()
 
 
 def pixels_from_frames(frames: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

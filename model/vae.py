@@ -6,7 +6,7 @@ normalise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -22,7 +22,11 @@ TILE_STRIDE = (15, 26)
 def encode_pixels(vae: AutoencoderKLWan, pixels: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
     """Pixels (1, 3, T, H, W) in -1..1 → the posterior's mean, normalised, (1, 16, (T+3)//4, H/8, W/8)."""
     encode = _mean_of_posterior(vae)
-    latents = _over_tiles(encode, pixels, _ratio(vae), scale=1 / _ratio(vae)) if tiled else encode(pixels)
+    ratio = _ratio(vae)
+    if tiled:
+        latents = blend_tiles(map(encode, tiles(pixels, ratio)), pixels, ratio, scale=1 / ratio)
+    else:
+        latents = encode(pixels)
     mean, std = _statistics(vae, latents)
     return (latents - mean) * (1.0 / std)  # the official code multiplies by the inverse
 
@@ -45,20 +49,40 @@ def decode_latents(
     These layers start just early enough that every kept pixel has the same bits as when everything is
     decoded. `after_chunk` is called after each latent frame; it may raise to stop.
     """
+
+    def decode(part: torch.Tensor) -> torch.Tensor:
+        return decode_part(vae, part, keep_from=keep_from, band=band, after_chunk=after_chunk)
+
+    if not tiled:
+        return decode(latents).clamp(-1.0, 1.0)
+    return blend_tiles(map(decode, tiles(latents)), latents, 1, scale=_ratio(vae)).clamp(-1.0, 1.0)
+
+
+def decode_part(
+    vae: AutoencoderKLWan,
+    latents: torch.Tensor,
+    *,
+    keep_from: int,
+    band: Band | None = None,
+    after_chunk: Callable[[], None] | None = None,
+) -> torch.Tensor:
+    """As `decode_latents`, of one tile or the whole, before values beyond -1..1 are cut."""
     mean, std = _statistics(vae, latents)
     latents = latents / (1.0 / std) + mean
     _onload(vae)
+    chunks = []
+    for chunk in _decode_chunks(vae, latents.to(vae.dtype), keep_from, band):
+        chunks.append(chunk)
+        if after_chunk is not None:
+            after_chunk()
+    return torch.cat([chunk for chunk in chunks if chunk is not None], dim=2)
 
-    def decode(part: torch.Tensor) -> torch.Tensor:
-        chunks = []
-        for chunk in _decode_chunks(vae, part.to(vae.dtype), keep_from, band):
-            chunks.append(chunk)
-            if after_chunk is not None:
-                after_chunk()
-        return torch.cat([chunk for chunk in chunks if chunk is not None], dim=2)
 
-    pixels = _over_tiles(decode, latents, 1, scale=_ratio(vae)) if tiled else decode(latents)
-    return pixels.clamp(-1.0, 1.0)
+def decoded_shape(vae: AutoencoderKLWan, latents: torch.Tensor, keep_from: int) -> tuple[int, ...]:
+    """Shape of what `decode_part` makes of whole `latents` (1, 16, F, h, w)."""
+    frames = 4 * (latents.shape[2] - keep_from) - (0 if keep_from else 3)
+    sides = [_ratio(vae) * side for side in latents.shape[-2:]]
+    return (latents.shape[0], vae.config.out_channels, frames, *sides)
 
 
 @torch.no_grad()
@@ -170,38 +194,56 @@ def _onload(vae: AutoencoderKLWan) -> None:
         hook.pre_forward(vae)
 
 
-def _over_tiles(
-    code: Callable[[torch.Tensor], torch.Tensor], data: torch.Tensor, in_ratio: int, scale: float
-) -> torch.Tensor:
-    """Run `code` over overlapping tiles and blend them with linear ramps, exactly as the official code does.
+def tiles(data: torch.Tensor, in_ratio: int = 1) -> list[torch.Tensor]:
+    """The official code's overlapping tiles of `data` (…, rows, columns), in its order.
 
     Args:
         in_ratio: data's rows per latent row (8 for pixels, 1 for latents).
+    """
+    return [data[..., rows, columns] for rows, columns in _tile_places(data, in_ratio)]
+
+
+def blend_tiles(
+    coded: Iterable[torch.Tensor], data: torch.Tensor, in_ratio: int, scale: float
+) -> torch.Tensor:
+    """Blend what coding the `tiles` of `data` gave, with linear ramps, exactly as the official code does.
+
+    Args:
         scale: output rows per input row.
     """
     height, width = data.shape[-2:]
     size = [n * in_ratio for n in TILE]
-    stride = [n * in_ratio for n in TILE_STRIDE]
-    border = [int((a - b) * scale) for a, b in zip(size, stride, strict=True)]
+    border = [int((a - b) * in_ratio * scale) for a, b in zip(TILE, TILE_STRIDE, strict=True)]
     total: torch.Tensor | None = None
     weight: torch.Tensor | None = None
-    for top in _tile_starts(height, size[0], stride[0]):
-        for left in _tile_starts(width, size[1], stride[1]):
-            out = code(data[..., top : top + size[0], left : left + size[1]])
-            mask = torch.minimum(
-                _ramp(out.shape[-2], top == 0, top + size[0] >= height, border[0])[:, None],
-                _ramp(out.shape[-1], left == 0, left + size[1] >= width, border[1])[None, :],
-            ).to(out)
-            if total is None or weight is None:
-                shape = (*out.shape[:-2], int(height * scale), int(width * scale))
-                total, weight = out.new_zeros(shape), out.new_zeros((1, 1, 1, *shape[-2:]))
-            rows = slice(int(top * scale), int(top * scale) + out.shape[-2])
-            columns = slice(int(left * scale), int(left * scale) + out.shape[-1])
-            total[..., rows, columns] += out * mask
-            weight[..., rows, columns] += mask
+    for (rows, columns), out in zip(_tile_places(data, in_ratio), coded, strict=True):
+        top, left = rows.start, columns.start
+        mask = torch.minimum(
+            _ramp(out.shape[-2], top == 0, top + size[0] >= height, border[0])[:, None],
+            _ramp(out.shape[-1], left == 0, left + size[1] >= width, border[1])[None, :],
+        ).to(out)
+        if total is None or weight is None:
+            shape = (*out.shape[:-2], int(height * scale), int(width * scale))
+            total, weight = out.new_zeros(shape), out.new_zeros((1, 1, 1, *shape[-2:]))
+        rows = slice(int(top * scale), int(top * scale) + out.shape[-2])
+        columns = slice(int(left * scale), int(left * scale) + out.shape[-1])
+        total[..., rows, columns] += out * mask
+        weight[..., rows, columns] += mask
     if total is None or weight is None:
         raise ValueError(f"nothing to code: {height}×{width}")
     return total / weight
+
+
+def _tile_places(data: torch.Tensor, in_ratio: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of each tile; those at the end may be smaller."""
+    height, width = data.shape[-2:]
+    size = [n * in_ratio for n in TILE]
+    stride = [n * in_ratio for n in TILE_STRIDE]
+    return [
+        (slice(top, top + size[0]), slice(left, left + size[1]))
+        for top in _tile_starts(height, size[0], stride[0])
+        for left in _tile_starts(width, size[1], stride[1])
+    ]
 
 
 def _tile_starts(length: int, size: int, stride: int) -> list[int]:

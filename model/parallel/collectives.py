@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,3 +81,14 @@ class Group:
         dist.broadcast(tensor, group=self.handle, group_src=0)
         if self.index:
             self.traffic.received[purpose] += tensor.nbytes
+
+    def collect(
+        self, mine: torch.Tensor, shapes: Sequence[tuple[int, ...]], purpose: Purpose
+    ) -> tuple[torch.Tensor, ...]:
+        """Every rank's tensor, of `shapes`, on the group's first rank; nothing elsewhere."""
+        first = self.index == 0
+        received = [math.prod(shape) if first else 0 for shape in shapes]
+        sent = [mine.numel(), *[0] * (self.size - 1)]
+        flat = self.exchange(mine.reshape(-1), sent, received, purpose).wait()
+        parts = zip(flat.split(received), shapes, strict=True)
+        return tuple(part.view(shape) for part, shape in parts) if first else ()

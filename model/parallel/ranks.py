@@ -48,6 +48,13 @@ class Arrangement:
     """The two ranks with the same tokens, of the conditional pass and of the other; None if both are here."""
 
 
+ALONE = {
+    guided: Arrangement(conditional=True, unconditional=guided, sequence=None, partners=None)
+    for guided in (False, True)
+}
+"""One device does everything."""
+
+
 class Control:
     """Rank 0's words to all others, in order."""
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLWan
 from model.parallel import bands
 from model.parallel.bands import COLUMNS, ROWS, band
 from model.parity.pipeline_cases import build_vae
-from model.vae import TILE, _over_tiles, _tile_starts, decode_latents, encode_pixels
+from model.vae import TILE, _tile_starts, blend_tiles, decode_latents, encode_pixels, tiles
 from tests.model.official_parts import recorded, vae_weights
 
 
@@ -87,9 +87,9 @@ def test_a_frame_no_larger_than_a_tile_is_coded_whole(small_vae):
 
 def test_tiles_blend_to_the_whole_where_coding_is_local():
     data = torch.randn(1, 2, 3, 70, 120, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(_over_tiles(lambda part: part.clone(), data, 1, scale=1.0), data, atol=1e-6)
-    doubled = _over_tiles(
-        lambda part: part.repeat_interleave(2, -1).repeat_interleave(2, -2), data, 1, scale=2.0
+    assert torch.allclose(blend_tiles(tiles(data), data, 1, scale=1.0), data, atol=1e-6)
+    doubled = blend_tiles(
+        (part.repeat_interleave(2, -1).repeat_interleave(2, -2) for part in tiles(data)), data, 1, scale=2.0
     )
     assert torch.allclose(doubled, data.repeat_interleave(2, -1).repeat_interleave(2, -2), atol=1e-6)
 

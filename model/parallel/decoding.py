@@ -1,0 +1,89 @@
+"""Latents → frames on several ranks: each decodes a band of every frame, or some of the tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+
+from model.parallel.arrangement import share
+from model.parallel.bands import band
+from model.parallel.collectives import Group, Purpose
+from model.sampling import frames_from_pixels, levels
+from model.vae import blend_tiles, decode_latents, decode_part, decoded_shape, tiles
+
+
+def decode_frames(
+    vae: AutoencoderKLWan,
+    latents: torch.Tensor,
+    *,
+    keep_from: int,
+    tiled: bool,
+    after_chunk: Callable[[], None],
+    ranks: Group | None,
+) -> np.ndarray | None:
+    """Frames (T, H, W, 3) uint8 of latent frames `keep_from`.., on the group's first rank; None elsewhere.
+
+    Bands give what decoding whole frames gives, up to the rounding of convolutions over other shapes: at most
+    one level. Tiles are the official code's: they give the same bits.
+    """
+    if ranks is None:
+        pixels = decode_latents(vae, latents, keep_from=keep_from, tiled=tiled, after_chunk=after_chunk)
+        return frames_from_pixels(pixels)
+    if tiled:
+        return _decode_tiles(vae, latents, keep_from, after_chunk, ranks)
+    return _decode_bands(vae, latents, keep_from, after_chunk, ranks)
+
+
+def _decode_bands(
+    vae: AutoencoderKLWan,
+    latents: torch.Tensor,
+    keep_from: int,
+    after_chunk: Callable[[], None],
+    ranks: Group,
+) -> np.ndarray | None:
+    height, width = latents.shape[-2:]
+    own = band(vae, height, width, ranks.size, ranks.index)
+    pixels = decode_latents(vae, latents, keep_from=keep_from, band=own, after_chunk=after_chunk)
+    mine = levels(pixels)  # (T, H, W, 3)
+    across = own.dim + 3
+    ratio = int(vae.spatial_compression_ratio)
+    shapes = []
+    for rank in range(ranks.size):
+        shape = list(mine.shape)
+        shape[across] = ratio * len(share(max(height, width), ranks.size, rank))
+        shapes.append(tuple(shape))
+    bands = ranks.collect(mine, shapes, Purpose.FRAMES)
+    return torch.cat(bands, dim=across).cpu().numpy() if bands else None
+
+
+def _decode_tiles(
+    vae: AutoencoderKLWan,
+    latents: torch.Tensor,
+    keep_from: int,
+    after_chunk: Callable[[], None],
+    ranks: Group,
+) -> np.ndarray | None:
+    """Tile k is decoded by rank k modulo ranks; the first rank blends all of them in their order."""
+    parts = tiles(latents)
+    mine = [torch.empty(0, dtype=vae.dtype, device=latents.device)]
+    for turn in range(0, len(parts), ranks.size):
+        if turn + ranks.index < len(parts):
+            part = parts[turn + ranks.index]
+            mine.append(decode_part(vae, part, keep_from=keep_from).flatten())
+        after_chunk()  # not within tiles: ranks must call it equally often
+    shapes = [decoded_shape(vae, part, keep_from) for part in parts]
+    counts = [sum(map(math.prod, shapes[rank :: ranks.size])) for rank in range(ranks.size)]
+    collected = ranks.collect(torch.cat(mine), [(count,) for count in counts], Purpose.FRAMES)
+    if not collected:
+        return None
+    decoded: list[torch.Tensor] = [latents] * len(parts)
+    for rank, flat in enumerate(collected):
+        theirs = shapes[rank :: ranks.size]
+        pieces = flat.split([math.prod(shape) for shape in theirs])
+        decoded[rank :: ranks.size] = [piece.view(shape) for piece, shape in zip(pieces, theirs, strict=True)]
+    scale = int(vae.spatial_compression_ratio)
+    return frames_from_pixels(blend_tiles(decoded, latents, 1, scale).clamp(-1.0, 1.0))
