@@ -44,6 +44,11 @@ class GenerationParams(Frozen):
         """Whether the official code's behaviour is repeated, defects included."""
         return self.preset is Preset.PARITY
 
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional pass runs."""
+        return self.guidance_scale != 1.0
+
     def prompt_of(self, clip: int) -> str:
         """The prompt that drives a clip."""
         return self.prompts[min(clip, len(self.prompts) - 1)]

@@ -21,7 +21,12 @@ from model.parallel.conditioning import share_tokens
 from model.parallel.decoding import decode_frames
 from model.parallel.ranks import ALONE, Arrangement, Ranks
 from model.sampling import apply_guidance, set_schedule
-from model.transformer import CoInteractTransformer3DModel, Conditioning, TransformerOutput
+from model.transformer import (
+    CoInteractTransformer3DModel,
+    Conditioning,
+    ConditioningInputs,
+    TransformerOutput,
+)
 
 OnStep = Callable[[Stage, int], None]
 """Called with stage and finished steps, between steps. What it raises ends the clip."""
@@ -97,14 +102,16 @@ class ClipRenderer:
 
         def prepare(prompt_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> Conditioning:
             whole = self.transformer.prepare_conditioning(
+                ConditioningInputs(
+                    person_latents=inputs.person_latents.to(dtype),
+                    encoder_hidden_states=prompt_embeds.to(dtype),
+                    audio_embeds=audio_embeds.to(dtype),
+                    product_latents=cast(inputs.product_latents),
+                    motion_latents=cast(inputs.motion_latents),
+                    pose_latents=cast(inputs.pose_latents),
+                    product_scale=inputs.params.product_scale,
+                ),
                 num_latent_frames=CLIP_LATENT_FRAMES,
-                person_latents=inputs.person_latents.to(dtype),
-                product_latents=cast(inputs.product_latents),
-                motion_latents=cast(inputs.motion_latents),
-                pose_latents=cast(inputs.pose_latents),
-                encoder_hidden_states=prompt_embeds.to(dtype),
-                audio_embeds=audio_embeds.to(dtype),
-                product_scale=inputs.params.product_scale,
                 keep_key_values=not offloaded,
             )
             return whole if arrangement.sequence is None else share_tokens(whole, arrangement.sequence)
@@ -138,7 +145,7 @@ class ClipRenderer:
                 predicted = list(arrangement.partners.gather(predicted[0], Purpose.VELOCITY))
             noise_pred = predicted[0]
             if len(predicted) == 2:
-                noise_pred = apply_guidance(*predicted, params.guidance_scale)
+                noise_pred = apply_guidance(predicted[0], predicted[1], params.guidance_scale)
             latents = scheduler.step(noise_pred.float(), timestep, latents, return_dict=False)[0]
             on_step(Stage.DENOISING, step + 1)
         return latents

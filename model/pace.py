@@ -52,6 +52,10 @@ class Pace:
         self._ahead.append((self._mark(self._device), stage, clip, step))
         self._wait(at_most=1)
 
+    def of_clip(self, clip: int) -> Callable[[Stage, int], None]:
+        """`report` for the steps of one clip."""
+        return lambda stage, step: self.report(stage, clip, step)
+
     def catch_up(self) -> None:
         """Wait for the device and pass everything on."""
         self._wait(at_most=0)

@@ -6,9 +6,8 @@ bit as if it had never stopped. `__call__` is the same for those who want all fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -30,11 +29,13 @@ from contract.video import (
     SpeechLength,
     video_length,
 )
+from model.clip import ClipInputs, ClipRenderer
 from model.inputs import FramedInputs, VideoInputs, check, framed
 from model.media.images import cover
-from model.memory.offload import onload_outer_layers
 from model.pace import Pace
-from model.sampling import apply_guidance, draw_noise, frames_from_pixels, pixels_from_frames, set_schedule
+from model.parallel.ranks import Ranks
+from model.parallel.together import lead
+from model.sampling import draw_noise, pixels_from_frames
 from model.speech_features import (
     OFFICIAL_AUDIO_WINDOW,
     clip_features,
@@ -43,13 +44,8 @@ from model.speech_features import (
     official_clip_count,
 )
 from model.text_encoder import encode_prompts
-from model.transformer import (
-    CoInteractTransformer3DModel,
-    Conditioning,
-    ConditioningInputs,
-    TransformerOutput,
-)
-from model.vae import decode_latents, encode_pixels
+from model.transformer import CoInteractTransformer3DModel
+from model.vae import encode_pixels
 
 
 @dataclass(frozen=True)
@@ -131,6 +127,7 @@ class CoInteractPipeline(DiffusionPipeline):
         first_clip: int = 0,
         motion_frames: np.ndarray | None = None,
         on_progress: OnProgress | None = None,
+        ranks: Ranks | None = None,
     ) -> Iterator[Clip]:
         """Generate a video clip by clip, each as soon as it is decoded.
 
@@ -139,9 +136,11 @@ class CoInteractPipeline(DiffusionPipeline):
                 person, audio windows of 81 frames, last audio layer not normed, seed = clip index, no more
                 clips than it makes, tiled VAE, no trimming.
             first_clip, motion_frames: continue behind clip `first_clip - 1`, given its `motion_frames`.
+            ranks: lead the other ranks of this worker, which `follow`.
 
         Raises:
             ValueError: sizes that are not multiples of 16, no prompt, speech under 25 ms, and the like.
+            OutOfStep: another rank failed.
         """
         return self.run(
             framed(inputs, params),
@@ -149,6 +148,7 @@ class CoInteractPipeline(DiffusionPipeline):
             first_clip=first_clip,
             motion_frames=motion_frames,
             on_progress=on_progress,
+            ranks=ranks,
         )
 
     @torch.no_grad()
@@ -210,10 +210,11 @@ class CoInteractPipeline(DiffusionPipeline):
         first_clip: int = 0,
         motion_frames: np.ndarray | None = None,
         on_progress: OnProgress | None = None,
+        ranks: Ranks | None = None,
     ) -> Iterator[Clip]:
         """As `generate_clips`, of photos that are at the size of the video already."""
         check(inputs, params, first_clip, motion_frames)
-        return self._run(inputs, params, first_clip, motion_frames, on_progress)
+        return self._run(inputs, params, first_clip, motion_frames, on_progress, ranks)
 
     @torch.no_grad()
     def _run(
@@ -223,39 +224,22 @@ class CoInteractPipeline(DiffusionPipeline):
         first_clip: int,
         motion_frames: np.ndarray | None,
         on_progress: OnProgress | None,
+        ranks: Ranks | None,
     ) -> Iterator[Clip]:
         num_clips = self._clips_to_make(inputs, params)
         num_frames = num_clips * CLIP_FRAMES if params.parity else params.num_frames
 
         pace = Pace(on_progress, self._execution_device)
-        report = pace.report
-
         if first_clip >= num_clips:
             return
-        report(Stage.ENCODING, first_clip)
+        pace.report(Stage.ENCODING, first_clip)
         encoded = self._encode_video_inputs(inputs, params, range(first_clip, num_clips))
+        renderer = ClipRenderer(self.transformer, self.vae, self.scheduler, self._execution_device, ranks)
         before = motion_frames if first_clip > 0 else None
         for index in range(first_clip, num_clips):
-            report(Stage.ENCODING, index)
-            motion_latents = None if before is None else self._encode_frames(before, params.parity)
-            cond, uncond = self._prepare_conditioning(inputs, params, encoded, index, motion_latents)
-            after_step = partial(report, Stage.DENOISING, index)
-            noise = self._noise(inputs, params, encoded, index)
-            latents = self._denoise(params, noise, cond, uncond, after_step)
-            del cond, uncond  # up to 2 GB that decoding can use
-
-            after_chunk = partial(report, Stage.DECODING, index, params.num_inference_steps)
-            after_chunk()
-            shown_before = encoded.person_latents if motion_latents is None else motion_latents
-            latents = torch.cat([shown_before, latents], dim=2)
-            pixels = decode_latents(
-                self.vae,
-                latents,
-                keep_from=shown_before.shape[2],
-                tiled=params.parity or self.vae.use_tiling,
-                after_chunk=after_chunk,
-            )
-            frames = frames_from_pixels(pixels)  # (80, H, W, 3)
+            pace.report(Stage.ENCODING, index)
+            clip_inputs = self._clip_inputs(inputs, params, encoded, index, before)
+            latents, frames = lead(renderer, clip_inputs, pace.of_clip(index))
             before = frames[-MOTION_FRAMES:]
             pace.catch_up()
             yield Clip(index, frames[: num_frames - index * CLIP_FRAMES], before, latents)
@@ -268,7 +252,7 @@ class CoInteractPipeline(DiffusionPipeline):
 
     def _encode_video_inputs(self, inputs: FramedInputs, params: GenerationParams, clips: range) -> _Encoded:
         used = {params.prompt_of(clip) for clip in clips}
-        if params.guidance_scale != 1.0:
+        if params.guided:
             used.add(params.negative_prompt)
         device = self._execution_device
         prompts = sorted(used)
@@ -308,42 +292,28 @@ class CoInteractPipeline(DiffusionPipeline):
         frames = np.concatenate([frames[:1], frames])
         return self._encode_frames(frames, params.parity)[:, :, 1:]
 
-    def _prepare_conditioning(
+    def _clip_inputs(
         self,
         inputs: FramedInputs,
         params: GenerationParams,
         encoded: _Encoded,
         clip: int,
-        motion_latents: torch.Tensor | None,
-    ) -> tuple[Conditioning, Conditioning | None]:
-        """All that the denoising steps of a clip share, for the conditional and the unconditional pass."""
-        dtype = self.transformer.dtype
-        offloaded = onload_outer_layers(self.transformer, self._execution_device)
+        motion_frames: np.ndarray | None,
+    ) -> ClipInputs:
         window = OFFICIAL_AUDIO_WINDOW if params.parity else CLIP_FRAMES
-        audio = clip_features(encoded.audio_features, clip, window).to(dtype)
-        pose_latents = self._encode_pose(inputs, params, clip)
-        prompt = params.prompt_of(clip)
-
-        def prepare(prompt: str, audio_embeds: torch.Tensor) -> Conditioning:
-            return self.transformer.prepare_conditioning(
-                ConditioningInputs(
-                    person_latents=encoded.person_latents.to(dtype),
-                    encoder_hidden_states=encoded.prompt_embeds[prompt].to(dtype),
-                    audio_embeds=audio_embeds,
-                    product_latents=None
-                    if encoded.product_latents is None
-                    else encoded.product_latents.to(dtype),
-                    motion_latents=None if motion_latents is None else motion_latents.to(dtype),
-                    pose_latents=None if pose_latents is None else pose_latents.to(dtype),
-                    product_scale=params.product_scale,
-                ),
-                num_latent_frames=CLIP_LATENT_FRAMES,
-                keep_key_values=not offloaded,
-            )
-
-        if params.guidance_scale == 1.0:
-            return prepare(prompt, audio), None
-        return prepare(prompt, audio), prepare(params.negative_prompt, torch.zeros_like(audio))
+        return ClipInputs(
+            params=params,
+            person_latents=encoded.person_latents,
+            product_latents=encoded.product_latents,
+            motion_latents=None
+            if motion_frames is None
+            else self._encode_frames(motion_frames, params.parity),
+            pose_latents=self._encode_pose(inputs, params, clip),
+            prompt_embeds=encoded.prompt_embeds[params.prompt_of(clip)],
+            negative_prompt_embeds=encoded.prompt_embeds[params.negative_prompt] if params.guided else None,
+            audio_embeds=clip_features(encoded.audio_features, clip, window),
+            noise=self._noise(inputs, params, encoded, clip),
+        )
 
     def _noise(
         self, inputs: FramedInputs, params: GenerationParams, encoded: _Encoded, clip: int
@@ -357,40 +327,3 @@ class CoInteractPipeline(DiffusionPipeline):
             shape = (1, channels, 1 + CLIP_LATENT_FRAMES, h, w)
             noise = draw_noise(shape, clip if params.parity else params.seed + clip)
         return noise[:, :, 1:].to(self._execution_device, torch.float32)
-
-    def _denoise(
-        self,
-        params: GenerationParams,
-        latents: torch.Tensor,
-        cond: Conditioning,
-        uncond: Conditioning | None,
-        after_step: Callable[[int], None],
-    ) -> torch.Tensor:
-        """Target latents of one clip, (1, 16, 20, h, w) fp32, out of noise of that shape."""
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
-        set_schedule(scheduler, params.num_inference_steps, params.flow_shift, torch.device("cpu"))
-        after_step(0)
-        for step, timestep in enumerate(scheduler.timesteps):
-            noise_pred = self._predict("cond", latents, timestep, cond, params.audio_face_mask)
-            if uncond is not None:
-                noise_uncond = self._predict("uncond", latents, timestep, uncond, params.audio_face_mask)
-                noise_pred = apply_guidance(noise_pred, noise_uncond, params.guidance_scale)
-            latents = scheduler.step(noise_pred.float(), timestep, latents, return_dict=False)[0]
-            after_step(step + 1)
-        return latents
-
-    def _predict(
-        self,
-        name: str,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: Conditioning,
-        audio_face_mask: bool,
-    ) -> torch.Tensor:
-        """Velocity of the target latents (1, 16, 20, h, w); `name` keeps the passes' step caches apart."""
-        noisy = latents.to(self.transformer.dtype)
-        with self.transformer.cache_context(name):
-            output: TransformerOutput = self.transformer(
-                noisy, timestep, conditioning, audio_face_mask=audio_face_mask
-            )
-        return output.sample

@@ -82,7 +82,8 @@ def decoded_shape(vae: AutoencoderKLWan, latents: torch.Tensor, keep_from: int) 
     """Shape of what `decode_part` makes of whole `latents` (1, 16, F, h, w)."""
     frames = 4 * (latents.shape[2] - keep_from) - (0 if keep_from else 3)
     sides = [_ratio(vae) * side for side in latents.shape[-2:]]
-    return (latents.shape[0], vae.config.out_channels, frames, *sides)
+    folded = (vae.config.patch_size or 1) ** 2  # some VAEs fold pixels into channels
+    return (latents.shape[0], vae.config.out_channels // folded, frames, *sides)
 
 
 @torch.no_grad()
