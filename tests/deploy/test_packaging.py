@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,13 @@ def test_package_command_and_api_say_one_version(tmp_path: Path) -> None:
     assert create_app(settings).openapi()["info"]["version"] == declared
 
 
-def test_every_package_is_typed_for_those_who_import_it() -> None:
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    for pattern in patterns["packages"]["find"]["include"]:
-        places = [ROOT / where / pattern.rstrip("*") for where in patterns["packages"]["find"]["where"]]
-        assert any((place / "py.typed").is_file() for place in places), pattern
+def test_exactly_our_packages_are_installed_and_all_are_typed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    find = project["tool"]["setuptools"]["packages"]["find"]
+    folders = [path for where in find["where"] for path in (ROOT / where).iterdir() if path.is_dir()]
+    installed = [path for path in folders if any(fnmatch(path.name, pattern) for pattern in find["include"])]
+    assert {path.name for path in installed} == {*ALLOWED, "cointeract_client"}
+    assert [path.name for path in installed if not (path / "py.typed").is_file()] == []
 
 
 def test_the_license_is_the_one_declared() -> None:

@@ -10,6 +10,8 @@ from model.parity.pipeline_cases import build_vae
 from model.vae import TILE, _tile_starts, blend_tiles, decode_latents, encode_pixels, tiles
 from tests.model.official_parts import recorded, vae_weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLWan:
