@@ -25,7 +25,7 @@ videos = typer.Typer()
 def generate(
     person: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Photo of the person.")],
     audio: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="The speech: WAV, MP3, FLAC, OGG or M4A.")
+        Path, typer.Option(exists=True, dir_okay=False, help="The speech: WAV, MP3, M4A, WebM and others.")
     ],
     prompt: Annotated[
         list[str], typer.Option("--prompt", help="What happens; repeat it for one prompt per clip of 3.2 s.")

@@ -17,9 +17,11 @@ from contract.warnings import JobWarning
 class GenerateJson(GenerateFields):
     """A submit as JSON. Files are `data:` or `https:` URLs."""
 
-    person_image: str = Field(description="Photo of the person: PNG, JPEG or WebP.")
-    audio: str = Field(description="Speech: WAV, MP3, FLAC, OGG or M4A, mono or stereo.")
-    product_image: str | None = Field(None, description="Photo of the product: PNG, JPEG or WebP.")
+    person_image: str = Field(description="Photo of the person: JPEG, PNG, WebP, HEIC or AVIF.")
+    audio: str = Field(description="Speech: WAV, MP3, FLAC, OGG, M4A, MP4, MOV, WebM, AAC or AIFF.")
+    product_image: str | None = Field(
+        None, description="Photo of the product: JPEG, PNG, WebP, HEIC or AVIF."
+    )
     pose_video: str | None = Field(None, description="Pose video: MP4 or WebM.")
 
 

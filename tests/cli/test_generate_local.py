@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 run = CliRunner()
 SPEECH_S = 0.6
+CASES = Path(__file__).parents[1] / "data" / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,34 @@ def test_without_a_checkpoint_the_bundled_one_renders_and_says_what_it_is(folder
     assert checkpoint_card(BUNDLED_CHECKPOINT).note.split(":")[0] in done.output
     with av.open(str(folder / "out.mp4")) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (80, 128)
+
+
+def test_files_are_decoded_as_a_server_decodes_them(folder: Path) -> None:
+    sound = 0.003 * np.sin(np.arange(48_000) / 20)
+    soundfile.write(folder / "stereo.flac", np.stack([sound, -sound], 1)[: int(48_000 * SPEECH_S)], 48_000)
+    files = ("--person", str(CASES / "tiles_turned.heic"), "--audio", str(folder / "stereo.flac"))
+    options = ("--checkpoint", str(folder / "tiny"), "--size", "64x64", "--steps", "1")
+    done = run.invoke(
+        app,
+        ["generate", *files, "--prompt", "Hi.", "-o", str(folder / "out.mp4"), "--device", "cpu", *options],
+    )
+    assert done.exit_code == 0, done.output
+    assert "Warning: The speech is far too quiet" in done.output
+    with av.open(str(folder / "out.mp4")) as container:
+        left, right = np.concatenate(
+            [frame.to_ndarray() for frame in container.decode(container.streams.audio[0])], axis=1
+        )
+        assert np.abs(left).max() > 0.001, "stereo in, stereo out"
+        assert np.abs(left - right).max() < np.abs(left + right).max() / 4, "the right channel was turned"
+
+
+def test_a_file_that_a_server_refuses_is_refused_in_a_sentence(folder: Path) -> None:
+    (folder / "cut.mp3").write_bytes(
+        (CASES / "vbr_noxing.mp3").read_bytes()[:9000] + b"\0" * 9000 + b"x" * 9000
+    )
+    done = generate(folder, "--audio", str(folder / "cut.mp3"))
+    assert done.exit_code == 1
+    assert "cut.mp3: The file ends before its content does." in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("size", ["100x100", "64", "x64", "64 by 64"])
