@@ -5,6 +5,7 @@
 PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
+AUDIT := .venv-audit
 DEMO_OUTPUT ?= demo-output
 # The lock names torch by version alone: the package index in use decides whether it is a CPU or a GPU build.
 INSTALLED := $(VENV)/.installed
@@ -15,7 +16,7 @@ SPREAD := --numprocesses=2 --dist=loadgroup
 # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-fast test-slow lint types tests docs client lock clean
+.PHONY: demo test test-fast test-slow lint types tests docs client lock audit sbom clean
 
 demo: $(INSTALLED)
 	$(BIN)/cointeract demo --output $(DEMO_OUTPUT)
@@ -57,5 +58,16 @@ client: $(INSTALLED)
 lock: $(INSTALLED)
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
 
+# Known holes of what the lock names (asks the vulnerability service of the package index), and a bill of materials.
+audit: $(AUDIT)
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+sbom: $(INSTALLED) $(AUDIT)
+	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --output-format JSON --output-file sbom.json
+
+$(AUDIT): $(INSTALLED)
+	$(BIN)/python -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit cyclonedx-bom
+
 clean:
-	rm -rf $(VENV) $(DEMO_OUTPUT) data .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(AUDIT) sbom.json $(DEMO_OUTPUT) data .mypy_cache .ruff_cache .pytest_cache

@@ -32,6 +32,7 @@ from contract.card import CheckpointCard
 from contract.memory import MemoryMode
 from model.checkpoints.card_file import read_card
 from model.checkpoints.errors import CheckpointError, Fault, Problem, unreadable
+from model.checkpoints.official import LFS_ADVICE, is_lfs_pointer
 from model.memory.offload import choose_mode, offload
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
@@ -127,7 +128,7 @@ def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torc
             try:
                 shard = stack.enter_context(safe_open(file, framework="pt", device=str(device)))
             except (SafetensorError, OSError) as error:
-                raise unreadable(file, str(error)) from error
+                raise unreadable(file, LFS_ADVICE if is_lfs_pointer(file) else str(error)) from error
             for name in shard.keys():  # noqa: SIM118 (a file handle, not a mapping)
                 shape = tuple(shard.get_slice(name).get_shape())
                 if name in places:

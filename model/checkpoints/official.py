@@ -192,11 +192,22 @@ def find_shards(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Pat
     return [shards[n] for n in sorted(shards)]
 
 
+LFS_ADVICE = "a Git LFS pointer, not the weights: run `git lfs pull`, or fetch them with `cointeract fetch`"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a clone without Git LFS left its note in place of the file."""
+    with path.open("rb") as file:
+        return file.read(64).startswith(b"version https://git-lfs.github.com/spec/")
+
+
 def _read_file(path: Path) -> list[TensorInfo]:
     if not path.is_file():
         raise unreadable(path, "expected a file, there is none")
     if path.stat().st_size == 0:
         raise unreadable(path, "the file is empty")
+    if is_lfs_pointer(path):
+        raise unreadable(path, LFS_ADVICE)
     return _safetensors_table(path) if path.suffix == ".safetensors" else _torch_table(path)
 
 

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from model.checkpoints.convert import ConvertRequest, convert
 from model.checkpoints.errors import CheckpointError, Fault
+from model.checkpoints.load import load_pipeline
+from model.checkpoints.tiny import write_tiny_checkpoint
 from model.checkpoints.writer import checkpoint_folder
 from tests.checkpoints.official_files import OfficialFiles, OfficialPaths, Variant
 from tests.model.golden import TINY_DIT
@@ -561,3 +563,23 @@ def test_two_conversions_to_one_folder_at_once_are_refused(files: OfficialFiles,
         with pytest.raises(BlockingIOError, match="another process"):
             convert(request(paths, tmp_path / "out"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"first", "SHA256SUMS"}
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9965\n"
+
+
+@pytest.mark.parametrize("name", ["base/models_t5_umt5-xxl-enc-bf16.pth", "checkpoint.safetensors"])
+def test_a_git_lfs_pointer_is_named_as_such(name: str, files: OfficialFiles, tmp_path: Path) -> None:
+    paths = files.write(tmp_path)
+    (tmp_path / name).write_bytes(POINTER)
+    error = refusal(paths, tmp_path / "out")
+    assert error.problems[0].fault == Fault.UNREADABLE
+    assert "git lfs pull" in str(error)
+
+
+def test_a_git_lfs_pointer_in_a_checkpoint_folder_is_named_as_such(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path)
+    (weights,) = (tmp_path / "vae").glob("*.safetensors")
+    weights.write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        load_pipeline(tmp_path)
