@@ -45,8 +45,8 @@ class Stage(StrEnum):
 
 
 OnProgress = Callable[[Stage, int, int], None]
-"""Called with stage, clip and finished steps, at least once per denoising step. An exception
-from it ends the rendering; that is how to cancel one.
+"""Called with stage, clip and finished steps, at least once per denoising step. An exception from it ends the
+rendering; that is how to cancel one.
 """
 
 

@@ -1,3 +1,1 @@
-"""Co-generation training: two streams, a supervised mixture of experts, and the procedural world of the
-small model.
-"""
+"""Co-generation training: two streams, supervised experts, and the procedural world of the small model."""

@@ -1,4 +1,4 @@
-"""Growing and pruning: the HOI stream's parts and LoRA pairs come before training and go after it."""
+"""The HOI stream's parts and the LoRA pairs, which are added before training and removed after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from model.transformer import CoInteractTransformer3DModel
 
-# What each part of the HOI stream starts from: the video's counterpart.
+# The part of the video's stream that each part of the HOI stream starts from.
 HOI_SOURCES = {
     "hoi_patch_embedding": "patch_embedding",
     "hoi_proj_out": "proj_out",
@@ -36,7 +36,9 @@ def is_expert(name: str) -> bool:
 
 
 def with_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTransformer3DModel:
-    """The same weights with an HOI stream; its parts start as copies of the video's. As is if it has one."""
+    """The same weights with an HOI stream that starts as a copy of the video's parts. Unchanged if it has
+    one.
+    """
     if transformer.config.hoi_branch:
         return transformer
     grown = _like(transformer, hoi_branch=True)
@@ -45,7 +47,7 @@ def with_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTran
         if not is_hoi(name):
             continue
         source = ".".join(HOI_SOURCES.get(part, part) for part in name.split("."))
-        # The type embedding has no counterpart: none of the video's rows fits.
+        # The type embedding has no counterpart, as none of the video's rows fits.
         like = weights.get(source)
         shape = grown.state_dict()[name].shape
         weights[name] = transformer.type_embedding.weight.new_zeros(shape) if like is None else like.clone()
@@ -102,7 +104,7 @@ def merged_weights(transformer: CoInteractTransformer3DModel) -> dict[str, torch
 
 def _like(transformer: CoInteractTransformer3DModel, hoi_branch: bool) -> CoInteractTransformer3DModel:
     settings = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
-    with torch.device("meta"):  # weights are put in its place: 17 B random ones need not be drawn
+    with torch.device("meta"):  # weights replace it, so 17 B random ones need not be drawn
         made: CoInteractTransformer3DModel = CoInteractTransformer3DModel(
             **{**settings, "hoi_branch": hoi_branch}
         )

@@ -1,4 +1,4 @@
-"""A folder of encoded clips: written once (or while training already reads it), drawn from at random."""
+"""A folder of encoded clips, written once, even while training reads it, and drawn from at random."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ class Clips(Protocol):
 
 
 class ClipCache:
-    """Encoded clips of a folder, kept in memory once read. `refresh` finds clips that were added
-    meanwhile.
-    """
+    """Encoded clips of a folder, kept in memory once read. `refresh` finds clips added meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         """Open the folder.
@@ -67,10 +65,10 @@ def fill_cache(
     first_clips_too: bool = True,
     workers: int = 0,
 ) -> None:
-    """Encode clips; what is there already is left as it is.
+    """Encode clips. Those that are already encoded stay as they are.
 
-    A clip with motion frames is encoded behind them and, for motion dropout, also as a first clip; not
-    the latter where clips are plentiful (`first_clips_too` False).
+    A clip with motion frames is encoded after them. With `first_clips_too` it is also encoded as a first
+    clip, for motion dropout.
     """
     write_empty_prompt(folder, encoder)
 
@@ -100,6 +98,6 @@ def write_empty_prompt(folder: Path, encoder: ClipEncoder) -> None:
 
 
 def stack(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """Batch of tensors that every clip has; None if any lacks it."""
+    """The clips' tensors as a batch; None if any clip has none."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if len(present) == len(tensors) else None

@@ -1,4 +1,4 @@
-"""One training clip, before and after encoding, and the encoding: official joint encoding with motion."""
+"""A training clip before and after encoding, and the official joint encoding of motion and target."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOI_PROMPT_PREFIX = (
 
 @dataclass(frozen=True)
 class TrainingClip:
-    """One row of training data at the size that is trained on; pixels are uint8."""
+    """One row of training data at the size of training. Pixels are uint8."""
 
     prompt: str
     frames: np.ndarray  # (80, H, W, 3)
@@ -45,7 +45,7 @@ class TrainingClip:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """The same in latents and features, normalised, without batch dimension. What is absent is None."""
+    """The clip as normalised latents and features, without a batch dimension. What it lacks is None."""
 
     target: torch.Tensor  # (16, 20, h, w) encoded behind the motion frames, or behind the person's photo
     motion: torch.Tensor | None  # (16, 19, h, w); None for a first clip
@@ -94,12 +94,11 @@ class ClipEncoder:
         self._prompts: dict[str, torch.Tensor] = {}
 
     def encode(self, clip: TrainingClip, *, after_motion: bool) -> EncodedClip:
-        """Encode a clip as following its motion frames, or as the first of a video.
+        """Encode a clip as one that follows its motion frames, or as the first of a video.
 
-        Motion and target are encoded jointly, as they will be decoded. The target of a first clip is
-        encoded behind the
-        person's photo for the same reason. Both cover the same 80 frames; the official code's first clip
-        starts one frame later, which puts lips 40 ms off the sound.
+        Motion and target are encoded jointly, as they will be decoded. For the same reason the target of a
+        first clip is encoded after the person's photo. Both cover the same 80 frames. The official code's
+        first clip starts one frame later, which puts the lips 40 ms off the sound.
 
         Raises:
             ValueError: `after_motion` for a clip that has no motion frames.
@@ -139,9 +138,7 @@ class ClipEncoder:
         return self._prompts[prompt]
 
     def _side_stream(self, frames: np.ndarray | None) -> torch.Tensor | None:
-        """Latents (16, 20, h, w) of 80 frames; the first is shown twice, since the VAE codes one frame
-        alone first.
-        """
+        """Latents (16, 20, h, w) of 80 frames. The first is repeated, as the VAE codes one frame alone."""
         return None if frames is None else self._latents(np.concatenate([frames[:1], frames]))[:, 1:]
 
     def _latents(self, frames: np.ndarray) -> torch.Tensor:

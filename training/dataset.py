@@ -94,9 +94,7 @@ class CsvDataset:
         return self._folder / cell if cell and cell != "nan" else None
 
     def _video(self, path: Path, count: int) -> np.ndarray:
-        """Exactly `count` frames, frame by frame whatever the file's rate; a short video's last frame is
-        repeated.
-        """
+        """Exactly `count` frames whatever the file's rate. The last frame of a short video is repeated."""
         size = (self._width, self._height)
         frames = load_pose(path, size=size, max_frames=count, resample=False)
         missing = count - len(frames)
@@ -139,9 +137,7 @@ def synthetic_clip(video: SyntheticVideo, clip: int) -> TrainingClip:
 def clip_boxes(
     video: SyntheticVideo, clip: int
 ) -> tuple[dict[str, list[int]], dict[str, dict[str, list[int]]]]:
-    """The official `face` and `hand_object` objects of a clip: one entry per latent frame, at its third
-    frame.
-    """
+    """The official `face` and `hand_object` objects of a clip, with the third frame of each latent frame."""
     face, hands = {}, {}
     for k in range(2, CLIP_FRAMES, 4):
         boxes = video.boxes[clip * CLIP_FRAMES + k]

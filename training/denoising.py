@@ -1,7 +1,7 @@
 """What single denoising steps of true clips tell about a checkpoint: errors by kind of token, its router.
 
-Generated videos differ by chance as much as by training. Here every checkpoint is given the same clips with
-the same noise, so that small differences between trainings show.
+Generated videos differ by chance as much as by training. Here every checkpoint gets the same clips with the
+same noise, so that small differences between trainings show.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .objective import LossWeights, routing_loss
 from .synthetic import SyntheticVideo
 
 TIMESTEPS = (250.0, 500.0, 750.0)
-"""Of 1000. The experts take part in all of them."""
+"""Timesteps of 0..1000. The experts take part in all of them."""
 ROUTING_TIMESTEP = 500.0
 
 
@@ -32,13 +32,13 @@ class DenoisingScores:
     denoising_face: float
     """Error on tokens that a face's box touches."""
     denoising_hands: float
-    """Likewise hands."""
+    """Error on tokens that a hand's box touches."""
     denoising_product: float
-    """Likewise the product."""
+    """Error on tokens that the product's box touches."""
     denoising_grip: float
-    """On tokens that both a hand's and the product's box touch."""
+    """Error on tokens that both a hand's and the product's box touch."""
     denoising_elsewhere: float
-    """On all other tokens."""
+    """Error on all other tokens."""
     router_accuracy: float
     """Of the last block's router in the first clip, half noised: mean of the accuracies on base, hand and
     face tokens.
@@ -47,7 +47,7 @@ class DenoisingScores:
 
 @torch.no_grad()
 def denoising_scores(pipeline: CoInteractPipeline, video: SyntheticVideo) -> DenoisingScores:
-    """Measure on every clip of a video: the first behind the person's photo, the others behind true motion.
+    """Measure on every clip of a video: the first after the person's photo, the others after true motion.
 
     Raises:
         ValueError: the network cannot route, or nothing is held in the whole video.

@@ -55,7 +55,7 @@ class Camera:
     def frame_box(
         self, x: float, y: float, half_width: float, half_height: float
     ) -> tuple[int, int, int, int]:
-        """The same in whole pixels of the finished frame, cut at its edges: x1, y1, x2, y2."""
+        """A box in whole pixels of the finished frame, cut at its edges: x1, y1, x2, y2."""
         x1, y1, x2, y2 = (v / self.oversampling for v in self.box(x, y, half_width, half_height))
         return (
             min(max(math.floor(x1), 0), self.width),
@@ -129,9 +129,10 @@ class Painter:
 
 
 def product_image(product: Product, width: int, height: int) -> Image.Image:
-    """The product reference: its front on black, so that, placed as the pipeline places a photo, it is where
-    and as large as it is held between actions. Copying a look needs far fewer steps than also learning to
-    find and to shrink it.
+    """The product reference: the product's front on black.
+
+    Placed as the pipeline places a photo, the product has the place and the size that it has between actions.
+    Learning to copy a look takes far fewer steps than also learning to find and to shrink it.
     """
     texture = _texture(product, "front", False, 4 * max(width, height))
     ratio = PRODUCT_MARGIN * product.width * width / texture.width

@@ -1,9 +1,9 @@
 """How well a checkpoint of the procedural world does: `python -m training.evaluate --checkpoint DIR`.
 
-Held-out people present held-out products. Everything is measured by analysis through synthesis: the world's
-renderer draws what should be seen, and the alternatives (another product, person, action, mouth), and the
-generated frame counts for whichever it is closest to. No judge has to be trained or trusted. `denoising.py`
-adds what steps on the true clips tell.
+Held-out people present held-out products. The world's renderer draws what should be seen and the
+alternatives: another product, person, action or mouth. A generated frame counts for the drawing that it is
+closest to, so no judge has to be trained or trusted. `denoising.py` adds the errors of steps on the true
+clips.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ class GeneratedScores:
     product_told_apart: float
     """Share of frames whose held product is closer to the reference than to a swapped product."""
     person_told_apart: float
-    """Likewise for the presenter's head and shirt."""
+    """The same share for the presenter's head and shirt."""
     action_obeyed: float
     """Share of clips that look most like the prompted one of the seven actions."""
     hand_obeyed: float | None
     """Share of one-handed clips in which the prompted hand acts; None without such clips."""
     mouth_correlation: float
-    """Mouth opening against the speech's, best lag within ±5 frames, over all clips."""
+    """Correlation of the mouth's opening with the speech, at the best lag within ±5 frames, over all clips.
+    """
     mouth_lag_frames: int
     """The absolute lag of that best correlation."""
     contact: float
@@ -65,11 +66,11 @@ class GeneratedScores:
     face_error: float
     """Mean absolute difference from the true video in the face's box, 0..255."""
     hands_error: float
-    """Likewise in the boxes of both hands."""
+    """The same difference in the boxes of both hands."""
     product_error: float
-    """Likewise in the product's box."""
+    """The same difference in the product's box."""
     error: float
-    """Likewise everywhere."""
+    """The same difference in the whole picture."""
 
 
 Measured = dict[str, float | None]
@@ -88,9 +89,7 @@ def evaluate(
     first_seed: int = 0,
     pictures: Path | None = None,
 ) -> list[Measured]:
-    """Generate `videos` held-out videos of `clips` clips and measure them; contact sheets go to
-    `pictures`.
-    """
+    """Generate `videos` held-out videos of `clips` clips, measure them, put sheets in `pictures`."""
     measured: list[Measured] = []
     for seed in range(first_seed, first_seed + videos):
         true = make_video(seed, width, height, actions=clips, split="heldout", synthesiser="formant")
@@ -132,9 +131,7 @@ def generate(
 
 
 def measure(generated: np.ndarray, video: SyntheticVideo, other: Cast) -> GeneratedScores:
-    """Compare a generated video with the true one and with what a swapped person or product would look
-    like.
-    """
+    """Compare a generated video with the true one, and with drawings of a swapped person or product."""
     height, width = generated.shape[1:3]
     painter = Painter(video.cast, width, height)
     swapped_product = Painter(replace(video.cast, product=other.product), width, height)
@@ -255,10 +252,9 @@ def _error_in(difference: np.ndarray, *boxes: Sequence[Box | None]) -> float:
 def _grip(frame: np.ndarray, painter: Painter, pose: Pose, box: Box) -> tuple[float, float]:
     """Contact and penetration in one frame.
 
-    Where the true drawing shows product, hand or neither is known; each generated pixel there is taken for
-    whichever of the three colours it is closest to (what the drawing has there, the skin, the shirt or wall).
-    Contact: some skin-like pixel touches a product-like one. Penetration: share of the product's true visible
-    area that does not look like product.
+    The true drawing tells where product and hand are. Each generated pixel is taken for the colour it is
+    closest to: the drawing's product, the skin, or the shirt or wall. Contact: some skin-like pixel touches a
+    product-like one. Penetration: share of the product's true visible area that does not look like product.
     """
     x1, y1, x2, y2 = (max(0, box[0] - 4), max(0, box[1] - 4), box[2] + 4, box[3] + 4)
     region = (slice(y1, y2), slice(x1, x2))

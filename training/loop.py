@@ -56,7 +56,7 @@ class Step:
 
 @dataclass
 class _Progress:
-    """What a resumed run goes on from, besides weights and optimiser."""
+    """What a resumed run continues from, besides weights and optimisers."""
 
     step: int = 0
     seconds: float = 0.0

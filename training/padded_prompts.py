@@ -1,8 +1,8 @@
 """Prompts of 512 rows at the cost of their real tokens, exactly.
 
-All rows behind a prompt's end are the same zero vector, so attention over them equals attention over one
-of them with
-log(count) added to its score. Short training sequences spend more on padding than on tokens otherwise.
+All rows after a prompt's end are the same zero vector, so attention over them equals attention over one of
+them with log(count) added to its score. Without this, short training sequences spend more on padding than on
+tokens.
 """
 
 from __future__ import annotations

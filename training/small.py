@@ -1,8 +1,8 @@
 """The small checkpoint, from nothing, in one command: `python -m training.small RECIPE.toml OUTPUT`.
 
-Stages, each skipped if its result is there: audio encoder → VAE → untrained pipeline with the small DiT
-→ encoded clips of
-the procedural world → co-generation training → the RGB-only checkpoint in OUTPUT/checkpoint.
+The stages are: audio encoder → VAE → untrained pipeline with the small DiT → encoded clips of the procedural
+world → co-generation training → the RGB-only checkpoint in OUTPUT/checkpoint. A stage whose result exists is
+skipped.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """The small checkpoint's text and audio encoders, in the official architectures.
 
-Text: a byte-level BPE vocabulary made from the world's own prompts (so that its words are one token
-each, and any other
-text still has tokens) and a UMT5 encoder with seeded random weights, never trained: the DiT learns to
-read its outputs.
-Audio: a wav2vec2 trained for some minutes to carry the log energies of 24 frequency bands through all
-its layers.
+Text: a byte-level BPE vocabulary made from the world's prompts, in which their words are one token each and
+any other text has tokens; and a UMT5 encoder with seeded random weights. The encoder is never trained: the
+DiT learns to read its outputs. Audio: a wav2vec2 trained for some minutes to carry the log energies of 24
+frequency bands through all its layers.
 """
 
 from __future__ import annotations
