@@ -24,6 +24,8 @@ from tests.server.conftest import CARD, Api, ApiFactory, make_settings, running,
 from tests.server.inputs import form
 from tests.server.journals import succeed
 
+pytestmark = pytest.mark.slow
+
 STRAYS = (".DS_Store", "Thumbs.db", "lost+found", ".keep", "job_short", "notes.txt", "ümläut", "x" * 200)
 
 

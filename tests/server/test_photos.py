@@ -18,6 +18,8 @@ from tests.server.conftest import ApiFactory
 from tests.server.decoded import CASES, refused, seen
 from tests.server.inputs import SPEECH, form, image_bytes, jpeg_of_scans, video_bytes
 
+pytestmark = pytest.mark.slow
+
 D65, D50 = (0.3127, 0.3290), (0.3457, 0.3585)
 SPACES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # white, red, green, blue; curve

@@ -30,6 +30,8 @@ from tests.server.decoded import (
 )
 from tests.server.inputs import audio_bytes, form, samples
 
+pytestmark = pytest.mark.slow
+
 ONE_FRAME_S = 1 / FPS
 ANSWERS = {
     # file: seconds, channels
