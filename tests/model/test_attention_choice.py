@@ -18,7 +18,7 @@ from model.attention_choice import (
 )
 from model.network.attention import CoInteractAttention
 from model.network.attention_backends import dispatch, use_backend
-from model.transformer import CoInteractTransformer3DModel
+from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FLOAT = torch.float32
@@ -50,9 +50,11 @@ def predict(network: CoInteractTransformer3DModel) -> torch.Tensor:
         sample: torch.Tensor = network(
             normal(1, 16, 2, 8, 8),
             500.0,
-            person_latents=normal(1, 16, 1, 8, 8),
-            encoder_hidden_states=normal(1, 5, 8),
-            audio_embeds=normal(1, 25, 8, 8),
+            ConditioningInputs(
+                person_latents=normal(1, 16, 1, 8, 8),
+                encoder_hidden_states=normal(1, 5, 8),
+                audio_embeds=normal(1, 25, 8, 8),
+            ),
         ).sample
     return sample
 
