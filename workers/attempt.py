@@ -11,6 +11,7 @@ import logging
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,9 +32,10 @@ from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, file_key
 from jobs.queue import JobQueue
 from jobs.scheduling import may_start
 from jobs.usage import SpentUsage, note_usage
-from workers.engines.engine import DeviceFailed, Engine, OutOfMemory, RenderRequest
+from workers.engines.engine import DeviceFailed, Engine, OutOfMemory, RenderedClip, RenderRequest
 from workers.lost_attempts import announce_again
 from workers.messages import ClipDone, Ended, Message, Progressed, Working
+from workers.one_behind import OneBehind
 from workers.scratch import attempt_folder
 
 log = logging.getLogger(__name__)
@@ -133,17 +135,26 @@ class Runner:
 
 
 class _Attempt:
-    """One attempt. `self.job` is the state after this attempt's own entries."""
+    """One attempt. `self.job` is the state after this attempt's own entries.
+
+    A finished clip is encoded and stored in a thread while the next one is being rendered.
+    """
 
     def __init__(self, runner: Runner, job: Job) -> None:
         self.runner = runner
         self.job = job
+        self.appending = threading.Lock()
+        """Held while an entry is in the journal but not yet in `self.job`."""
         self.stage = Stage.LOADING
+        self.place = (len(job.clips), 0)
+        """Clip and step that were reported last."""
         self.done_at_start = len(job.clips)
         self.stopwatch = Stopwatch(job.submitted.params, runner.speed)
         self.stage_began_at = utcnow()
         self.clip_began: float | None = None
         """When work on the present clip began, by the monotonic clock."""
+        self.unkept: deque[float] = deque()
+        """Seconds of clips that are rendered but not yet in the journal."""
         self.about = {"job_id": job.id, "attempt": job.attempt}
 
     def run(self) -> None:
@@ -159,7 +170,7 @@ class _Attempt:
                     cost=request.cost,
                     work=Work.of(request.params),
                     started_at=job.started_at or utcnow(),
-                    progress=self._progress(self.done_at_start, 0),
+                    progress=self._progress(*self.place),
                 )
             )
         )
@@ -260,12 +271,19 @@ class _Attempt:
         )
         self._on_progress(Stage.LOADING, self.done_at_start, 0)
         self.clip_began = started = time.monotonic()
-        for clip in engine.render(request, self._on_progress):
-            video, motion = workdir / f"{clip.index}.mp4", workdir / f"{clip.index}.motion"
-            self._durably(partial(clip.save, video, motion))
-            seconds = time.monotonic() - started
-            self._keep_clip(clip.index, video, motion, seconds)
-            self.clip_began = started = time.monotonic()
+        with OneBehind("storing", self._still_there) as storing:
+
+            def on_progress(stage: Stage, clip: int, step: int) -> None:
+                storing.check()
+                self._on_progress(stage, clip, step)
+
+            for clip in engine.render(request, on_progress):
+                seconds = time.monotonic() - started
+                self.clip_began = time.monotonic()
+                self.unkept.append(seconds)
+                self.runner.speed = speed = self.stopwatch.clip_ends()
+                storing.start(partial(self._keep_clip, clip, workdir, seconds, speed))
+                self.clip_began = started = time.monotonic()
 
         self._on_progress(Stage.MUXING, params.num_clips, 0)
         clips = [self._local(clip.video) for clip in self.job.clips]
@@ -285,8 +303,11 @@ class _Attempt:
             self._drop(self.job.clips[-1].motion)
         log.info("succeeded", extra=self.about)
 
-    def _keep_clip(self, index: int, video: Path, motion: Path, seconds: float) -> None:
-        """Keep a finished clip, so that a later attempt can continue after it."""
+    def _keep_clip(self, clip: RenderedClip, workdir: Path, seconds: float, speed: Speed | None) -> None:
+        """Keep a finished clip, rendered in `seconds`, so that a later attempt can continue after it."""
+        index = clip.index
+        video, motion = workdir / f"{index}.mp4", workdir / f"{index}.motion"
+        self._durably(partial(clip.save, video, motion))
         before = self.job.clips[-1].motion if self.job.clips else None
         self._append(
             ClipFinished(
@@ -302,23 +323,36 @@ class _Attempt:
         )
         if before is not None:  # up to 200 MB that nobody needs now
             self._drop(before)
-        self.runner.speed = self.stopwatch.clip_ends()
-        self.runner.tell(ClipDone(seconds=seconds, speed=self.runner.speed))
+        self.unkept.popleft()
+        self.runner.tell(ClipDone(seconds=seconds, speed=speed))
         log.info("clip %d finished in %.1f s", index, seconds, extra=self.about)
 
     def _on_progress(self, stage: Stage, clip: int, step: int) -> None:
         """Tell the supervisor. Raises if the journal has moved on or this process must end."""
         if stage is not self.stage:
             self.stage_began_at = utcnow()
-        self.stage = stage
+        self.stage, self.place = stage, (clip, step)
         self.stopwatch.note(stage)
-        self.runner.tell(Progressed(progress=self._progress(clip, step)))
+        self._still_there()
         self._check()
 
+    def _still_there(self) -> None:
+        """Tell the supervisor where the attempt is, so that it does not take it for stalled."""
+        self.runner.tell(Progressed(progress=self._progress(*self.place)))
+
     def _check(self) -> None:
-        job = self.job
+        with self.appending:
+            job = self.job
+            newest = self._newest(job)
+        if newest.sequence != job.sequence:
+            raise Superseded(f"the job is {newest.state}, attempt {newest.attempt}")
+        if self.runner.stopping.is_set():
+            raise ShuttingDown
+
+    def _newest(self, job: Job) -> Job:
+        """What the journal says now."""
         try:
-            newest = self.runner.journal.read(job.id, known=job)
+            return self.runner.journal.read(job.id, known=job)
         except JobNotFound:
             raise Superseded("the job was removed") from None
         except UnreadableJob as error:
@@ -326,11 +360,7 @@ class _Attempt:
         except OSError as error:
             if error.errno not in STORAGE_AWAY:
                 raise
-            newest = job  # unknown until storage is back, so the render goes on
-        if newest.sequence != job.sequence:
-            raise Superseded(f"the job is {newest.state}, attempt {newest.attempt}")
-        if self.runner.stopping.is_set():
-            raise ShuttingDown
+            return job  # unknown until storage is back, so the render goes on
 
     def _progress(self, clip: int, step: int) -> LiveProgress:
         params, speed = self.job.submitted.params, self.runner.speed
@@ -350,7 +380,11 @@ class _Attempt:
     # Storage
 
     def _append(self, entry: JournalEntry) -> None:
-        self.job = self._durably(lambda: self.runner.journal.append(self.job, entry))
+        def append() -> None:
+            with self.appending:
+                self.job = self.runner.journal.append(self.job, entry)
+
+        self._durably(append)
 
     def _put(self, path: Path, name: str, media_type: str) -> StoredFile:
         with path.open("rb") as file:
@@ -379,8 +413,7 @@ class _Attempt:
             if not tries:
                 log.error("%s; trying again until it works", what, extra=self.about)
             tries += 1
-            # Without this the supervisor would take the attempt for stalled.
-            self.runner.tell(Progressed(progress=self._progress(len(self.job.clips), 0)))
+            self._still_there()
             self._check()
             self.runner.stopping.wait(STORAGE_RETRY_S)
 
@@ -411,7 +444,7 @@ class _Attempt:
             log.debug("the job is gone: it was deleted", extra=self.about)
         except (OSError, ValueError):
             return
-        seconds = time.monotonic() - self.clip_began
+        seconds = time.monotonic() - self.clip_began + sum(self.unkept)
         usage = SpentUsage(owner=self.job.submitted.owner, gpu_seconds=seconds, at=utcnow())
         with suppress(OSError):
             note_usage(self.runner.store, usage, self.job.id, self.job.attempt)
