@@ -12,6 +12,7 @@ import time
 import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from PIL import Image
@@ -43,23 +44,26 @@ class Answer:
 
 
 class Client:
-    """Requests to one server on loopback. Raises NoAnswer."""
+    """A client of servers on this machine, asked in turn. Its methods raise NoAnswer."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
-        """Idle connections, and since when."""
+    def __init__(self, *ports: int) -> None:
+        self._ports = cycle(ports)
+        self._idle: dict[int, list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]]] = {
+            port: [] for port in ports
+        }
+        """By port: since when, and the connection."""
 
     async def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> Answer:
-        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self._port}", f"Content-Length: {len(body)}"]
+        port = next(self._ports)
+        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         head = "\r\n".join([*lines, "", ""]).encode()
         writer = None
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                reader, writer = await self._connection()
+                reader, writer = await self._connection(port)
                 writer.writelines((head, body))
                 answer = await _read_answer(reader)
         except (OSError, EOFError, TimeoutError) as error:
@@ -73,7 +77,7 @@ class Client:
         if answer.headers.get("connection") == "close":
             writer.close()
         else:
-            self._idle.append((time.monotonic(), reader, writer))
+            self._idle[port].append((time.monotonic(), reader, writer))
         return answer
 
     async def get(self, path: str) -> Answer:
@@ -93,16 +97,17 @@ class Client:
         )
 
     def close(self) -> None:
-        for _, _, writer in self._idle:
-            writer.close()
+        for idle in self._idle.values():
+            for _, _, writer in idle:
+                writer.close()
 
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        while self._idle:
-            since, reader, writer = self._idle.pop()
+    async def _connection(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle[port]:
+            since, reader, writer = self._idle[port].pop()
             if time.monotonic() - since < CONNECTION_KEPT_S and not reader.at_eof():
                 return reader, writer
             writer.close()
-        return await asyncio.open_connection("127.0.0.1", self._port)
+        return await asyncio.open_connection("127.0.0.1", port)
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> Answer:

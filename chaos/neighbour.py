@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from chaos.client import Client, NoAnswer, SubmitForm
-from chaos.run import percentile
+from chaos.observed import percentile
 from chaos.stack import LiveStack, live_stack
 from contract.processes import own_process
 from contract.settings import Settings

@@ -26,7 +26,16 @@ class Report:
     """Jobs that were seen in one final state and later in another."""
     refused: int = 0
     """Requests answered with neither success nor a documented refusal."""
+    unexplained: int = 0
+    """Attempts that counted against a job though no fault of ours had ended them."""
+    webhooks_lost: int = 0
+    """Jobs whose end a receiver that answers was never told."""
 
+    seed: int = 0
+    workers: int = 0
+    apis: int = 0
+    max_attempts: int = 0
+    """Attempts that may end badly before a job fails: the default of the service."""
     jobs: int = 0
     succeeded: int = 0
     failed: int = 0
@@ -51,6 +60,13 @@ class Report:
     """Seconds from the request until the job is canceled and no worker holds it, without faults."""
     cancel_under_faults_p99_s: float | None = None
     """The same, including the time of waiting for a dead API, Redis or worker."""
+    webhooks: int = 0
+    """Jobs that named a webhook, half of them at a black hole."""
+    webhooks_repeated: int = 0
+    """Messages that a receiver got more than once: their sender died before it could note the answer."""
+    webhook_p99_s: float | None = None
+    """Seconds from the end of a job until a receiver that answers was told, without faults."""
+    webhook_under_faults_p99_s: float | None = None
     overload: dict[str, int] = field(default_factory=dict)
     """Answers to a flood against a full queue, by status code."""
     overload_per_s: float | None = None
@@ -61,6 +77,7 @@ class Report:
     def ok(self) -> bool:
         """Whether every promise held."""
         wrong = self.lost + self.duplicated + self.partial + self.stuck + self.flipped + self.refused
+        wrong += self.unexplained + self.webhooks_lost
         return wrong == 0 and set(self.overload) <= {"202", "429"}
 
 

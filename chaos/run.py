@@ -14,25 +14,27 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from redis.exceptions import RedisError
 
 from chaos.client import Answer, Client, NoAnswer, SubmitForm
+from chaos.disk import Disk, disk_in
+from chaos.observed import Observed
+from chaos.receivers import Receivers, make_certificate, network_of_our_own, receiving
 from chaos.report import Report
 from chaos.stack import InjectedFault, LiveStack, live_stack, resident_bytes
-from contract.entries import Canceled, Failed, Interrupted, JournalEntry, Started, Succeeded
+from chaos.verdict import RETRY_S, Judge
 from contract.settings import Settings
-from contract.state import Job
-from jobs.identity import pid_of
 from jobs.journal import JobNotFound
 from workers.engines.fake import FakeSettings, synthetic_video
 
 log = logging.getLogger(__name__)
 
-FAULT_WEIGHTS = {"child": 7, "worker": 5, "api": 3, "reaper": 2, "redis": 2, "freeze": 1}
+FAULT_WEIGHTS = {"child": 7, "worker": 5, "api": 3, "reaper": 2, "redis": 2, "freeze": 1, "supervisor": 1}
 CALM_SHARE = 0.5
 """Share of the jobs that are submitted at full rate before the first fault, to measure latencies."""
 SUBMIT_RATE = 50.0
@@ -41,8 +43,9 @@ CANCEL_EVERY = 20
 """One in so many jobs is canceled."""
 STEPS_PER_JOB = 8
 """Two clips of four steps."""
-RETRY_S = 0.2
 FLOOD_CLIENTS = 64
+WEBHOOK_EVERY = 5
+"""One in so many jobs names a webhook; of these, every other one a black hole."""
 
 
 @dataclass(frozen=True)
@@ -56,47 +59,25 @@ class Options:
     """Seconds, in the middle of that part, during which Redis answers nobody."""
     overload_s: float = 0.0
     """Seconds for which the API is flooded afterwards."""
+    apis: int = 1
+    """API processes that share the store; clients ask them in turn."""
+    power_cuts: int = 0
+    """Further faults: the power goes, and what had not reached the disk is lost."""
+    webhooks: bool = False
+    """Some jobs name webhooks, half of them a black hole."""
     seed: int = 0
-
-
-@dataclass
-class Observed:
-    """What the clients have seen."""
-
-    accepted: dict[str, str] = field(default_factory=dict)
-    """Job id by idempotency key."""
-    final: dict[str, str] = field(default_factory=dict)
-    """Final state by job id, as first seen."""
-    canceled: set[str] = field(default_factory=set)
-    flipped: set[str] = field(default_factory=set)
-    partial: set[str] = field(default_factory=set)
-    refused: list[str] = field(default_factory=list)
-    calm_submits: list[float] = field(default_factory=list)
-    submits: list[float] = field(default_factory=list)
-    calm_statuses: list[float] = field(default_factory=list)
-    statuses: list[float] = field(default_factory=list)
-    calm_cancels: list[float] = field(default_factory=list)
-    cancels: list[float] = field(default_factory=list)
-
-    def live(self) -> list[str]:
-        return [job_id for job_id in self.accepted.values() if job_id not in self.final]
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least `share` of all values do not exceed; None if there are no values."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 class Chaos:
     """One run against one stack."""
 
-    def __init__(self, stack: LiveStack, options: Options, client: Client) -> None:
+    def __init__(
+        self, stack: LiveStack, options: Options, client: Client, receivers: Receivers | None = None
+    ) -> None:
         self.stack = stack
         self.options = options
         self.client = client
+        self.receivers = receivers
         self.random = random.Random(options.seed)
         self.seen = Observed()
         self.faults: list[InjectedFault] = []
@@ -105,7 +86,12 @@ class Chaos:
 
     async def run(self) -> Report:
         started = time.monotonic()
-        report = Report()
+        report = Report(
+            seed=self.options.seed,
+            workers=self.options.workers,
+            apis=self.options.apis,
+            max_attempts=self.stack.settings.max_attempts,
+        )
         calm = int(self.options.jobs * CALM_SHARE) if self.options.kills else self.options.jobs
         background = [
             asyncio.create_task(work()) for work in (self._supervise, self._watch, self._cancel_some)
@@ -128,7 +114,15 @@ class Chaos:
         for result in results:
             if isinstance(result, Exception):
                 raise result
-        await self._judge(report)
+        judge = Judge(
+            self.stack,
+            self.client,
+            self.seen,
+            self.faults,
+            self.receivers,
+            knows_all_jobs=not self.options.overload_s,
+        )
+        await judge.judge(report)
         report.seconds = round(time.monotonic() - started, 1)
         return report
 
@@ -145,7 +139,9 @@ class Chaos:
     async def _submit(self, number: int, latencies: list[float]) -> None:
         """Submit one job, again and again until it is answered."""
         key = f"chaos-{self.options.seed}-{number}-{uuid4().hex[:8]}"
-        body = self._form.body(prompt=f"a person speaks {number}", seed=str(number))
+        url = self._webhook_of(number)
+        texts = {"prompt": f"a person speaks {number}", "seed": str(number)}
+        body = self._form.body(**texts, **({} if url is None else {"webhook_url": url}))
 
         async def post() -> Answer:
             started = time.monotonic()
@@ -155,7 +151,15 @@ class Chaos:
 
         answer = await self._insist("submit", post, {202, 200})
         if answer is not None:
-            self.seen.accepted[key] = answer.json()["id"]
+            job_id = self.seen.accepted[key] = answer.json()["id"]
+            if url is not None:
+                self.seen.webhooks[job_id] = url
+
+    def _webhook_of(self, number: int) -> str | None:
+        if self.receivers is None or number % WEBHOOK_EVERY:
+            return None
+        is_hole = number // WEBHOOK_EVERY % 2
+        return self.receivers.hole_url if is_hole else self.receivers.good_url
 
     async def _insist(
         self, path: str, request: Callable[[], Awaitable[Answer]], wanted: set[int]
@@ -248,18 +252,19 @@ class Chaos:
             await asyncio.sleep(0.1)
 
     async def _inject(self, kills: int) -> None:
-        """Inject `kills` faults, evenly spread, one of them a FLUSHALL."""
+        """Inject `kills` faults and the power cuts, evenly spread, one of them a FLUSHALL."""
         if not kills:
             return
         kinds = self.random.choices(list(FAULT_WEIGHTS), list(FAULT_WEIGHTS.values()), k=kills)
         kinds[kills // 2] = "flush"
         if self.options.outage_s:
             kinds[kills // 4] = "outage"
+        for cut in range(self.options.power_cuts):
+            kinds.insert((2 * cut + 1) * len(kinds) // (2 * self.options.power_cuts), "power")
         began = time.monotonic()
         for place, kind in enumerate(kinds):
-            await asyncio.sleep(
-                max(0.0, began + (place + 1) * self.options.seconds / kills - time.monotonic())
-            )
+            due = began + (place + 1) * self.options.seconds / len(kinds)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
             while (fault := self._commit(kind)) is None:  # the victim is still down from the last fault
                 await asyncio.sleep(0.1)
             log.info("fault: %s", fault)
@@ -272,7 +277,11 @@ class Chaos:
                 return self.stack.flush_redis()
             case "outage":
                 return self.stack.freeze_redis(self.options.outage_s)
-            case "api" | "reaper" | "redis":
+            case "power":
+                return self.stack.cut_power()
+            case "api":
+                return self.stack.kill(self.random.choice(self.stack.api_names))
+            case "reaper" | "redis":
                 return self.stack.kill(kind)
             case _ if not workers:
                 return None
@@ -280,19 +289,29 @@ class Chaos:
                 return self.stack.kill_worker(self.random.choice(workers))
             case "freeze":
                 return self.stack.freeze_worker(self.random.choice(workers))
+            case "supervisor":
+                return self.stack.freeze_supervisor(self.random.choice(workers))
             case _:
                 return self.stack.kill_child(self.random.choice(workers))
 
     async def _drain(self) -> None:
-        """Wait until every accepted job has ended, or until none has ended for a minute."""
+        """Wait until all accepted jobs have ended, and were told, or until none has for a minute."""
         last_change, remaining = time.monotonic(), -1
         while time.monotonic() - last_change < 60:
             live = [job_id for job_id in self.seen.accepted.values() if not self._is_over(job_id)]
+            live += self._untold()
             if not live:
                 return
             if len(live) != remaining:
                 last_change, remaining = time.monotonic(), len(live)
             await asyncio.sleep(0.5)
+
+    def _untold(self) -> list[str]:
+        """Jobs whose receiver answers and does not know their end."""
+        if self.receivers is None:
+            return []
+        good, ends = self.receivers.good_url, self.receivers.ends
+        return [job_id for job_id, url in self.seen.webhooks.items() if url == good and job_id not in ends]
 
     def _is_over(self, job_id: str) -> bool:
         try:
@@ -302,7 +321,7 @@ class Chaos:
 
     async def _overload(self, report: Report) -> None:
         """Fill the queue, then send requests as fast as they are answered, and count the answers."""
-        api = self.stack.supervisor.pid("api")
+        api = self.stack.supervisor.pid(self.stack.api_names[0])
         assert api is not None
         before = resident_bytes(api)
         body = self._form.body(prompt="overload", num_inference_steps="40")
@@ -328,132 +347,48 @@ class Chaos:
         report.overload_per_s = round(answers.total() / (time.monotonic() - started), 1)
         report.overload_api_growth_mb = round((resident_bytes(api) - before) / 2**20, 1)
 
-    # What must hold
 
-    async def _judge(self, report: Report) -> None:
-        seen = self.seen
-        report.jobs = len(seen.accepted)
-        ids = set(seen.accepted.values())
-        report.duplicated = len(seen.accepted) - len(ids)
-        restarts: list[float] = []
-        interruptions: Counter[str] = Counter()
-        for job_id in ids:
-            try:
-                job = self.stack.journal.read(job_id)
-            except JobNotFound:
-                report.lost += 1
-                continue
-            entries = list(self.stack.journal.entries(job_id))
-            self._judge_job(report, job, entries)
-            interruptions.update(entry.reason for entry in entries if isinstance(entry, Interrupted))
-            restarts += self._restart_times(entries, job_id)
-            if job.video is not None:
-                await self._fetch_until_served(job_id)
-        if not self.options.overload_s:
-            # A job that no client was told of was made by a second submit with the same key.
-            report.duplicated += len(set(self.stack.store.list_names("jobs")) - ids)
-        report.partial, report.flipped = len(seen.partial), len(seen.flipped)
-        report.refused = len(seen.refused)
-        for refusal in seen.refused[:10]:
-            log.error("refused: %s", refusal)
-        report.faults = dict(Counter(fault.kind for fault in self.faults))
-        report.kills = sum(fault.kind.startswith("kill") for fault in self.faults)
-        report.interruptions = dict(interruptions)
-        report.restarts = len(restarts)
-        report.restart_p50_s, report.restart_p99_s = (_rounded(percentile(restarts, q)) for q in (0.5, 0.99))
-        calm = [1000 * seconds for seconds in seen.calm_submits]
-        report.submit_p50_ms, report.submit_p99_ms = (_rounded(percentile(calm, q)) for q in (0.5, 0.99))
-        report.submit_under_faults_p99_ms = _rounded(percentile([1000 * s for s in seen.submits], 0.99))
-        report.status_p99_ms = _rounded(percentile([1000 * s for s in seen.calm_statuses], 0.99))
-        report.status_under_faults_p99_ms = _rounded(percentile([1000 * s for s in seen.statuses], 0.99))
-        report.cancel_p99_s = _rounded(percentile(seen.calm_cancels, 0.99))
-        report.cancel_under_faults_p99_s = _rounded(percentile(seen.cancels, 0.99))
-
-    def _judge_job(self, report: Report, job: Job, entries: list[JournalEntry]) -> None:
-        ends = sum(isinstance(entry, Succeeded | Failed | Canceled) for entry in entries)
-        report.stuck += ends == 0
-        report.duplicated += ends > 1
-        report.succeeded += job.video is not None
-        report.failed += job.error is not None
-        report.canceled += isinstance(entries[-1], Canceled)
-        report.resumed_clips += sum(clip.attempt < job.attempt for clip in job.clips)
-        if self.seen.final.get(job.id, job.state) != job.state:
-            self.seen.flipped.add(job.id)
-        if job.id in self.seen.canceled and not isinstance(entries[-1], Canceled):
-            self.seen.flipped.add(job.id)
-        if ends == 0 or job.error is not None:
-            log.error("job %s: %s %s", job.id, job.state, job.error)
-
-    def _restart_times(self, entries: list[JournalEntry], job_id: str) -> list[float]:
-        """For each attempt that a fault ended: seconds from the fault to the start of the next attempt."""
-        times = []
-        worker, hurt_at = "", None
-        for entry in entries:
-            at = entry.at.timestamp()
-            match entry:
-                case Started():
-                    if hurt_at is not None:
-                        times.append(at - hurt_at)
-                    worker, hurt_at = entry.worker, None
-                case Interrupted():
-                    hits = [
-                        fault.at
-                        for fault in self.faults
-                        if fault.worker_pid is not None
-                        and fault.worker_pid == pid_of(worker)
-                        and fault.job_id == job_id
-                        and fault.at <= at
-                    ]
-                    hurt_at = max(hits, default=None)
-        return times
-
-    async def _fetch_until_served(self, job_id: str) -> None:
-        answer = await self._insist_at_end(f"/v1/jobs/{job_id}/video")
-        job = self.stack.journal.read(job_id)
-        if answer.status != 200 or answer.body != synthetic_video(job.submitted.params):
-            self.seen.partial.add(job_id)
-
-    async def _insist_at_end(self, path: str) -> Answer:
-        deadline = time.monotonic() + 30
-        while True:
-            self.stack.poll()
-            try:
-                answer = await self.client.get(path)
-            except NoAnswer:
-                if time.monotonic() > deadline:
-                    raise
-            else:
-                if answer.status not in (429, 503) or time.monotonic() > deadline:
-                    return answer
-            await asyncio.sleep(RETRY_S)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
-
-
-async def _run(options: Options, folder: Path, settings: Settings) -> Report:
+async def _run(options: Options, folder: Path, disk: Disk | None) -> Report:
     # Long enough that faults mostly meet busy workers, short enough that all jobs fit in.
     steps = options.jobs * STEPS_PER_JOB
     busy = 0.8 * options.workers * options.seconds / steps if options.kills else 0.05
     fake = FakeSettings(seconds_per_step=min(1.0, busy), media=False)
-    with live_stack(folder, options.workers, fake, settings) as stack:
-        client = Client(stack.settings.port)
-        try:
-            return await Chaos(stack, options, client).run()
-        finally:
-            client.close()
+    settings = Settings(max_queued_jobs=max(1000, options.jobs), min_free_bytes=0)
+    async with AsyncExitStack() as resources:
+        receivers: Receivers | None = None
+        environment: dict[str, str] = {}
+        if options.webhooks:
+            certificate, key = make_certificate(folder)
+            receivers = await resources.enter_async_context(receiving(certificate, key))
+            environment["SSL_CERT_FILE"] = str(certificate)
+        stack = resources.enter_context(
+            live_stack(
+                folder,
+                options.workers,
+                fake,
+                settings,
+                apis=options.apis,
+                disk=disk,
+                more_environment=environment,
+            )
+        )
+        client = Client(*stack.ports)
+        resources.callback(client.close)
+        return await Chaos(stack, options, client, receivers).run()
 
 
 def run_chaos(options: Options, folder: Path | None = None) -> Report:
     """Run it in `folder` (a temporary one by default). Main thread only.
 
-    Lease times are those of production, so that restart times are, too.
+    Lease times and the number of attempts are those of production.
+
+    Raises NoDisk, NoNetwork where this machine does not allow what `options` ask for.
     """
-    # Kills that hit the same job again must not use up its attempts: another test covers that promise.
-    settings = Settings(max_attempts=50, max_queued_jobs=max(1000, options.jobs), min_free_bytes=0)
-    if folder is not None:
+    with ExitStack() as resources:
+        if folder is None:
+            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="cointeract-chaos-")))
         folder.mkdir(parents=True, exist_ok=True)
-        return asyncio.run(_run(options, folder, settings))
-    with tempfile.TemporaryDirectory(prefix="cointeract-chaos-") as temporary:
-        return asyncio.run(_run(options, Path(temporary), settings))
+        if options.webhooks:
+            resources.enter_context(network_of_our_own())
+        disk = resources.enter_context(disk_in(folder / "loop")) if options.power_cuts else None
+        return asyncio.run(_run(options, folder, disk))

@@ -6,14 +6,17 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 from redis.exceptions import RedisError
 
+from chaos.disk import Disk
 from contract.settings import Settings, as_environment
 from deploy.parts import own_command
 from deploy.stack import Part, PartSupervisor, free_port
@@ -28,6 +31,8 @@ from workers.scratch import attempt_of_folder
 
 CHECKPOINT = "chaos"
 CHAOS_START_TIMEOUT_S = 120.0
+FROZEN_SUPERVISOR_S = 40.0
+POWER_CUT = "power cut"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class InjectedFault:
     """Process id of the supervisor of the worker that was hit."""
     job_id: str | None = None
     """The job that the worker was rendering."""
+    ends_attempts: bool = False
+    """Whether an attempt of that worker may count against its job."""
 
 
 @dataclass
@@ -53,12 +60,20 @@ class LiveStack:
     store: FolderStore
     queue: JobQueue
     workers: int
+    ports: tuple[int, ...]
+    """Of the API processes; `url` leads to the first."""
+    disk: Disk | None = None
+    """What the data folder lies on, if its power can be cut."""
     frozen: dict[int, float] = field(default_factory=dict)
     """Stopped processes, and when they are to go on."""
 
     @property
     def journal(self) -> Journal:
         return Journal(self.store)
+
+    @property
+    def api_names(self) -> list[str]:
+        return [f"api-{number}" for number in range(len(self.ports))]
 
     def poll(self) -> None:
         """Restart what died, and let go on what was stopped for long enough."""
@@ -75,15 +90,26 @@ class LiveStack:
         return [pid for pid in pids if pid is not None and pid not in self.frozen]
 
     def kill(self, part: str) -> InjectedFault | None:
-        """Kill "api", "reaper" or "redis"; None if it is not running."""
+        """Kill an API, "reaper" or "redis"; None if it is not running."""
         pid = self.supervisor.pid(part)
         if pid is None:
             return None
         os.kill(pid, signal.SIGKILL)
-        return InjectedFault(f"kill {part}", time.time())
+        return InjectedFault(f"kill {part.partition('-')[0]}", time.time())
+
+    def cut_power(self) -> InjectedFault | None:
+        """Everything stops at once, and what had not reached the disk is gone. Then the power is back."""
+        assert self.disk is not None
+        fault = InjectedFault(POWER_CUT, time.time())
+        self.disk.cut_power()
+        self.supervisor.kill_all()
+        self.frozen.clear()
+        self.disk.unmount()
+        self.disk.mount()
+        return fault
 
     def kill_worker(self, pid: int) -> InjectedFault:
-        fault = InjectedFault("kill worker", time.time(), pid, self._job_of(pid))
+        fault = InjectedFault("kill worker", time.time(), pid, self._job_of(pid), ends_attempts=True)
         os.kill(pid, signal.SIGKILL)
         return fault
 
@@ -92,7 +118,7 @@ class LiveStack:
         children = child_pids(pid)
         if not children:
             return None
-        fault = InjectedFault("kill child", time.time(), pid, self._job_of(pid))
+        fault = InjectedFault("kill child", time.time(), pid, self._job_of(pid), ends_attempts=True)
         os.kill(children[0], signal.SIGKILL)
         return fault
 
@@ -103,6 +129,13 @@ class LiveStack:
         for victim in (pid, *child_pids(pid)):
             os.kill(victim, signal.SIGSTOP)
             self.frozen[victim] = wake_at
+        return fault
+
+    def freeze_supervisor(self, pid: int) -> InjectedFault:
+        """Stop a supervisor alone: its child lives on under a lease that nobody renews."""
+        fault = InjectedFault("freeze supervisor", time.time(), pid, self._job_of(pid))
+        os.kill(pid, signal.SIGSTOP)
+        self.frozen[pid] = time.monotonic() + FROZEN_SUPERVISOR_S
         return fault
 
     def freeze_redis(self, seconds: float) -> InjectedFault | None:
@@ -161,21 +194,38 @@ def resident_bytes(pid: int) -> int:
 
 
 @contextmanager
-def live_stack(folder: Path, workers: int, fake: FakeSettings, settings: Settings) -> Iterator[LiveStack]:
-    """Start everything in `folder`, wait until it is ready, and take it down."""
-    data = folder / "data"
+def live_stack(
+    folder: Path,
+    workers: int,
+    fake: FakeSettings,
+    settings: Settings,
+    *,
+    apis: int = 1,
+    disk: Disk | None = None,
+    more_environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[LiveStack]:
+    """Start everything in `folder`, its data on `disk` if there is one, wait until it is ready, and take it
+    down.
+    """
+    data = (folder if disk is None else disk.path) / "data"
     shutil.rmtree(data, ignore_errors=True)
-    port = free_port("127.0.0.1")
+    ports = tuple(free_port("127.0.0.1") for _ in range(apis))
     redis = RedisServer(data / "redis")
     stack_settings = settings.model_copy(
-        update={"data_dir": data, "redis_url": redis.url, "host": "127.0.0.1", "port": port}
+        update={"data_dir": data, "redis_url": redis.url, "host": "127.0.0.1", "port": ports[0]}
     )
-    environment = {**os.environ, **as_environment(stack_settings.model_dump()), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        **as_environment(stack_settings.model_dump()),
+        "OMP_NUM_THREADS": "1",
+        **more_environment,
+    }
     supervisor = PartSupervisor(folder / "logs", environment)
     store = FolderStore(stack_settings.storage_dir)
     publish_card(store, write_fake_checkpoint(folder / "checkpoint", CHECKPOINT, fake))
     queue = JobQueue(stack_settings, redis.url)
-    stack = LiveStack(stack_settings, f"http://127.0.0.1:{port}", supervisor, store, queue, workers)
+    url = f"http://127.0.0.1:{ports[0]}"
+    stack = LiveStack(stack_settings, url, supervisor, store, queue, workers, ports, disk)
     try:
         for part in _parts(stack, redis, folder / "checkpoint"):
             supervisor.start(part)
@@ -196,13 +246,10 @@ def _parts(stack: LiveStack, redis: RedisServer, checkpoint: Path) -> list[Part]
             return "Redis"
         return None
 
-    def api_waits_for() -> str | None:
+    def api_waits_for(port: int) -> str | None:
         try:
-            return (
-                None
-                if httpx.get(f"{stack.url}/healthz", timeout=1, trust_env=False).is_success
-                else "an answer"
-            )
+            answer = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=1, trust_env=False)
+            return None if answer.is_success else "an answer"
         except httpx.HTTPError:
             return "the API"
 
@@ -216,8 +263,11 @@ def _parts(stack: LiveStack, redis: RedisServer, checkpoint: Path) -> list[Part]
 
     worker = own_command("worker", "--checkpoint", str(checkpoint), "--device", "cpu")
     return [
-        Part("redis", tuple(redis.command), redis_waits_for, stop_phase=2),
-        Part("api", own_command("serve"), api_waits_for, stop_phase=1),
+        Part("redis", tuple(redis.command), redis_waits_for, stop_phase=2, mend=redis.mend),
+        *(
+            Part(name, own_command("serve", "--port", str(port)), partial(api_waits_for, port), stop_phase=1)
+            for name, port in zip(stack.api_names, stack.ports, strict=True)
+        ),
         Part("reaper", own_command("reaper"), lambda: None, stop_phase=1),
         *(Part(f"worker-{n}", worker, workers_wait_for, stop_phase=0) for n in range(stack.workers)),
     ]

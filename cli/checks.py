@@ -93,14 +93,24 @@ def chaos(
     noisy_neighbour: Annotated[
         float, typer.Option(min=0, help="Instead: seconds of one key's flood beside another's few jobs.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the order of faults.")] = 0,
+    apis: Annotated[int, typer.Option(min=1, help="API processes that share the work.")] = 1,
+    power_cuts: Annotated[
+        int, typer.Option(min=0, help="Times that the power goes, on a disk of its own. Needs root.")
+    ] = 0,
+    webhooks: Annotated[
+        bool,
+        typer.Option("--webhooks", help="Let jobs name webhooks, half of them a black hole. Needs root."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the order of faults. The report names it.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Kill parts of a stack of its own while jobs run, and count what was lost. A fast engine renders.
 
     Exit status 1 if any promise of docs/reliability.md was broken.
     """
+    from chaos.disk import NoDisk
     from chaos.neighbour import run_neighbours
+    from chaos.receivers import NoNetwork
     from chaos.report import as_json as to_json
     from chaos.report import show
     from chaos.run import Options, run_chaos
@@ -115,7 +125,11 @@ def chaos(
             if not neighbours.ok():
                 raise typer.Exit(FAILED)
             return
-        report = run_chaos(Options(jobs, kills, seconds, workers, outage, overload, seed))
+        options = Options(jobs, kills, seconds, workers, outage, overload, apis, power_cuts, webhooks, seed)
+        try:
+            report = run_chaos(options)
+        except (NoDisk, NoNetwork) as reason:
+            raise StackError(f"{reason}.") from reason
     if as_json:
         typer.echo(to_json(report))
     else:

@@ -14,9 +14,11 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +36,12 @@ STORAGE_AWAY = frozenset(
 """Errors that say something of the storage and nothing of who used it: full, read-only, cut off, broken."""
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+LARGEST_READ = 64 * 2**20
+"""Bytes of the largest file that `read` takes into memory; ours are far smaller."""
+
+
+class NoFileOfOurs(OSError):
+    """What lies under a key is a folder, a pipe, a device, far too large, or closed to us."""
 
 
 class ArtifactStore(Protocol):
@@ -56,7 +64,7 @@ class ArtifactStore(Protocol):
         """Create or replace `key`, durably. For files that belong to no job, such as checkpoint cards."""
 
     def read(self, key: str) -> bytes | None:
-        """The whole content, or None if there is no such key."""
+        """The whole content, or None if there is no such key. Raises NoFileOfOurs."""
 
     def exists(self, key: str) -> bool:
         """Whether there is such a key. Cheaper than reading it."""
@@ -217,10 +225,22 @@ class FolderStore:
 
     def read(self, key: str) -> bytes | None:
         try:
-            return self._path(key).read_bytes()
+            # Without O_NONBLOCK a pipe would hold us until somebody writes to it.
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             self._must_be_there()
             return None
+        except PermissionError as error:
+            raise NoFileOfOurs(error.errno, error.strerror, key) from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise NoFileOfOurs(errno.EINVAL, "not a plain file", key)
+            if status.st_size > LARGEST_READ:
+                raise NoFileOfOurs(errno.EFBIG, f"larger than {LARGEST_READ} bytes", key)
+            return b"".join(iter(partial(os.read, descriptor, 2**20), b""))
+        finally:
+            os.close(descriptor)
 
     def exists(self, key: str) -> bool:
         if self._path(key).exists():

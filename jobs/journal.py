@@ -30,7 +30,7 @@ from contract.entries import (
 )
 from contract.job import JOB_ID, JobError, JobState, Stage, StoredFile, utcnow
 from contract.state import Job
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import ArtifactStore, NoFileOfOurs
 
 _FOLDER = "jobs"
 
@@ -183,7 +183,7 @@ class Journal:
     def _data(self, job_id: str, sequence: int) -> bytes | None:
         try:
             return self.store.read(_entry_key(job_id, sequence))
-        except (IsADirectoryError, PermissionError) as error:
+        except NoFileOfOurs as error:
             raise UnreadableJob(job_id, f"entry {sequence} cannot be read: {error.strerror}") from error
 
     def follow(self, job: Job) -> Iterator[tuple[JournalEntry, Job]]:

@@ -23,7 +23,7 @@ from typing import Final
 
 from contract.frozen import Frozen
 from contract.job import utcnow
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import ArtifactStore, NoFileOfOurs
 from jobs.journal import gone_key
 from server.errors import ApiError
 from server.keyed_locks import KeyedLocks
@@ -79,13 +79,11 @@ class IdempotencyKeys:
         """Where the key's claim lies, or belongs, and what it says."""
         for number in count():
             path = f"{self._path(owner, key)}{f'.{number}' if number else ''}.claim"
-            data = self.store.read(path)
-            if data is None:
-                return path, None
             try:
-                return path, Claim.stored(data)
-            except ValueError as error:
-                self.store.passed_over.note("claim", path, f"cannot be read: {data[:20]!r}, {type(error)}")
+                data = self.store.read(path)
+                return path, None if data is None else Claim.stored(data)
+            except (ValueError, NoFileOfOurs) as error:
+                self.store.passed_over.note("claim", path, f"cannot be read: {type(error).__name__}")
         raise AssertionError("counting has no end")
 
     def claim(self, owner: str, key: str, request: str, job_id: str) -> str:

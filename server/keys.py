@@ -18,7 +18,7 @@ from typing import Final
 
 from contract.frozen import Frozen
 from contract.job import Priority, utcnow
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import ArtifactStore, NoFileOfOurs
 
 _FOLDER: Final = "keys"
 _KEY: Final = re.compile(r"ck_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
@@ -93,12 +93,10 @@ def _names(store: ArtifactStore) -> list[str]:
 
 def _read(store: ArtifactStore, key_id: str) -> ApiKey | None:
     """The key, if it is stored and can be read. One with an unknown field, which may restrict it, cannot."""
-    data = store.read(_path(key_id))
-    if data is None:
-        return None
     try:
-        return ApiKey.model_validate_json(data)
-    except ValueError:
+        data = store.read(_path(key_id))
+        return None if data is None else ApiKey.model_validate_json(data)
+    except (ValueError, NoFileOfOurs):
         store.passed_over.note("key", key_id, "cannot be read, so it is not valid")
         return None
 

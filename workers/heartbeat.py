@@ -60,7 +60,10 @@ class Heartbeat(threading.Thread):
         while not self._stopping.is_set():
             self._changed.clear()
             started = time.monotonic()
-            self._beat()
+            try:
+                self._beat()
+            except Exception:  # whatever it is, a worker that lives must go on saying so
+                log.exception("a heartbeat failed")
             self._changed.wait(max(0.0, self._settings.heartbeat_s - (time.monotonic() - started)))
             self._stopping.wait(SHORTEST_INTERVAL_S)
 

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from contract.entries import Failed, Interrupted, InterruptReason
 from contract.job import JobState, Stage
 from contract.state import Job
-from jobs.journal import JobNotFound, Journal, Outdated, verdict
+from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, verdict
 from jobs.queue import JobQueue
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ def end_attempt(
         )
         job = journal.append(job, entry)
     except (Outdated, JobNotFound):
+        return None
+    except UnreadableJob as error:  # left alone, like all of that job
+        journal.store.passed_over.note("job", job_id, error)
         return None
     log.warning(
         "attempt ended: %s (%s)%s",

@@ -24,7 +24,7 @@ from contract.entries import JournalEntry
 from contract.frozen import Frozen
 from contract.job import utcnow
 from contract.state import Job
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import ArtifactStore, NoFileOfOurs
 from jobs.journal import JobNotFound, Journal
 from server.delivery.standard_webhooks import signed_headers
 from server.errors import printable
@@ -207,10 +207,10 @@ class WebhookSender:
         return after
 
     def _load(self, job_id: str) -> Cursor:
-        data = self.store.read(_cursor_key(job_id))
         try:
+            data = self.store.read(_cursor_key(job_id))
             return Cursor() if data is None else Cursor.stored(data)
-        except ValueError as error:  # told again from the start, under the same ids
+        except (ValueError, NoFileOfOurs) as error:  # told again from the start, under the same ids
             self.store.passed_over.note("cursor", job_id, error)
             return Cursor()
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from chaos.run import Options, percentile, run_chaos
-
-pytestmark = pytest.mark.slow
+from chaos.observed import percentile
+from chaos.report import Report
+from chaos.run import Options, run_chaos
+from contract.settings import Settings
 
 
 @pytest.mark.timeout(240)
@@ -18,6 +23,36 @@ def test_a_short_fault_mix_against_a_live_stack_breaks_no_promise(tmp_path: Path
     assert report.failed == 0
     assert report.faults["FLUSHALL"] == 1
     assert sum(report.faults.values()) == 8
+    assert (report.seed, report.max_attempts) == (1, Settings().max_attempts), "as in production"
+
+
+@pytest.mark.timeout(400)
+def test_power_cuts_two_apis_and_a_black_hole_break_no_promise(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a disk and a network of its own need root")
+    words = "chaos --jobs 30 --kills 6 --seconds 18 --workers 2 --apis 2 --power-cuts 2 --webhooks --seed 5"
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.app", *words.split(), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=390,
+    )
+    if "cannot be mounted here" in done.stderr or "network of their own" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"]
+    assert report["faults"]["power cut"] == 2
+    assert (report["jobs"], report["apis"], report["seed"]) == (30, 2, 5)
+    assert report["webhooks"] == 6
+
+
+def test_a_promise_that_is_broken_is_no_success() -> None:
+    assert Report().ok()
+    broken = ("lost", "duplicated", "partial", "stuck", "flipped", "refused", "unexplained", "webhooks_lost")
+    for name in broken:
+        assert not Report(**{name: 1}).ok(), name  # type: ignore[arg-type]
 
 
 def test_percentiles_are_values_that_were_measured() -> None:

@@ -26,7 +26,7 @@ from tests.server.journals import succeed
 
 pytestmark = pytest.mark.slow
 
-STRAYS = (".DS_Store", "Thumbs.db", "lost+found", ".keep", "job_short", "notes.txt", "ümläut", "x" * 200)
+STRAYS = (".DS_Store", "Thumbs.db", "lost+found", ".keep", "job_short", "ümläut", "x" * 200, "\udcff")
 
 
 def submit(api: Api, **headers: str) -> Any:
@@ -115,12 +115,25 @@ def test_a_job_that_cannot_be_read_answers_for_itself_only(
     assert 'cointeract_passed_over{kind="job"} 1.0' in api.client.get("/metrics").text
 
 
-def test_an_entry_that_is_a_folder_or_closed_to_us_is_unreadable(make_api: ApiFactory) -> None:
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ["folder", "pipe", "device", "huge"])
+def test_an_entry_that_is_no_file_of_ours_is_unreadable(make_api: ApiFactory, what: str) -> None:
     api = make_api()
     bad, good = submit(api).json()["id"], submit(api).json()["id"]
-    (api.store.root / f"jobs/{bad}/journal/000001.json").mkdir()
+    path = api.store.root / f"jobs/{bad}/journal/000001.json"
+    match what:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case _:
+            with path.open("wb") as file:
+                file.truncate(2**40)
     assert listed(api) == [good]
     assert api.client.get(f"/v1/jobs/{bad}").json()["code"] == "job_unreadable"
+    assert listed(make_api()) == [good]
 
 
 def test_a_job_that_cannot_be_read_does_not_exist_for_others(make_api: ApiFactory) -> None:
