@@ -106,6 +106,53 @@ def train(
         run_training(config, resume, console)
 
 
+@checkpoints.command(rich_help_panel="Checkpoints")
+def calibrate(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Checkpoint folder.")],
+    person: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Photo. Default: the bundled sample's.")
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Speech. Default: the bundled sample's.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="One per clip; repeat it. Default: the bundled sample's.")
+    ] = None,
+    product: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Photo. Default: as the person's.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT. Default: the checkpoint's first.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips to measure on.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
+) -> None:
+    """Find which steps the presets balanced and fast must compute on this checkpoint, and write its card.
+
+    Takes about as long as five exact videos of that many clips. Restart the workers that hold the checkpoint.
+    """
+    from cli.generate import options_of
+    from deploy.samples import BUNDLED
+
+    with explained_errors():
+        with console.status("Loading"):
+            from cli.calibrate import run_calibration
+        own = person is not None or audio is not None or bool(prompt)
+        options = options_of(
+            {
+                "prompt": prompt or list(BUNDLED.sentences()),
+                "size": size,
+                "num_clips": clips,
+                "seed": seed,
+            },
+            {
+                "person_image": person or BUNDLED.person,
+                "audio": audio or BUNDLED.audio,
+                "product_image": product or (None if own else BUNDLED.product),
+            },
+        )
+        run_calibration(folder, options, device, console)
+
+
 @checkpoints.command("tiny-checkpoint", rich_help_panel="Checkpoints")
 def tiny_checkpoint(
     folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write; it must not exist yet.")],

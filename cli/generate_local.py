@@ -38,7 +38,7 @@ def generate_here(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="cointeract-") as inputs:
         try:
-            request, warnings = _request(options, card, Path(inputs))
+            request, warnings = local_request(options, card, Path(inputs))
             for warning in warnings:
                 console.print(f"[yellow]Warning:[/] {warning.message}", highlight=False)
             with console.status(f"Loading {folder} on {device} …"):
@@ -65,7 +65,7 @@ def _decoded(files: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], 
     return paths, found
 
 
-def _request(
+def local_request(
     options: GenerateOptions, card: CheckpointCard, folder: Path
 ) -> tuple[RenderRequest, list[JobWarning]]:
     """The engine's request, with decoded files in `folder`, and the warnings about it.

@@ -59,7 +59,10 @@ def generate(
         typer.Option(help="How a person photo of another shape fills the frame. Default: cover."),
     ] = None,
     preset: Annotated[
-        Preset, typer.Option(help="parity repeats the official code's behaviour, defects included.")
+        Preset,
+        typer.Option(
+            help="balanced and fast leave out steps, draft takes few; parity repeats the official code."
+        ),
     ] = Preset.EXACT,
     audio_face_mask: Annotated[
         bool, typer.Option("--audio-face-mask", help="Let the speech move the face only.")

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from contract.choices import Preset
 from contract.frozen import Frozen
 from contract.video import CLIP_FRAMES, FPS
 
@@ -34,6 +35,16 @@ OFFICIAL_DEFAULTS: Final = CheckpointDefaults(
 """What the official code renders with."""
 
 
+class Calibration(Frozen):
+    """What `cointeract calibrate` has found for a preset that leaves out steps."""
+
+    levels: tuple[float, ...]
+    """Noise levels of the steps to compute, from 1 down."""
+    psnr_db: float
+    """Of its clips against the exact ones: the median."""
+    lowest_psnr_db: float
+
+
 class CheckpointCard(BaseModel):
     """`cointeract.json` in a checkpoint folder: what the server must know of a model that it never loads."""
 
@@ -48,6 +59,10 @@ class CheckpointCard(BaseModel):
     frames_per_clip: int = CLIP_FRAMES
     fps: int = FPS
     defaults: CheckpointDefaults
+    draft: CheckpointDefaults | None = None
+    """Settings of preset draft: the few steps that the checkpoint was distilled for, if it was."""
+    calibration: dict[Preset, Calibration] = Field(default_factory=dict)
+    """What presets that leave out steps compute. One that is not here takes evenly spread steps."""
     pose: bool = True
     license: str = ""
     sources: dict[str, str] = Field(default_factory=dict)
@@ -59,3 +74,8 @@ class CheckpointCard(BaseModel):
     def stored(cls, data: bytes) -> Self:
         """The card as another version may have published it. Raises ValueError."""
         return cls.model_validate_json(data, extra="ignore")
+
+    @property
+    def presets(self) -> tuple[Preset, ...]:
+        """What a request may ask for."""
+        return tuple(preset for preset in Preset if preset is not Preset.DRAFT or self.draft is not None)

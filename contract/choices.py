@@ -14,11 +14,23 @@ class Fit(StrEnum):
 
 
 class Preset(StrEnum):
-    """Which code's behaviour a video follows."""
+    """What may differ from the checkpoint's own sampling for the sake of speed; see docs/performance.md."""
 
     EXACT = "exact"
+    """The network computes every step."""
+    BALANCED = "balanced"
+    """Some steps are interpolated; the video is hard to tell from the exact one."""
+    FAST = "fast"
+    """More steps are interpolated; details differ from the exact video."""
+    DRAFT = "draft"
+    """The few steps that the checkpoint was distilled for; only for such checkpoints."""
     PARITY = "parity"
     """Repeats the official code's behaviour, defects included; see docs/model.md."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the video is what the checkpoint's own sampling gives."""
+        return self in (Preset.EXACT, Preset.PARITY)
 
 
 class WarningCode(StrEnum):

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from contract.attention import AttentionBackend
 from contract.frozen import Frozen
 from contract.job import InputFiles, JobError, Priority, StoredFile
+from contract.memory import MemoryMode
 from contract.params import GenerationParams
 from contract.warnings import JobWarning
 
@@ -73,6 +74,8 @@ class Interrupted(Entry):
     reason: InterruptReason
     burns_attempt: bool
     """A graceful stop burns no attempt. Anything that could be the job's own fault does."""
+    memory_mode: MemoryMode | None = None
+    """The device's memory was too small: the worker goes on in this mode."""
     message: str = ""
 
 

@@ -51,6 +51,14 @@ def _type_of(field: str) -> type:
     return cast(type, get_origin(plain) or plain)
 
 
+def _item_type_of(field: str) -> type:
+    """The type of the values of a field that holds several: str or int."""
+    annotation = GenerateFields.model_fields[field].annotation
+    lists = [option for option in (annotation, *get_args(annotation)) if get_origin(option) is list]
+    (item,) = get_args(lists[0])
+    return cast(type, get_args(item)[0] if get_args(item) else item)
+
+
 REPEATABLE: Final = frozenset(name for name in GenerateFields.model_fields if _type_of(name) is list)
 """Fields that a form may hold several times."""
 
@@ -61,13 +69,14 @@ def values_of_form(texts: Mapping[str, list[str]]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for name, given in texts.items():
-        if given == [""] and name not in REPEATABLE:
+        if given == [""] and not (name in REPEATABLE and _item_type_of(name) is str):
             continue
         read: Callable[[str, str], object] | None = json_of if name == PARAMS_FIELD else None
         if name in GenerateFields.model_fields:
             read = _READER_OF_TYPE.get(_type_of(name))
         if name in REPEATABLE:
-            values[name] = given
+            read = _READER_OF_TYPE.get(_item_type_of(name))
+            values[name] = given if read is None else [read(text, name) for text in given]
         else:
             values[name] = given[0] if read is None else read(given[0], name)
     return values

@@ -14,3 +14,10 @@ class MemoryMode(StrEnum):
     """
     OFFLOAD = "offload"
     """The transformer's blocks stream through the GPU too, each fetched while the one before it computes."""
+
+    @property
+    def next(self) -> MemoryMode | None:
+        """The mode that needs less of the GPU's memory; None if there is none."""
+        modes = list(MemoryMode)
+        following = modes.index(self) + 1
+        return modes[following] if following < len(modes) else None

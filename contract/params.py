@@ -38,6 +38,8 @@ class GenerationParams(Frozen):
     fit: Fit = Fit.COVER
     audio_face_mask: bool = False
     preset: Preset = Preset.EXACT
+    computed_steps: tuple[int, ...] | None = None
+    """The steps in which the network runs; in the others the velocity is interpolated. None: all steps."""
 
     @property
     def parity(self) -> bool:
@@ -49,13 +51,22 @@ class GenerationParams(Frozen):
         """Whether the unconditional pass runs."""
         return self.guidance_scale != 1.0
 
+    def computes(self, step: int) -> bool:
+        """Whether the network runs in a step."""
+        return self.computed_steps is None or step in self.computed_steps
+
+    @property
+    def num_computed_steps(self) -> int:
+        """Steps of a clip in which the network runs."""
+        return self.num_inference_steps if self.computed_steps is None else len(self.computed_steps)
+
     def prompt_of(self, clip: int) -> str:
         """The prompt that drives a clip."""
         return self.prompts[min(clip, len(self.prompts) - 1)]
 
     def cost(self) -> float:
         """Estimated work in clip·step·megapixels."""
-        return self.num_clips * self.num_inference_steps * self.width * self.height / 1e6
+        return self.num_clips * self.num_computed_steps * self.width * self.height / 1e6
 
     def expected_bytes(self) -> int:
         """About how many bytes the video, its clips and the frames kept between clips take in storage."""

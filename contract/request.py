@@ -30,6 +30,9 @@ MOST_CHARS: Final = 65_536
 MOST_PROMPTS: Final = 10_000
 """Most prompts that are examined at all."""
 
+MOST_STEPS: Final = 1000
+"""Likewise of computed steps."""
+
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
 
@@ -125,7 +128,15 @@ class GenerateFields(BaseModel):
     )
     fit: Fit | None = Field(None, strict=False, description="How the person photo is brought to the frame.")
     preset: Preset = Field(
-        Preset.EXACT, strict=False, description="parity repeats the official code, defects included."
+        Preset.EXACT,
+        strict=False,
+        description="balanced and fast leave out steps, draft takes few; parity repeats the official code.",
+    )
+    computed_steps: list[int] | None = Field(
+        None,
+        max_length=MOST_STEPS,
+        description="For preset balanced and fast, instead of the checkpoint's own choice: the steps, from "
+        "0, that the network computes. The others are interpolated.",
     )
     audio_face_mask: bool = Field(False, description="Let the speech move the face only.")
     priority: Priority | None = Field(
@@ -150,7 +161,10 @@ def fields_of(values: Mapping[str, Any]) -> GenerateFields:
     """
     given = {name: value for name, value in values.items() if value is not None}
     if PARAMS_FIELD in given:
-        given = {**_fields_of_params(given.pop(PARAMS_FIELD)), **given}
+        known = _fields_of_params(given.pop(PARAMS_FIELD))
+        if given.keys() & {"preset", "num_inference_steps", "flow_shift"}:
+            known.pop("computed_steps", None)  # they were chosen for other steps
+        given = {**known, **given}
     try:
         return GenerateFields.model_validate(given)
     except ValidationError as error:

@@ -11,7 +11,9 @@ from typing import TypeVar
 from contract.card import CheckpointCard
 from contract.choices import Fit, Preset
 from contract.params import RANDOM_SEED, GenerationParams, draw_seed
+from contract.presets import check_preset, given_steps, preset_defaults, preset_steps
 from contract.request import FieldError, GenerateFields
+from contract.sampling import noise_levels
 from contract.video import MAX_DROPPED_FRAMES, SpeechLength, video_length
 
 Value = TypeVar("Value")
@@ -31,15 +33,19 @@ def resolve(
     width, height = frame_size(fields, card)
     parity = fields.preset is Preset.PARITY  # the official code drops no clip and stretches the person
     num_clips, num_frames = video_length(speech, fields.num_clips, 0 if parity else max_dropped_frames)
-    defaults = card.defaults
+    check_preset(fields, card)
+    defaults = preset_defaults(card, fields.preset)
+    num_inference_steps = _first(fields.num_inference_steps, defaults.num_inference_steps)
+    flow_shift = _first(fields.flow_shift, defaults.flow_shift)
+    levels = noise_levels(num_inference_steps, flow_shift)
     return GenerationParams(
         prompts=tuple(fields.prompt),
         negative_prompt=_first(fields.negative_prompt, defaults.negative_prompt),
         width=width,
         height=height,
-        num_inference_steps=_first(fields.num_inference_steps, defaults.num_inference_steps),
+        num_inference_steps=num_inference_steps,
         guidance_scale=_first(fields.guidance_scale, defaults.guidance_scale),
-        flow_shift=_first(fields.flow_shift, defaults.flow_shift),
+        flow_shift=flow_shift,
         product_scale=fields.product_scale,
         seed=draw_seed() if fields.seed is None or fields.seed == RANDOM_SEED else fields.seed,
         num_clips=num_clips,
@@ -47,6 +53,9 @@ def resolve(
         fit=fields.fit or (Fit.STRETCH if parity else Fit.COVER),
         audio_face_mask=fields.audio_face_mask,
         preset=fields.preset,
+        computed_steps=preset_steps(card, fields.preset, levels)
+        if fields.computed_steps is None
+        else given_steps(fields.computed_steps, levels),
     )
 
 

@@ -8,6 +8,7 @@ from contract.attention import AttentionBackend
 from contract.entries import ClipFinished, Submitted
 from contract.frozen import Frozen
 from contract.job import JobError, JobState, StoredFile
+from contract.memory import MemoryMode
 
 
 class Job(Frozen):
@@ -22,6 +23,10 @@ class Job(Frozen):
     """Number of the newest attempt. It is also the fencing token: only one attempt can append the next entry.
     """
     burned_attempts: int = 0
+    memory_mode: MemoryMode | None = None
+    """What a worker fell back to when its device had too little memory for this job; None: that never
+    happened.
+    """
     worker: str | None = None
     attention: AttentionBackend | None = None
     """The attention backend of the newest attempt."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from contract.attention import AttentionReport
 from contract.frozen import Frozen
 from contract.job import Priority, Stage
+from contract.memory import MemoryMode
 from contract.speed import Speed, Work
 
 
@@ -72,6 +73,8 @@ class WorkerInfo(Frozen):
     name: str
     checkpoint: str
     device: str
+    memory_mode: MemoryMode | None = None
+    """Where its weights lie. None while the model is being loaded."""
     ready: bool = False
     """False while the model is being loaded."""
     problem: str | None = None

@@ -29,6 +29,7 @@ from contract.entries import (
     stored_entry,
 )
 from contract.job import JOB_ID, JobError, JobState, Stage, StoredFile, utcnow
+from contract.memory import MemoryMode
 from contract.state import Job
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
 
@@ -115,7 +116,13 @@ def _changes(job: Job, entry: JournalEntry) -> dict[str, object]:
             return {"clips": (*job.clips, entry), "gpu_seconds": job.gpu_seconds + entry.gpu_seconds}
         case Interrupted():
             burned = job.burned_attempts + entry.burns_attempt
-            return {"state": JobState.QUEUED, "worker": None, "burned_attempts": burned}
+            mode = entry.memory_mode or job.memory_mode
+            return {
+                "state": JobState.QUEUED,
+                "worker": None,
+                "burned_attempts": burned,
+                "memory_mode": mode,
+            }
         case Succeeded():
             return {
                 "state": JobState.SUCCEEDED,
@@ -295,11 +302,17 @@ def verdict(
     max_attempts: int,
     stage: Stage = Stage.LOADING,
     burns_attempt: bool = True,
+    memory_mode: MemoryMode | None = None,
 ) -> Interrupted | Failed:
     """The entry for an attempt that ended badly: the job is queued again, or fails after its last attempt."""
     if not burns_attempt or job.burned_attempts + 1 < max_attempts:
         return Interrupted(
-            at=utcnow(), attempt=job.attempt, reason=reason, burns_attempt=burns_attempt, message=message
+            at=utcnow(),
+            attempt=job.attempt,
+            reason=reason,
+            burns_attempt=burns_attempt,
+            memory_mode=memory_mode,
+            message=message,
         )
     total = f" (attempt {job.burned_attempts + 1} of {max_attempts})" if max_attempts > 1 else ""
     return Failed(

@@ -6,7 +6,7 @@ All that a clip needs is in its `ClipInputs`, so a rank that never saw the photo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from contract.job import Stage
 from contract.params import GenerationParams
 from contract.video import CLIP_LATENT_FRAMES
-from model.memory.offload import onload_outer_layers
+from model.memory.offload import Streams
 from model.parallel.collectives import Purpose
 from model.parallel.conditioning import share_tokens
 from model.parallel.decoding import decode_frames
@@ -27,6 +27,7 @@ from model.transformer import (
     ConditioningInputs,
     TransformerOutput,
 )
+from model.velocity import VelocityCurve
 
 OnStep = Callable[[Stage, int], None]
 """Called with stage and finished steps, between steps. What it raises ends the clip."""
@@ -63,6 +64,8 @@ class ClipRenderer:
     scheduler: FlowMatchEulerDiscreteScheduler
     device: torch.device
     ranks: Ranks | None = None
+    streams: Streams = field(default_factory=Streams)
+    """What of the networks is in main memory."""
 
     @torch.no_grad()
     def render(self, inputs: ClipInputs, on_step: OnStep) -> tuple[torch.Tensor, np.ndarray | None]:
@@ -77,7 +80,8 @@ class ClipRenderer:
         arrangement = ALONE[guided] if self.ranks is None else self.ranks.arrangement(guided)
         passes = self._prepare_passes(inputs, arrangement)
         target = self._denoise(inputs, passes, arrangement, on_step)
-        del passes  # up to 2 GB that decoding can use
+        del passes  # up to 2 GB that decoding can use, and 2 GB more where blocks stream
+        self.streams.park()
 
         on_step(Stage.DECODING, params.num_inference_steps)
         shown_before = inputs.person_latents if inputs.motion_latents is None else inputs.motion_latents
@@ -95,7 +99,6 @@ class ClipRenderer:
     def _prepare_passes(self, inputs: ClipInputs, arrangement: Arrangement) -> dict[str, Conditioning]:
         """All that the denoising steps of a clip share, of the passes that run here."""
         dtype = self.transformer.dtype
-        offloaded = onload_outer_layers(self.transformer, self.device)
 
         def cast(latents: torch.Tensor | None) -> torch.Tensor | None:
             return None if latents is None else latents.to(dtype)
@@ -112,7 +115,7 @@ class ClipRenderer:
                     product_scale=inputs.params.product_scale,
                 ),
                 num_latent_frames=CLIP_LATENT_FRAMES,
-                keep_key_values=not offloaded,
+                keep_key_values=self.streams.transformer is None,
             )
             return whole if arrangement.sequence is None else share_tokens(whole, arrangement.sequence)
 
@@ -131,24 +134,43 @@ class ClipRenderer:
         arrangement: Arrangement,
         on_step: OnStep,
     ) -> torch.Tensor:
-        """Target latents of the clip, (1, 16, 20, h, w) fp32. Every rank ends up with the same."""
+        """Target latents of the clip, (1, 16, 20, h, w) fp32. Every rank ends up with the same.
+
+        Steps that `params` leaves out take an interpolated velocity.
+        """
         params, latents = inputs.params, inputs.noise
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
         set_schedule(scheduler, params.num_inference_steps, params.flow_shift, torch.device("cpu"))
+        curve = VelocityCurve.of(params)
         on_step(Stage.DENOISING, 0)
         for step, timestep in enumerate(scheduler.timesteps):
-            predicted = [
-                self._predict(name, latents, timestep, conditioning, params.audio_face_mask)
-                for name, conditioning in passes.items()
-            ]
-            if arrangement.partners is not None:
-                predicted = list(arrangement.partners.gather(predicted[0], Purpose.VELOCITY))
-            noise_pred = predicted[0]
-            if len(predicted) == 2:
-                noise_pred = apply_guidance(predicted[0], predicted[1], params.guidance_scale)
-            latents = scheduler.step(noise_pred.float(), timestep, latents, return_dict=False)[0]
+            if params.computes(step):
+                velocity = self._velocity(params, latents, timestep, passes, arrangement)
+                latents = curve.corrected(latents, step, velocity)
+            else:
+                velocity = curve.foretell(step)
+            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             on_step(Stage.DENOISING, step + 1)
         return latents
+
+    def _velocity(
+        self,
+        params: GenerationParams,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        passes: dict[str, Conditioning],
+        arrangement: Arrangement,
+    ) -> torch.Tensor:
+        """Guided velocity of the target latents, (1, 16, 20, h, w) fp32, from all ranks' passes."""
+        predicted = [
+            self._predict(name, latents, timestep, conditioning, params.audio_face_mask)
+            for name, conditioning in passes.items()
+        ]
+        if arrangement.partners is not None:
+            predicted = list(arrangement.partners.gather(predicted[0], Purpose.VELOCITY))
+        if len(predicted) == 2:
+            return apply_guidance(predicted[0], predicted[1], params.guidance_scale).float()
+        return predicted[0].float()
 
     def _predict(
         self,

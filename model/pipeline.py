@@ -32,6 +32,7 @@ from contract.video import (
 from model.clip import ClipInputs, ClipRenderer
 from model.inputs import FramedInputs, VideoInputs, check, framed
 from model.media.images import cover
+from model.memory.offload import Streams
 from model.pace import Pace
 from model.parallel.ranks import Ranks
 from model.parallel.together import lead
@@ -118,6 +119,13 @@ class CoInteractPipeline(DiffusionPipeline):
             feature_extractor=feature_extractor,
             scheduler=scheduler,
         )
+        self.streams = Streams()
+
+    @property
+    def _execution_device(self) -> torch.device:
+        # Not diffusers' guess, which takes any component: the VAE is one that never leaves the device.
+        device: torch.device = self.vae.device
+        return device
 
     def generate_clips(
         self,
@@ -216,6 +224,11 @@ class CoInteractPipeline(DiffusionPipeline):
         check(inputs, params, first_clip, motion_frames)
         return self._run(inputs, params, first_clip, motion_frames, on_progress, ranks)
 
+    def _renderer(self, ranks: Ranks | None) -> ClipRenderer:
+        return ClipRenderer(
+            self.transformer, self.vae, self.scheduler, self._execution_device, ranks, self.streams
+        )
+
     @torch.no_grad()
     def _run(
         self,
@@ -234,7 +247,7 @@ class CoInteractPipeline(DiffusionPipeline):
             return
         pace.report(Stage.ENCODING, first_clip)
         encoded = self._encode_video_inputs(inputs, params, range(first_clip, num_clips))
-        renderer = ClipRenderer(self.transformer, self.vae, self.scheduler, self._execution_device, ranks)
+        renderer = self._renderer(ranks)
         before = motion_frames if first_clip > 0 else None
         for index in range(first_clip, num_clips):
             pace.report(Stage.ENCODING, index)
@@ -257,6 +270,7 @@ class CoInteractPipeline(DiffusionPipeline):
         device = self._execution_device
         prompts = sorted(used)
         embeds = encode_prompts(self.text_encoder, self.tokenizer, prompts, device)
+        self.streams.park()
         return _Encoded(
             person_latents=self._encode_frames(inputs.person[None], params.parity),
             product_latents=None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import ftfy
 import torch
@@ -51,8 +52,11 @@ def encode_tokens(encoder: UMT5EncoderModel, ids: torch.Tensor, mask: torch.Tens
     In a batch, the choice of the matrix product's kernel would make embeds depend on the video's other
     prompts.
     """
+    table = cast(torch.nn.Embedding, encoder.get_input_embeddings())
     rows = []
     for row_ids, row_mask in zip(ids.split(1), mask.split(1), strict=True):
-        embeds = encoder(input_ids=row_ids, attention_mask=row_mask).last_hidden_state  # (1, 512, D)
+        # The table of words may lie in main memory: its rows come to the device, not the table.
+        words = table(row_ids.to(table.weight.device)).to(row_ids.device)
+        embeds = encoder(inputs_embeds=words, attention_mask=row_mask).last_hidden_state  # (1, 512, D)
         rows.append(embeds * row_mask[..., None].to(embeds.dtype))
     return torch.cat(rows)

@@ -17,12 +17,12 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from contract.sampling import ROUTING_LIMIT
 from model.kernels.modulation import norm_modulate
 from model.kernels.rotary import RotaryTable
 from model.network.attention import KeyValue
 from model.network.audio_injection import AudioEncoder, AudioTokens, InjectionInputs
 from model.network.block import NOISY, BlockMode, CoInteractBlock, TokenLayout, Visibility
-from model.network.moe import ROUTING_LIMIT
 from model.network.rope import (
     GridRope,
     Positions,

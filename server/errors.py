@@ -54,6 +54,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "unknown_model": 422,
     "unsupported_size": 422,
     "pose_not_supported": 422,
+    "preset_not_supported": 422,
     # Files
     "file_too_large": 413,
     "unsupported_media_type": 415,

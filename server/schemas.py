@@ -8,7 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from contract.attention import AttentionBackend
+from contract.choices import Preset
 from contract.job import JobState, Priority, Stage
+from contract.memory import MemoryMode
 from contract.params import GenerationParams
 from contract.request import GenerateFields
 from contract.warnings import JobWarning
@@ -85,11 +87,15 @@ class JobView(Wire):
     model: str
     checkpoint: CheckpointView
     params: ParamsView
+    exact: bool = Field(description="Whether the video is what the checkpoint's own sampling gives.")
     priority: Priority
     metadata: dict[str, str]
     attempts: int
     attention: AttentionBackend | None = Field(
         description="Kernel of the newest attempt's attention. Bits repeat on the same one only."
+    )
+    memory_mode: MemoryMode | None = Field(
+        description="Set when a worker had too little device memory for this job and went on in this mode."
     )
     duration_s: float | None
     urls: JobUrls
@@ -115,11 +121,22 @@ class ValidationView(Wire):
     model: str
     checkpoint: CheckpointView
     params: ParamsView
+    exact: bool = Field(description="Whether the video is what the checkpoint's own sampling gives.")
     duration_s: float
     warnings: list[JobWarning] = Field(description="What is probably not as meant, or was changed.")
     queue_position: int | None
     estimated_start_at: datetime | None
     estimated_finish_at: datetime | None
+
+
+class PresetView(Wire):
+    """A preset that a checkpoint offers, at its default settings."""
+
+    id: Preset
+    exact: bool
+    num_inference_steps: int
+    num_computed_steps: int = Field(description="Steps in which the network runs: the time a video takes.")
+    psnr_db: float | None = Field(description="Against the exact video, as measured on this checkpoint.")
 
 
 class ModelView(Wire):
@@ -134,6 +151,7 @@ class ModelView(Wire):
     frames_per_clip: int
     pose: bool
     defaults: dict[str, Any]
+    presets: list[PresetView]
     license: str
     note: str = Field(description="What whoever sees its videos should know; may be empty.")
 

@@ -6,13 +6,25 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from contract.card import CheckpointCard
+from contract.choices import Preset
 from contract.job import JobState, Stage, utcnow
 from contract.params import GenerationParams
+from contract.presets import preset_defaults, preset_steps
+from contract.sampling import noise_levels
 from contract.state import Job
 from contract.worker import LiveProgress
 from jobs.scheduling import WaitingJob
 from server.hints import Hints
-from server.schemas import CheckpointView, JobErrorView, JobUrls, JobView, ModelView, ParamsView, Usage
+from server.schemas import (
+    CheckpointView,
+    JobErrorView,
+    JobUrls,
+    JobView,
+    ModelView,
+    ParamsView,
+    PresetView,
+    Usage,
+)
 
 
 def job_path(job_id: str) -> str:
@@ -104,10 +116,12 @@ def job_view(job: Job, hints: Hints | None, base_url: str = "") -> JobView:
         model=submitted.checkpoint,
         checkpoint=CheckpointView(name=submitted.checkpoint, trained=submitted.trained),
         params=params_view(params),
+        exact=params.preset.is_exact,
         priority=submitted.priority,
         metadata=submitted.metadata,
         attempts=job.attempt,
         attention=job.attention,
+        memory_mode=job.memory_mode,
         duration_s=job.duration_s,
         urls=JobUrls(
             self=path,
@@ -119,6 +133,21 @@ def job_view(job: Job, hints: Hints | None, base_url: str = "") -> JobView:
         error=error,
         warnings=list(submitted.warnings),
         usage=Usage(gpu_seconds=round(job.gpu_seconds, 3)),
+    )
+
+
+def preset_view(card: CheckpointCard, preset: Preset) -> PresetView:
+    """A preset at the checkpoint's default settings."""
+    settings = preset_defaults(card, preset)
+    levels = noise_levels(settings.num_inference_steps, settings.flow_shift)
+    computed = preset_steps(card, preset, levels)
+    calibration = card.calibration.get(preset)
+    return PresetView(
+        id=preset,
+        exact=preset.is_exact,
+        num_inference_steps=len(levels),
+        num_computed_steps=len(levels) if computed is None else len(computed),
+        psnr_db=None if calibration is None else calibration.psnr_db,
     )
 
 
@@ -135,6 +164,7 @@ def model_view(card: CheckpointCard, default: bool) -> ModelView:
         frames_per_clip=card.frames_per_clip,
         pose=card.pose,
         defaults=card.defaults.model_dump(),
+        presets=[preset_view(card, preset) for preset in card.presets],
         license=card.license,
         note=card.note,
     )

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from contract.entries import ClipFinished, Failed, InterruptReason, JournalEntry, Started, Succeeded
 from contract.job import JobError, JobState, Stage, StoredFile, utcnow
+from contract.memory import MemoryMode
 from contract.settings import Settings
 from contract.speed import Speed, Stopwatch, Work
 from contract.state import Job
@@ -148,6 +149,8 @@ class _Attempt:
         self.stage = Stage.LOADING
         self.place = (len(job.clips), 0)
         """Clip and step that were reported last."""
+        self.fall_back: MemoryMode | None = None
+        """What the worker must go on in because the device's memory was too small."""
         self.done_at_start = len(job.clips)
         self.stopwatch = Stopwatch(job.submitted.params, runner.speed)
         self.stage_began_at = utcnow()
@@ -186,7 +189,7 @@ class _Attempt:
             runner.engine.release()
             shutil.rmtree(workdir, ignore_errors=True)
             self._bill()
-            runner.tell(Ended(outcome=outcome, cause=cause, stage=self.stage))
+            runner.tell(Ended(outcome=outcome, cause=cause, stage=self.stage, fall_back=self.fall_back))
 
     def _render_or_record(
         self, workdir: Path
@@ -207,7 +210,7 @@ class _Attempt:
             return self._record_failure("invalid_input", str(error))
         except OutOfMemory as error:
             self.runner.broken = True
-            reason, message = "out_of_memory", f"{OUT_OF_MEMORY_ADVICE} ({error})"
+            reason, (message, burns) = "out_of_memory", self._fall_back(error)
         except DeviceFailed as error:
             self.runner.broken = True
             reason, message = "error", f"the device failed: {error}"
@@ -225,6 +228,7 @@ class _Attempt:
             max_attempts=self.runner.settings.max_attempts,
             stage=self.stage,
             burns_attempt=burns,
+            memory_mode=self.fall_back,
         )
         return self._record(entry, "failed" if isinstance(entry, Failed) else "interrupted", reason)
 
@@ -235,6 +239,17 @@ class _Attempt:
         if not isinstance(error, OSError) or error.errno not in STORAGE_AWAY:
             return False
         return error.errno != errno.EIO or not self.runner.storage_works()
+
+    def _fall_back(self, error: OutOfMemory) -> tuple[str, bool]:
+        """Choose how the worker goes on; returns what to say and whether the attempt counts.
+
+        It does not the first time that the job falls back: nobody could know that it needs more memory.
+        """
+        mode, self.fall_back = self.runner.engine.memory_mode, self.runner.engine.next_memory_mode
+        if self.fall_back is None or self.job.memory_mode is not None:
+            return f"{OUT_OF_MEMORY_ADVICE} ({error})", True
+        said = f"The device ran out of memory in mode {mode}; the worker goes on in mode {self.fall_back}."
+        return f"{said} ({error})", False
 
     def _record_failure(self, code: str, message: str) -> tuple[Literal["failed", "superseded"], str]:
         error = JobError(code=code, message=message, stage=self.stage)

@@ -149,11 +149,12 @@ class GpuWorker(SimpleWorker):
 
 def load_engine(config: ChildConfig) -> Engine:
     if (config.folder / FAKE_FILE).exists():
-        return FakeEngine(FakeSettings.model_validate_json((config.folder / FAKE_FILE).read_bytes()))
+        settings = FakeSettings.model_validate_json((config.folder / FAKE_FILE).read_bytes())
+        return FakeEngine(settings, config.memory_mode)
     # This imports torch, which takes seconds and a gigabyte. The fault tests do without.
     from workers.engines.pipeline import PipelineEngine
 
-    return PipelineEngine(config.folder, config.device, config.settings.attention)
+    return PipelineEngine(config.folder, config.device, config.settings.attention, config.memory_mode)
 
 
 def serve(config: ChildConfig, engine: Engine) -> int:
@@ -181,7 +182,7 @@ def serve(config: ChildConfig, engine: Engine) -> int:
         runner.stopping.set()
 
     signal.signal(signal.SIGTERM, stop)
-    tell(Ready(attention=engine.attention))
+    tell(Ready(attention=engine.attention, memory_mode=engine.memory_mode))
     while not runner.stopping.is_set() and not runner.broken:
         connection = Redis.from_url(config.redis_url, retry=Retry(NoBackoff(), 1))
         try:

@@ -13,6 +13,7 @@ from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
 from rq.worker import BaseWorker
 
 from contract.attention import AttentionReport
+from contract.memory import MemoryMode
 from contract.settings import Settings
 from contract.speed import Speed
 from contract.worker import RunningJob, WorkerInfo
@@ -34,6 +35,7 @@ class Heartbeat(threading.Thread):
         super().__init__(daemon=True, name="heartbeat")
         self.speed: Speed | None = None
         self.attention: AttentionReport | None = None
+        self.memory_mode: MemoryMode | None = None
         self._settings = settings
         self._queue = queue
         self._info = WorkerInfo(name=worker, checkpoint=checkpoint, device=device)
@@ -44,7 +46,7 @@ class Heartbeat(threading.Thread):
     def update(self, ready: bool, running: RunningJob | None, problem: str | None) -> None:
         """Set what the next beats tell."""
         said: dict[str, object] = {"ready": ready, "running": running, "problem": problem}
-        said |= {"speed": self.speed, "attention": self.attention}
+        said |= {"speed": self.speed, "attention": self.attention, "memory_mode": self.memory_mode}
         self._info = self._info.model_copy(update=said)
         self._changed.set()
 

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from contract.attention import AttentionReport
 from contract.frozen import Frozen
 from contract.job import Stage
+from contract.memory import MemoryMode
 from contract.settings import Settings
 from contract.speed import Speed
 from contract.worker import LiveProgress, RunningJob
@@ -24,6 +25,8 @@ class ChildConfig(Frozen):
     checkpoint: str
     folder: Path
     device: str
+    memory_mode: MemoryMode | None
+    """Where weights lie; None: the fastest mode that fits."""
     parent_pid: int
     report_fd: int
 
@@ -33,6 +36,7 @@ class Ready(Frozen):
 
     type: Literal["ready"] = "ready"
     attention: AttentionReport | None = None
+    memory_mode: MemoryMode
 
 
 class Unloadable(Frozen):
@@ -69,6 +73,8 @@ class Ended(Frozen):
     outcome: Literal["succeeded", "failed", "interrupted", "superseded"]
     cause: str = ""
     stage: Stage
+    fall_back: MemoryMode | None = None
+    """The device's memory was too small: the next child goes on in this mode."""
 
 
 Message = Annotated[Ready | Unloadable | Working | Progressed | ClipDone | Ended, Field(discriminator="type")]

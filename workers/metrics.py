@@ -8,6 +8,9 @@ from contract.attention import AttentionReport
 
 ATTEMPTS = Counter("cointeract_attempts_total", "Attempts by how they ended.", ["outcome", "stage", "cause"])
 CHILD_DEATHS = Counter("cointeract_child_deaths_total", "Times a worker's child had to be replaced.")
+MEMORY_FALLS = Counter(
+    "cointeract_memory_falls_total", "Times a worker ran out of device memory and went on in mode.", ["mode"]
+)
 CLIP_SECONDS = Histogram(
     "cointeract_clip_seconds",
     "Time to render one clip.",

@@ -25,6 +25,7 @@ from typing import IO
 from contract.card import CARD_FILE, CheckpointCard
 from contract.entries import InterruptReason
 from contract.job import Stage
+from contract.memory import MemoryMode
 from contract.processes import last_words, own_process
 from contract.settings import Settings
 from contract.worker import RunningJob
@@ -48,7 +49,7 @@ from workers.messages import (
     Unloadable,
     Working,
 )
-from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, serve_metrics, show_attention
+from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, MEMORY_FALLS, serve_metrics, show_attention
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ class Supervisor:
         self.journal = Journal(self.store)
         self.queue = JobQueue(settings, redis_url)
         self.heartbeat = Heartbeat(settings, self.queue, self.name, self.card.name, device)
+        self._memory_mode: MemoryMode | None = None
+        """What the next child loads its model in; None: the fastest mode that fits."""
         self._problem: str | None = None
         self._deaths = 0
         """Deaths in a row of children that were never steady."""
@@ -186,6 +189,7 @@ class Supervisor:
             checkpoint=self.card.name,
             folder=self.folder,
             device=self.device,
+            memory_mode=self._memory_mode,
             parent_pid=os.getpid(),
             report_fd=child_end,
         )
@@ -252,6 +256,7 @@ class Supervisor:
                 child.ready_at = time.monotonic()
                 self.heartbeat.attention = message.attention
                 show_attention(message.attention)
+                self.heartbeat.memory_mode = message.memory_mode
                 if self._deaths < DEATHS_IN_A_LOOP:
                     self._problem = None
                 log.info("the model is loaded", extra={"checkpoint": self.card.name})
@@ -269,8 +274,20 @@ class Supervisor:
                 child.running = None
                 child.has_finished_an_attempt = True
                 ATTEMPTS.labels(message.outcome, message.stage, message.cause).inc()
+                if message.fall_back is not None:
+                    self._fall_back(message.fall_back)
         self._judge(child)
         self.heartbeat.update(child.ready, child.running, self._problem)
+
+    def _fall_back(self, mode: MemoryMode) -> None:
+        """Go on in a mode that needs less of the device's memory, until this worker is restarted: the next
+        large job would only run out of it again.
+        """
+        self._memory_mode = mode
+        MEMORY_FALLS.labels(mode).inc()
+        log.warning(
+            "out of device memory; from now on in mode %s", mode, extra={"checkpoint": self.card.name}
+        )
 
     def _judge(self, child: Child) -> None:
         """Forget earlier deaths once a child works."""

@@ -77,9 +77,13 @@ class Job(_Answer):
     checkpoint: CheckpointUsed
     params: dict[str, Any] = Field(default_factory=dict)
     """All settings as resolved: sent again with the same files, they give the same video."""
+    exact: bool = True
+    """Whether the video is what the checkpoint's own sampling gives."""
     priority: str = "normal"
     metadata: dict[str, str] = Field(default_factory=dict)
     attempts: int = 0
+    memory_mode: str | None = None
+    """Set when a worker had too little device memory for this job and went on in this mode."""
     duration_s: float | None = None
     urls: JobUrls = Field(default_factory=JobUrls)
     error: JobError | None = None
@@ -106,11 +110,24 @@ class Validation(_Answer):
     model: str
     checkpoint: CheckpointUsed
     params: dict[str, Any]
+    exact: bool = True
     duration_s: float
     queue_position: int | None = None
     estimated_start_at: datetime | None = None
     estimated_finish_at: datetime | None = None
     warnings: list[Warn] = Field(default_factory=list)
+
+
+class ModelPreset(_Answer):
+    """A preset that a checkpoint offers, at its default settings."""
+
+    id: str
+    exact: bool = True
+    num_inference_steps: int = 0
+    num_computed_steps: int = 0
+    """Steps in which the network runs: the time that a video takes."""
+    psnr_db: float | None = None
+    """Against the exact video, as measured on this checkpoint."""
 
 
 class Model(_Answer):
@@ -126,6 +143,7 @@ class Model(_Answer):
     frames_per_clip: int = 80
     pose: bool = False
     defaults: dict[str, Any] = Field(default_factory=dict)
+    presets: list[ModelPreset] = Field(default_factory=list)
     license: str = ""
     note: str = ""
     """What whoever sees its videos should know; may be empty."""

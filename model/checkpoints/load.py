@@ -33,7 +33,8 @@ from contract.memory import MemoryMode
 from model.checkpoints.card_file import read_card
 from model.checkpoints.errors import CheckpointError, Fault, Problem, unreadable
 from model.checkpoints.official import LFS_ADVICE, is_lfs_pointer
-from model.memory.offload import choose_mode, offload
+from model.memory.lanes import lanes_of
+from model.memory.offload import choose_mode, stream_weights
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
@@ -92,7 +93,9 @@ def load_pipeline(
             folder / "scheduler", local_files_only=True
         ),
     )
-    offload(pipeline, mode, device)
+    pipeline.streams = stream_weights(
+        pipeline.text_encoder, pipeline.transformer, mode, device, lanes_of(device)
+    )
     peaks = f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of main memory"
     if device.type == "cuda":
         peaks += f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of GPU memory"

@@ -106,18 +106,24 @@ def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int) -> N
     denoising += CACHED_BYTES * size.layers * size.width
     decoding = DECODE_BYTES_PER_PIXEL * pixels
     weights = size.vae + size.audio_encoder
-    offloaded = 0
     if mode is MemoryMode.OFFLOAD:
         weights += size.transformer_rest + 2 * size.transformer_block  # one computes, the next one arrives
-        offloaded += size.transformer
     else:
         weights += size.transformer
     if mode is MemoryMode.RESIDENT:
         weights += size.text_encoder
-    else:
-        offloaded += size.text_encoder
     activations = max(denoising, decoding, TEXT_ENCODER_WORK_BYTES)
-    return Need(gpu=int((weights + activations) * GAPS) + CONTEXT_BYTES, host=HOST_BYTES + offloaded)
+    return Need(gpu=int((weights + activations) * GAPS) + CONTEXT_BYTES, host=host_needed(size, mode))
+
+
+def host_needed(size: CheckpointSize, mode: MemoryMode) -> int:
+    """Main memory of a worker: what streams from there lies there, pinned as it is, not rounded up."""
+    streaming = 0
+    if mode is not MemoryMode.RESIDENT:
+        streaming += size.text_encoder
+    if mode is MemoryMode.OFFLOAD:
+        streaming += size.transformer - size.transformer_rest
+    return HOST_BYTES + streaming
 
 
 def fitting_mode(

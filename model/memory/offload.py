@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.hooks import apply_group_offloading
-from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from transformers import UMT5EncoderModel
 
 from contract.memory import MemoryMode
 from model.memory.host import host_memory_bytes
-from model.memory.needs import fitting_mode, measure_checkpoint
+from model.memory.lanes import Lanes
+from model.memory.needs import fitting_mode, host_needed, measure_checkpoint
+from model.memory.streaming import BlockStream
+from model.transformer import CoInteractTransformer3DModel
 
 
-def offload(pipeline: DiffusionPipeline, mode: MemoryMode, device: torch.device) -> None:
-    """Set up streaming to `device`. The networks that stream are then in main memory, the others on the
+@dataclass(frozen=True)
+class Streams:
+    """What of a pipeline's weights streams through its device; None stays there."""
+
+    text_encoder: BlockStream | None = None
+    transformer: BlockStream | None = None
+
+    @property
+    def mode(self) -> MemoryMode:
+        if self.transformer is not None:
+            return MemoryMode.OFFLOAD
+        return MemoryMode.RESIDENT if self.text_encoder is None else MemoryMode.TEXT_OFFLOAD
+
+    def park(self) -> None:
+        """Give back what streaming holds of the device's memory, until the next pass."""
+        for stream in (self.text_encoder, self.transformer):
+            if stream is not None:
+                stream.park()
+
+
+def stream_weights(
+    text_encoder: UMT5EncoderModel,
+    transformer: CoInteractTransformer3DModel,
+    mode: MemoryMode,
+    device: torch.device,
+    lanes: Lanes,
+) -> Streams:
+    """Arrange for `device` what is to stream. Those networks lie in main memory now, the others on the
     device.
 
-    The text encoder goes layer by layer: it runs once per prompt. Transformer blocks go one by one, each
-    fetched on a stream of its own while the one before it computes.
+    Only blocks stream. What lies outside them goes to the device for good, but for the embedding of words: a
+    prompt reads 512 of its 256,384 rows, in main memory.
     """
-    streams = device.type == "cuda"
+    text_stream = transformer_stream = None
     if mode is not MemoryMode.RESIDENT:
-        apply_group_offloading(
-            pipeline.text_encoder, onload_device=device, offload_type="leaf_level", use_stream=streams
-        )
+        text_stream = BlockStream(list(text_encoder.encoder.block), device, lanes)
+        text_encoder.encoder.final_layer_norm.to(device)
     if mode is MemoryMode.OFFLOAD:
-        pipeline.transformer.enable_group_offload(
-            onload_device=device, offload_type="block_level", num_blocks_per_group=1, use_stream=streams
-        )
+        transformer_stream = BlockStream(list(transformer.blocks), device, lanes)
+        _move_outer_layers(transformer, device)
+    return Streams(text_stream, transformer_stream)
 
 
-def onload_outer_layers(transformer: ModelMixin, device: torch.device) -> bool:
-    """Bring the parts of an offloaded transformer that are outside its blocks to the device.
-
-    They can then be used outside the forward pass, which takes them away again.
-
-    Returns:
-        Whether the transformer is offloaded. If it is, only its forward pass may use its blocks.
-    """
-    if not _is_group_offload_enabled(transformer):
-        return False
-    for name, part in transformer.named_children():
-        if name != "blocks":
+def _move_outer_layers(transformer: CoInteractTransformer3DModel, device: torch.device) -> None:
+    for part in transformer.children():
+        if part is not transformer.blocks:
             part.to(device)
-    return True
+    for parameter in transformer.parameters(recurse=False):
+        parameter.data = parameter.data.to(device)
+    for name, buffer in transformer.named_buffers(recurse=False):
+        setattr(transformer, name, buffer.to(device))
 
 
 def choose_mode(folder: Path, device: torch.device, sizes: list[tuple[int, int]]) -> MemoryMode:
@@ -56,3 +77,13 @@ def choose_mode(folder: Path, device: torch.device, sizes: list[tuple[int, int]]
     host = host_memory_bytes()
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     return fitting_mode(measure_checkpoint(folder), total, host, width, height) or MemoryMode.OFFLOAD
+
+
+def next_mode(folder: Path, mode: MemoryMode) -> MemoryMode | None:
+    """What a worker may fall to that ran out of the device's memory in `mode`; None if main memory, or
+    nothing, is left to move to.
+    """
+    following = mode.next
+    if following is None or host_needed(measure_checkpoint(folder), following) > host_memory_bytes():
+        return None
+    return following

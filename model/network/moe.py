@@ -13,9 +13,6 @@ from torch import nn
 from model.kernels.router import FACE, router_logits
 from model.network.feed_forward import feed_forward, is_plain
 
-# From this timestep (of 1000) up, layout is still being decided and the experts keep out of it.
-ROUTING_LIMIT = 900.0
-
 
 class HumanAwareMoE(nn.Module):
     """Soft routing of (B, N, D) tokens between base, hand and face experts."""

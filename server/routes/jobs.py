@@ -109,6 +109,7 @@ async def validate(request: Request, services: ServicesOf, principal: Submitter)
         model=checked.card.name,
         checkpoint=CheckpointView(name=checked.card.name, trained=checked.card.trained),
         params=params_view(checked.params),
+        exact=checked.params.preset.is_exact,
         duration_s=checked.params.num_frames / FPS,
         warnings=list(checked.warnings),
         queue_position=position,

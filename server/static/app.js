@@ -160,7 +160,7 @@ $("#form").addEventListener("submit", async (event) => {
   const body = new FormData();
   for (const [name, file] of Object.entries(files)) if (file) body.append(name, file);
   prompts.forEach((prompt) => body.append("prompt", prompt));
-  for (const name of ["model", "size", "num_inference_steps", "guidance_scale", "seed", "fit"]) {
+  for (const name of ["model", "size", "preset", "num_inference_steps", "guidance_scale", "seed", "fit"]) {
     const value = $(`#${name}`).value.trim();
     if (value) body.append(name, value);
   }
@@ -310,12 +310,18 @@ function options(select, entries) {
   }));
 }
 
+function presetText(preset) {
+  const times = preset.num_inference_steps / preset.num_computed_steps;
+  return [preset.id, times > 1 ? `${preset.id} (${times.toFixed(1)}× fewer passes)` : preset.id];
+}
+
 async function loadModels() {
   models = (await call("/v1/models")).data;
   models.sort((a, b) => b.default - a.default);
   options($("#model"), models.map((model) => [model.id, model.trained ? model.id : `${model.id} (untrained)`]));
   const choose = () => {
     const model = models.find((one) => one.id === $("#model").value);
+    options($("#preset"), (model ? model.presets : []).filter((preset) => preset.id !== "parity").map(presetText));
     options($("#size"), (model ? model.sizes : []).map((size) => [size, size.replace("x", " × ")]));
     $("#form .note").textContent = noteOf($("#model").value);
   };

@@ -10,6 +10,7 @@ from typing import Final
 from contract.card import CheckpointCard
 from contract.job import Priority
 from contract.params import GenerationParams
+from contract.presets import check_preset, preset_defaults
 from contract.request import FILE_FIELDS, GenerateFields
 from contract.resolve import check_files, check_prompts, frame_size, resolve
 from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
@@ -87,6 +88,7 @@ def check_fields(
     if len(fields.prompt) > settings.max_prompts:
         raise ApiError("too_many", "Too many prompts.", field="prompt", limit=settings.max_prompts)
     check_prompts(fields)
+    check_preset(fields, card)
     for name, texts in (("prompt", fields.prompt), ("negative_prompt", [fields.negative_prompt or ""])):
         if any(len(text) > settings.max_prompt_chars for text in texts):
             raise ApiError("too_long", "Too many characters.", field=name, limit=settings.max_prompt_chars)
@@ -139,7 +141,8 @@ async def check(draft: Draft, services: Services, principal: Principal, space: S
     check_fields(fields, card, services, principal)
     check_files(draft.files, card)
     decoded = await _decode(draft, services, space)
-    if fields.num_inference_steps is None and card.defaults.num_inference_steps > settings.max_steps:
+    default_steps = preset_defaults(card, fields.preset).num_inference_steps
+    if fields.num_inference_steps is None and default_steps > settings.max_steps:
         fields = fields.model_copy(update={"num_inference_steps": settings.max_steps})
     speech, dropped = decoded["audio"].speech_length, settings.max_dropped_frames
     params = resolve(fields, card, speech, dropped)

@@ -25,6 +25,7 @@ EVERYTHING: dict[str, Any] = {
     "num_clips": 2,
     "fit": "contain",
     "preset": "parity",
+    "computed_steps": [0, 3, 6],
     "audio_face_mask": True,
     "priority": "high",
     "retention_s": 600,
@@ -60,7 +61,7 @@ def test_an_empty_negative_prompt_stays_one_though_an_empty_text_is_not_given() 
 
 
 def test_only_prompts_repeat() -> None:
-    assert set(REPEATABLE) == {"prompt"}
+    assert set(REPEATABLE) == {"prompt", "computed_steps"}
 
 
 @pytest.mark.parametrize(

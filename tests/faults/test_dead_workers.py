@@ -10,6 +10,7 @@ import pytest
 
 from contract.entries import Interrupted, Started, Succeeded
 from contract.job import JobState
+from contract.memory import MemoryMode
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import Stack, eventually, process_state
 from workers.engines.fake import FAKE_FILE
@@ -235,3 +236,35 @@ def test_the_child_of_a_frozen_supervisor_claims_nothing_and_no_job_loses_an_att
     assert job.clips[0].attempt == 1
     reasons = [entry.reason for entry in stack.entries(running) if isinstance(entry, Interrupted)]
     assert reasons == ["worker_lost"]
+
+
+def test_a_job_that_needs_more_memory_goes_on_in_the_next_mode_without_burning_an_attempt(
+    make_stack: StackFactory,
+) -> None:
+    stack = make_stack(max_attempts=1)
+    stack.start_reaper()
+    worker = stack.start_worker()
+    first = stack.child_of(worker)
+    job = stack.wait(stack.submit("a person speaks", "fault:tight=1", num_clips=2))
+    assert (job.attempt, job.burned_attempts, job.memory_mode) == (2, 0, MemoryMode.TEXT_OFFLOAD)
+    interrupted = next(entry for entry in stack.entries(job.id) if isinstance(entry, Interrupted))
+    assert (interrupted.reason, interrupted.burns_attempt) == ("out_of_memory", False)
+    assert "in mode resident; the worker goes on in mode text-offload" in interrupted.message
+    assert [clip.attempt for clip in job.clips] == [1, 2], "the first clip was not rendered again"
+    assert stack.child_of(worker) != first
+    info = eventually(lambda: next(iter(stack.queue.workers()), None), what="the worker's word")
+    assert info.memory_mode is MemoryMode.TEXT_OFFLOAD
+    # Such jobs do not fall twice: the worker has stayed in its mode.
+    assert stack.wait(stack.submit("fault:tight=1")).attempt == 1
+
+
+def test_a_job_falls_once_for_nothing_and_then_its_attempts_count(make_stack: StackFactory) -> None:
+    stack = make_stack(max_attempts=2)
+    stack.start_reaper()
+    stack.start_worker()
+    job = stack.wait(stack.submit("fault:tight=2"))
+    assert (job.attempt, job.burned_attempts, job.memory_mode) == (3, 1, MemoryMode.OFFLOAD)
+    poison = stack.wait(stack.submit("fault:oom"), JobState.FAILED)
+    assert poison.error is not None
+    assert poison.memory_mode is None, "there is no mode left to fall to"
+    assert (poison.attempt, poison.error.code) == (2, "out_of_memory")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from contract.choices import Preset
 from server.keys import create_key
 from server.routes.pages import MEDIA_TYPES, STATIC
 from tests.server import browser
@@ -58,9 +59,11 @@ def test_a_person_makes_a_video_and_plays_it(live: Live, tmp_path: Path, width: 
                 "wider than the screen"
             )
             await page.screenshot(tmp_path / f"form-{width}.png")
+            await page.run("document.querySelector('#preset').value = 'fast'")
             await page.run("document.querySelector('#submit').click()")
             await page.until("document.querySelector('#current h2').textContent === 'Waiting'")
             (job_id,) = live.services.store.list_names("jobs")
+            assert live.services.journal.read(job_id).submitted.params.preset is Preset.FAST
             succeed(owned, job_id, video_bytes(25))
             await page.until("document.querySelector('#current video').readyState >= 2")
             assert await page.run("document.querySelector('#current .note').textContent") == "It draws toys."

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from contract.attention import AttentionReport
 from contract.job import OnProgress
+from contract.memory import MemoryMode
 from contract.params import GenerationParams
 
 
@@ -57,6 +58,14 @@ class Engine(Protocol):
     @property
     def attention(self) -> AttentionReport | None:
         """Its attention backend; None if it has none."""
+
+    @property
+    def memory_mode(self) -> MemoryMode:
+        """Where its weights lie."""
+
+    @property
+    def next_memory_mode(self) -> MemoryMode | None:
+        """The mode to go on in when the device's memory is too small; None if there is none."""
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[RenderedClip]:
         """The clips from `first_clip` on, each as soon as it is done.

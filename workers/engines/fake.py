@@ -3,7 +3,8 @@
 A checkpoint folder with a `fake.json` selects it, so nothing else in the service knows about it. Its clips
 depend on the seed, the prompt and the clip before: a wrongly resumed video has other bytes than an unbroken
 one. A prompt may order a fault: "fault:kill" (SIGKILL to this process), "fault:gil=3" (hold the interpreter
-lock for 3 s), "fault:oom", "fault:error", "fault:hang".
+lock for 3 s), "fault:oom" (out of memory), "fault:tight=1" (out of memory unless the engine runs in the first
+memory mode after the fastest, or a later one), "fault:error", "fault:hang".
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from pathlib import Path
 from contract.card import CARD_FILE, CheckpointCard, CheckpointDefaults
 from contract.frozen import Frozen
 from contract.job import OnProgress, Stage
+from contract.memory import MemoryMode
 from contract.params import GenerationParams
 from contract.video import FPS
 from workers.engines.engine import FinishedVideo, OutOfMemory, RenderRequest
 
 FAKE_FILE = "fake.json"
-_FAULT = re.compile(r"fault:(?P<kind>kill|gil|oom|error|hang)(=(?P<seconds>[\d.]+))?")
+_FAULT = re.compile(r"fault:(?P<kind>kill|gil|oom|tight|error|hang)(=(?P<amount>[\d.]+))?")
 
 
 class FakeSettings(Frozen):
@@ -94,8 +96,10 @@ class FakeEngine:
 
     attention = None
 
-    def __init__(self, settings: FakeSettings) -> None:
+    def __init__(self, settings: FakeSettings, memory_mode: MemoryMode | None = None) -> None:
         self.settings = settings
+        self.memory_mode = memory_mode or MemoryMode.RESIDENT
+        self.next_memory_mode = self.memory_mode.next
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[FakeClip]:
         params = request.params
@@ -106,7 +110,7 @@ class FakeEngine:
             for step in range(1, params.num_inference_steps + 1):
                 time.sleep(self.settings.seconds_per_step)
                 if step == 1 and (fault := _FAULT.search(prompt)):
-                    _commit(fault["kind"], float(fault["seconds"] or 1))
+                    _commit(fault["kind"], float(fault["amount"] or 1), self.memory_mode)
                 on_progress(Stage.DENOISING, index, step)
             digest = clip_digest(digest, params, index)
             on_progress(Stage.DECODING, index, params.num_inference_steps)
@@ -129,15 +133,17 @@ class FakeEngine:
         """Do nothing: it holds nothing between attempts."""
 
 
-def _commit(kind: str, seconds: float) -> None:
+def _commit(kind: str, amount: float, mode: MemoryMode) -> None:
     match kind:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "gil":
             # PyDLL, unlike CDLL, keeps the interpreter lock, so no other Python thread runs meanwhile.
-            ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+            ctypes.PyDLL(None).usleep(int(amount * 1e6))
         case "oom":
             raise OutOfMemory("tried to allocate 99 GiB")
+        case "tight" if list(MemoryMode).index(mode) < amount:
+            raise OutOfMemory("tried to allocate 20 GiB")
         case "error":
             raise RuntimeError("this fault was ordered")
         case "hang":

@@ -15,6 +15,7 @@ import torch
 
 from contract.attention import AttentionBackend
 from contract.job import OnProgress
+from contract.memory import MemoryMode
 from contract.video import FPS
 from model.attention_choice import choose_attention
 from model.checkpoints.card_file import read_card
@@ -22,6 +23,7 @@ from model.checkpoints.load import load_pipeline
 from model.inputs import VideoInputs
 from model.media import encode_clip, join_clips, load_audio, load_image, load_pose
 from model.memory.needs import tokens
+from model.memory.offload import next_mode
 from model.pipeline import Clip
 from workers.engines.engine import DeviceFailed, FinishedVideo, OutOfMemory, RenderRequest
 
@@ -42,36 +44,54 @@ class PipelineClip:
             np.save(file, self.clip.motion_frames)
 
 
+def dtype_on(device: str) -> torch.dtype:
+    """What networks compute in."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+
+
+def inputs_of(request: RenderRequest) -> VideoInputs:
+    """The files of a request, read."""
+    params = request.params
+    size = (params.width, params.height)
+    return VideoInputs(
+        person_image=load_image(request.person_image),
+        audio=load_audio(request.audio),
+        product_image=load_image(request.product_image) if request.product_image else None,
+        pose_frames=load_pose(request.pose_video, size=size, max_frames=params.num_frames)
+        if request.pose_video
+        else None,
+    )
+
+
 class PipelineEngine:
     """Holds the checkpoint in `folder` on `device` for the life of the process."""
 
     def __init__(
-        self, folder: Path, device: str, attention: AttentionBackend = AttentionBackend.AUTO
+        self,
+        folder: Path,
+        device: str,
+        attention: AttentionBackend = AttentionBackend.AUTO,
+        memory_mode: MemoryMode | None = None,
     ) -> None:
-        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        self._pipeline = load_pipeline(folder, device=device, dtype=dtype)
         self._on_gpu = torch.device(device).type == "cuda"
+        self.pipeline = load_pipeline(folder, device=device, dtype=dtype_on(device), memory=memory_mode)
+        self.memory_mode = self.pipeline.streams.mode
+        self.next_memory_mode = next_mode(folder, self.memory_mode) if self._on_gpu else None
         width, height = map(int, read_card(folder).sizes[0].split("x"))
         choice = choose_attention(
-            self._pipeline.transformer, attention, tokens(width, height), torch.device(device), dtype
+            self.pipeline.transformer,
+            attention,
+            tokens(width, height),
+            torch.device(device),
+            dtype_on(device),
         )
         self.attention = choice.report()
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[PipelineClip]:
-        params = request.params
-        size = (params.width, params.height)
         with _device_errors():
-            inputs = VideoInputs(
-                person_image=load_image(request.person_image),
-                audio=load_audio(request.audio),
-                product_image=load_image(request.product_image) if request.product_image else None,
-                pose_frames=load_pose(request.pose_video, size=size, max_frames=params.num_frames)
-                if request.pose_video
-                else None,
-            )
-            clips = self._pipeline.generate_clips(
-                inputs,
-                params,
+            clips = self.pipeline.generate_clips(
+                inputs_of(request),
+                request.params,
                 first_clip=request.first_clip,
                 motion_frames=np.load(request.motion) if request.motion else None,
                 on_progress=on_progress,
