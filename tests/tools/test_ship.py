@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deploy.samples import BUNDLED
-from model.checkpoints.card_file import read_card
+from model.checkpoints.card_file import read_card, write_card
 from model.checkpoints.tiny import CARD, write_tiny_checkpoint
 from model.checkpoints.writer import verify_manifest
 from model.media.video import encode_clip
@@ -31,7 +30,7 @@ def training(tmp_path: Path) -> Path:
     write_tiny_checkpoint(folder / "little" / "checkpoint")
     config = folder / "little/checkpoint/vae/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": str(tmp_path)}))
-    replace(CARD, name="little", trained=True).write(folder / "little" / "checkpoint")
+    write_card(CARD.model_copy(update={"name": "little", "trained": True}), folder / "little" / "checkpoint")
     steps = [
         {"step": i, "rgb": 1.0, "hoi": None if i % 2 else 0.25, "routing_accuracy": 0.5} for i in range(9)
     ]
@@ -65,7 +64,7 @@ def test_installing_a_checkpoint_records_how_it_came_about(training: Path, tmp_p
 
 
 def test_an_untrained_checkpoint_is_not_installed(training: Path, tmp_path: Path) -> None:
-    CARD.write(training / "little" / "checkpoint")
+    write_card(CARD, training / "little" / "checkpoint")
     with pytest.raises(ValueError, match="untrained"):
         install_checkpoint(training, tmp_path / "little.toml", tmp_path / "installed")
     assert not (tmp_path / "installed").exists()
