@@ -27,6 +27,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _unread_bytes: int = 0
     _in_head: bool = True
     _head_bytes: int = 0
+    _header_bytes: int = 0
     _heads: int = 0
     """Heads completed on this connection."""
     _body_is_complete: bool = True
@@ -58,10 +59,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(f"The head of the request has more than {MAX_HEAD_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._header_bytes = True, 0, 0
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value)
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
+
     def on_headers_complete(self) -> None:
+        if self._header_bytes > MAX_HEAD_BYTES:  # a head that came in one piece
+            self._refuse(f"The head of the request has more than {MAX_HEAD_BYTES} bytes.")
+            return
         self._heads += 1
         self._body_is_complete = False
         self._head_is_complete()

@@ -140,6 +140,21 @@ def test_a_client_that_is_still_sending_gets_its_answer(server: tuple[str, int],
     assert received.startswith(b"HTTP/1.1 40")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_head_that_is_too_long_is_refused_in_one_piece_too(server: tuple[str, int], method: str) -> None:
+    host, port = server[0].removeprefix("http://").split(":")
+    filler = "".join(f"X-{number}: {'y' * 7_000}\r\n" for number in range(10))
+    body = "hello"
+    head = f"{method} /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n{filler}Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall((head + body).encode())
+        received = b""
+        while block := connection.recv(65_536):
+            received += block
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1") == 1
+
+
 def test_a_body_that_trickles_is_cut_off_on_every_route(tmp_path: Path, redis_url: str) -> None:
     with server_process(tmp_path, redis_url, upload_timeout_s=1.0) as (url, _):
         job = httpx.post(f"{url}/v1/generate", files=form(), timeout=60).json()["id"]
