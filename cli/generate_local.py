@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -18,8 +20,10 @@ from contract.settings import Settings
 from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from contract.worker import LiveProgress
 from deploy.up import BUNDLED_CHECKPOINT, checkpoint_card
-from server.decoding.decoded import DecodedFile, decode_here, limits_of
-from server.decoding.formats import RejectedFileError
+from server.decoding.decoded import DecodedFile
+from server.decoding.formats import KIND_OF_FIELD
+from server.decoding.sandbox import DecodeTask, Sandbox
+from server.errors import ApiError
 from workers.engines.engine import DeviceFailed, OutOfMemory, RenderRequest
 from workers.engines.pipeline import PipelineEngine
 
@@ -49,20 +53,31 @@ def generate_here(
     return Made(request.params.seed, caveat(card.trained, card.note))
 
 
-def _decoded(files: Mapping[str, Path], folder: Path) -> tuple[dict[str, Path], dict[str, DecodedFile]]:
-    """The files as a server would store them, in `folder`, and what is known about them. Raises
-    GenerationFailed.
+async def _decoded(
+    files: Mapping[str, Path], folder: Path, settings: Settings
+) -> tuple[dict[str, Path], list[DecodedFile]]:
+    """The files as a server would store them, in `folder`, and what is known about them in the same order.
+
+    The server's own sandbox decodes them: pixels and samples are the same, and a file that crashes a codec
+    does no harm.
+
+    Raises GenerationFailed.
     """
-    limits = limits_of(Settings())
-    paths, found = {}, {}
-    for field, source in files.items():
-        paths[field] = folder / field
+    paths = {field: folder / field for field in files}
+    sandbox = Sandbox(settings)
+    with ExitStack() as sources:
+        tasks = [
+            DecodeTask(field, KIND_OF_FIELD[field], sources.enter_context(path.open("rb")), paths[field])
+            for field, path in files.items()
+        ]
         try:
-            found[field] = decode_here(field, source, paths[field], limits)
-        except RejectedFileError as error:
+            return paths, await sandbox.decode(tasks, "local")
+        except ApiError as error:
             limit = "" if error.limit is None else f" Limit: {error.limit}."
-            raise GenerationFailed(f"{source}: {error.detail}{limit}") from error
-    return paths, found
+            source = files.get(error.field or "")
+            raise GenerationFailed(f"{source or 'Input'}: {error.detail}{limit}") from error
+        finally:
+            await sandbox.stop()
 
 
 def local_request(
@@ -73,8 +88,10 @@ def local_request(
     Raises FieldError, GenerationFailed.
     """
     check_files(options.files, card)
-    files, found = _decoded(options.files, folder)
-    speech, dropped = found["audio"].speech_length, Settings().max_dropped_frames
+    settings = Settings()
+    files, decoded = asyncio.run(_decoded(options.files, folder, settings))
+    found = dict(zip(files, decoded, strict=True))
+    speech, dropped = found["audio"].speech_length, settings.max_dropped_frames
     params = resolve(options.fields, card, speech, dropped)
     request = RenderRequest(
         params=params,

@@ -1,17 +1,15 @@
-"""What became of a file: the answer of a decoder, in the sandbox or in this process."""
+"""What a file may be on this server, and what a decoder found out about it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from contract.settings import Settings
 from contract.video import SpeechLength
 from contract.warnings import JobWarning
-from server.decoding.decoders import decode, libraries_for, load_decoders
-from server.decoding.formats import KIND_OF_FIELD, Limits
+from server.decoding.formats import Limits
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -49,12 +47,3 @@ class DecodedFile:
     @property
     def speech_length(self) -> SpeechLength:
         return SpeechLength(self.samples, self.rate)
-
-
-def decode_here(field: str, source: Path, target: Path, limits: Limits) -> DecodedFile:
-    """Decode a file of one's own in this process: the same pixels and samples as a server makes. Raises
-    RejectedFileError, FileNotFoundError.
-    """
-    with source.open("rb") as file, target.open("w+b") as decoded:
-        decoders, _ = load_decoders(libraries_for(file))
-        return DecodedFile.of(decode(decoders, file, decoded, KIND_OF_FIELD[field], limits), field)

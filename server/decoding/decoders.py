@@ -43,7 +43,9 @@ def load_decoders(libraries: Libraries) -> tuple[Decoders, list[Sample]]:
         from server.decoding import pose, sound
 
         PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
-        pi_heif.register_heif_opener(thumbnails=False, decode_threads=THREADS)
+        pi_heif.register_heif_opener(
+            thumbnails=False, depth_images=False, aux_images=False, decode_threads=THREADS
+        )
         decoders |= {("image", name): photo.decode_image for name in ACCEPTED["image"]}
         decoders |= {("audio", name): sound.decode_sound for name in ACCEPTED["audio"]}
         decoders |= {("video", name): pose.decode_video for name in ACCEPTED["video"]}

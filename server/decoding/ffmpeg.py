@@ -21,6 +21,7 @@ def open_container(
         source,
         mode="r",
         format=demuxer,
+        metadata_errors="replace",  # titles and comments in some other encoding
         container_options={
             **_CLOSED,
             **(options or {}),

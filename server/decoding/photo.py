@@ -36,6 +36,8 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 """How to see a photo upright by its Exif orientation."""
+_DAMAGED: Final = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
+"""What Pillow and its plugins raise about a file."""
 _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
 
 # Pillow checks a limit of its own and only warns; ours is checked before decoding.
@@ -63,7 +65,7 @@ def _open(source: BinaryIO, kind: str) -> Image.Image:
     try:
         # Pillow has a class of its own for several JPEGs in one file; ours is the first.
         return JpegImageFile(source) if kind == "JPEG" else Image.open(source, formats=[_PLUGINS[kind]])
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+    except (*_DAMAGED, UnidentifiedImageError, struct.error) as error:
         raise RejectedFileError("undecodable_file", f"The {kind} image cannot be read.") from error
 
 
@@ -90,7 +92,7 @@ def _load(image: Image.Image, kind: str) -> Image.Image:
         image.draft(image.mode, (image.width // factor, image.height // factor))
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGED as error:
         code = "truncated_file" if "truncated" in str(error).lower() else "undecodable_file"
         raise RejectedFileError(code, f"The {kind} image is damaged.") from error
     return image

@@ -17,8 +17,9 @@ import soundfile
 from PIL import Image
 
 from contract.settings import Settings
-from server.decoding.decoded import DecodedFile, decode_here, limits_of
-from server.decoding.formats import RejectedFileError
+from server.decoding.decoded import DecodedFile, limits_of
+from server.decoding.decoders import decode, libraries_for, load_decoders
+from server.decoding.formats import KIND_OF_FIELD, Limits, RejectedFileError
 from tests.server.inputs import samples
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
@@ -38,6 +39,13 @@ class Heard:
     @property
     def seconds(self) -> float:
         return len(self.samples) / self.rate
+
+
+def decode_here(field: str, source: Path, target: Path, limits: Limits) -> DecodedFile:
+    """Decode a file in this process, outside the sandbox. Raises RejectedFileError."""
+    with source.open("rb") as file, target.open("w+b") as decoded:
+        decoders, _ = load_decoders(libraries_for(file))
+        return DecodedFile.of(decode(decoders, file, decoded, KIND_OF_FIELD[field], limits), field)
 
 
 def _decoded(data: bytes, field: str) -> tuple[bytes, DecodedFile]:

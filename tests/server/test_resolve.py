@@ -13,9 +13,8 @@ from contract.params import GenerationParams
 from contract.request import FieldError
 from contract.resolve import resolve
 from contract.video import CLIP_FRAMES, SpeechLength, video_length
-from server.decoding.decoded import decode_here
 from tests.server.conftest import CARD, Api, ApiFactory
-from tests.server.decoded import LIMITS
+from tests.server.decoded import LIMITS, decode_here
 from tests.server.inputs import PERSON, audio_bytes, form
 
 SHARED = {"fit": "contain", "num_inference_steps": 3, "product_scale": 0.5, "audio_face_mask": True}

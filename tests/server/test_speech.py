@@ -182,6 +182,16 @@ def test_tags_before_between_and_behind_are_not_heard() -> None:
     assert abs(tagged.seconds - plain.seconds) < ONE_FRAME_S
 
 
+def test_a_title_in_an_odd_encoding_refuses_no_speech() -> None:
+    tone = samples(0.5, 16_000)
+    riff = wav(tone, subtype="ULAW") + b"LIST\x10\0\0\0INFOINAM\x04\0\0\0\xe9\xff\xfe\xe4"
+    title = b"TIT2\0\0\0\x06\0\0\x03\xe9\xff\xfe\xe4\xc0"
+    mp3 = b"ID3\x03\0\0\0\0\0" + bytes((len(title),)) + title + encoded("mp3", "libmp3lame", tone, 16_000)
+    flac = encoded("flac", "flac", tone, 16_000).replace(b"encoder=", b"\xe9\xff\xfe=aaaa", 1)
+    for data in (riff, mp3, flac):
+        assert heard(data).seconds == pytest.approx(0.5, abs=ONE_FRAME_S)
+
+
 def test_mp4_and_aiff_joined_byte_by_byte_are_refused_because_only_the_first_can_be_read() -> None:
     m4a = encoded("mp4", "aac", samples(1.0, 48_000), 48_000)
     aiff = encoded("aiff", "pcm_s16be", TONE, 16_000)
