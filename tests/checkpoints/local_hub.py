@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,14 @@ from urllib.parse import unquote, urlsplit
 
 LARGE = 512
 """Files of at least this many bytes are "large": stored elsewhere, known by SHA-256."""
+
+
+class _Server(ThreadingHTTPServer):
+    """Says nothing of clients that hang up: its words would be taken for the command's."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -45,7 +54,7 @@ class Hub:
 
     @contextmanager
     def running(self) -> Iterator[Hub]:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from contract.job import Priority, Stage, utcnow
+from contract.speed import Speed, Work
 from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import Stack, eventually
@@ -116,12 +117,12 @@ def test_figures_that_nobody_would_call_an_estimate_break_no_answer(make_api: Ap
             owner="a",
             priority=Priority.LOW,
             cost=cost,
+            work=Work(cost, cost),
             started_at=utcnow(),
             progress=progress,
         )
-        queue.beat(
-            WorkerInfo(name="w", checkpoint="tiny", device="cpu", running=busy, seconds_per_cost=speed)
-        )
+        measured = Speed(per_step=speed, per_clip=speed)
+        queue.beat(WorkerInfo(name="w", checkpoint="tiny", device="cpu", running=busy, speed=measured))
         queue._snapshots.clear()
         assert api.client.get(f"/v1/jobs/{job_id}").status_code == 200
         assert api.client.post("/v1/validate", files=form()).status_code == 200

@@ -278,7 +278,7 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"size": "112x192", "width": "112"}, 422, "conflicting_fields", "size"),
     ({"width": "112", "height": "190"}, 422, "unsupported_size", "height"),
     ({"fit": "zoom"}, 422, "invalid_value", "fit"),
-    ({"preset": "fast"}, 422, "invalid_value", "preset"),
+    ({"preset": "quick"}, 422, "invalid_value", "preset"),
     ({"priority": "urgent"}, 422, "invalid_value", "priority"),
     ({"audio_face_mask": "yes"}, 422, "invalid_value", "audio_face_mask"),
     ({"model": "other"}, 422, "unknown_model", "model"),
