@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from model.transformer import CoInteractTransformer3DModel
+from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 from tests.model.kernels.patched import OPERATIONS, replace_operations
 
 TINY = {
@@ -94,17 +94,17 @@ def forward(
     def latents(count: int) -> torch.Tensor:
         return torch.randn(samples, 16, count, *size, dtype=torch.bfloat16)
 
+    given = ConditioningInputs(
+        person_latents=latents(1),
+        product_latents=latents(1) if product else None,
+        motion_latents=latents(19) if motion else None,
+        pose_latents=latents(frames) if pose else None,
+        encoder_hidden_states=torch.randn(samples, 5, 8, dtype=torch.bfloat16),
+        audio_embeds=torch.randn(samples, 25, 8, 4 * frames, dtype=torch.bfloat16),
+    )
+    conditioning = model.prepare_conditioning(given, num_latent_frames=frames)
     for timestep in (950.0, 500.0):
-        model(
-            latents(frames),
-            timestep,
-            person_latents=latents(1),
-            product_latents=latents(1) if product else None,
-            motion_latents=latents(19) if motion else None,
-            pose_latents=latents(frames) if pose else None,
-            encoder_hidden_states=torch.randn(samples, 5, 8, dtype=torch.bfloat16),
-            audio_embeds=torch.randn(samples, 25, 8, 4 * frames, dtype=torch.bfloat16),
-        )
+        model(latents(frames), timestep, conditioning)
 
 
 def full_width() -> None:
@@ -156,7 +156,10 @@ def main() -> None:
         vectorised = {name: "ld.global.v4" in kernel.asm["ptx"] for name, kernel in COMPILED}
         COMPILED.clear()
         replace_operations(monkeypatch, reference_behind)
-        model = CoInteractTransformer3DModel(**TINY).to(torch.bfloat16).eval()
+        model = CoInteractTransformer3DModel(**TINY).eval()
+        for name, parameter in model.named_parameters():  # as a checkpoint is loaded: some stay in fp32
+            if not any(kept in name for kept in model._keep_in_fp32_modules or ()):
+                parameter.data = parameter.data.to(torch.bfloat16)
         counts = []
         for layout in layouts():
             forward(model, **layout)
