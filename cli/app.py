@@ -66,6 +66,10 @@ def up(
             help="Checkpoint folder to serve; repeat it to serve several. Default: the bundled small one.",
         ),
     ] = None,
+    gpus_per_job: Annotated[
+        int,
+        typer.Option(min=1, help="GPUs that render one job together. Default: each renders jobs of its own."),
+    ] = 1,
 ) -> None:
     """Run everything on this machine: Redis, API, reaper, and a worker per GPU (or one on the CPU).
 
@@ -81,7 +85,7 @@ def up(
             raise StackError(reason)
         if (missing := why_unconfined()) is not None:
             console.print(f"{missing}.", style="yellow", highlight=False, markup=False)
-        run_up(settings, checkpoint or [], console)
+        run_up(settings, checkpoint or [], gpus_per_job, console)
 
 
 @app.command(rich_help_panel="Run the service")
@@ -112,13 +116,21 @@ def worker(
             help="Checkpoint folder to render with. Default: the bundled small one.",
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+    devices: Annotated[
+        str,
+        typer.Option(
+            "--devices",
+            "--device",
+            help="cpu, cuda, cuda:N or N; several with commas render one job together. auto takes a GPU if "
+            "there is one.",
+        ),
     ] = "auto",
     data: DataOption = None,
 ) -> None:
-    """Run one worker alone: a supervisor and the child process that holds the model."""
-    from deploy.stack import devices
+    """Run one worker alone: a supervisor and the processes that hold the model, one per device."""
+    from contract.devices import parse_devices
+    from deploy.stack import StackError
+    from deploy.stack import devices as found_devices
     from deploy.up import BUNDLED_CHECKPOINT, named_checkpoints
     from jobs.logs import configure_logging
     from workers.supervisor import run
@@ -127,7 +139,11 @@ def worker(
         ((name, folder),) = named_checkpoints([checkpoint or str(BUNDLED_CHECKPOINT)]).items()
         settings, redis_url = connected(settings_with(data_dir=data))
         configure_logging(settings)
-        run(settings, redis_url, folder, devices()[0] if device == "auto" else device, checkpoint=name)
+        try:
+            chosen = parse_devices(found_devices()[0] if devices == "auto" else devices)
+        except ValueError as error:
+            raise StackError(f"--devices: {error}.") from error
+        run(settings, redis_url, folder, chosen, checkpoint=name)
 
 
 @app.command(rich_help_panel="Run the service")

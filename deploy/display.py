@@ -25,7 +25,7 @@ def ready_panel(settings: Settings, data_dir: Path, plans: Sequence[WorkerPlan])
     rows: Mapping[str, str] = {
         "Web page": f"{url}/",
         "API": f"{url}/docs",
-        "Workers": ", ".join(f"{plan.checkpoint} on {plan.device}" for plan in plans),
+        "Workers": ", ".join(f"{plan.checkpoint} on {plan.devices}" for plan in plans),
         "Data and logs": str(data_dir),
         "Try it": f"cointeract demo --url {url}",
         "Stop": "Ctrl-C",

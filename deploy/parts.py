@@ -84,7 +84,8 @@ def other_parts(settings: Settings, queue: JobQueue, plans: Sequence[WorkerPlan]
     ]
     for index, plan in enumerate(plans):
         rank = sum(other.checkpoint == plan.checkpoint for other in plans[: index + 1])
-        arguments = ("worker", "--checkpoint", f"{plan.checkpoint}={plan.folder}", "--device", plan.device)
+        folder = f"{plan.checkpoint}={plan.folder}"
+        arguments = ("worker", "--checkpoint", folder, "--devices", plan.devices)
         parts.append(
             Part(
                 plan.name,
@@ -107,7 +108,7 @@ def _worker_waits_for(queue: JobQueue, plan: WorkerPlan, rank: int) -> Callable[
             if sum(worker.ready for worker in alive) < rank:
                 raise LookupError
 
-        return _unless_redis_fails(enough, f"loading {plan.checkpoint} on {plan.device}")
+        return _unless_redis_fails(enough, f"loading {plan.checkpoint} on {plan.devices}")
 
     return waiting_for
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from contract.devices import CPU, SEPARATOR
 from contract.processes import die_with_parent, last_words
 from deploy.watchdog import HealthCheck, Watchdog
 
@@ -319,23 +320,37 @@ def devices() -> list[str]:
         count = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
     else:
         count = 0
-    return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+    return [f"cuda:{index}" for index in range(count)] or [CPU]
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
     name: str
-    device: str
+    devices: str
+    """As `cointeract worker --devices` takes them."""
     checkpoint: str
     folder: Path
 
 
-def plan_workers(found: Sequence[str], checkpoints: Mapping[str, Path]) -> list[WorkerPlan]:
-    """One worker per device, but at least one per checkpoint. Devices and checkpoints are taken in turn."""
+def plan_workers(
+    found: Sequence[str], checkpoints: Mapping[str, Path], devices_per_worker: int = 1
+) -> list[WorkerPlan]:
+    """One worker per group of devices, but at least one per checkpoint. Both are taken in turn.
+
+    Devices that are too few for one more group work together all the same. A CPU can be any number of them.
+
+    Raises:
+        StackError: there are fewer GPUs than one worker is to have.
+    """
+    if list(found) == [CPU]:
+        found = [CPU] * devices_per_worker
+    elif len(found) < devices_per_worker:
+        raise StackError(f"--gpus-per-job {devices_per_worker}, but this machine has {len(found)}.")
+    groups = [found[at : at + devices_per_worker] for at in range(0, len(found), devices_per_worker)]
     names = list(checkpoints)
     plans: list[WorkerPlan] = []
-    for index in range(max(len(found), len(names))):
+    for index in range(max(len(groups), len(names))):
         checkpoint = names[index % len(names)]
-        device = found[index % len(found)]
-        plans.append(WorkerPlan(f"worker-{index + 1}", device, checkpoint, checkpoints[checkpoint]))
+        group = SEPARATOR.join(groups[index % len(groups)])
+        plans.append(WorkerPlan(f"worker-{index + 1}", group, checkpoint, checkpoints[checkpoint]))
     return plans

@@ -58,7 +58,9 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Console) -> None:
+def run_up(
+    settings: Settings, checkpoint_arguments: Sequence[str], gpus_per_job: int, console: Console
+) -> None:
     """Run the stack until SIGINT or SIGTERM. Raises StackError if it cannot get up."""
     data_dir = settings.data_dir.resolve()
     stop = threading.Event()
@@ -91,7 +93,7 @@ def run_up(settings: Settings, checkpoint_arguments: Sequence[str], console: Con
                 supervisor = PartSupervisor(data_dir / "logs", environment)
                 queue = JobQueue(settings, redis_url)
                 troubles = Troubles(queue)
-                plans = plan_workers(devices(), checkpoints)
+                plans = plan_workers(devices(), checkpoints, gpus_per_job)
                 if redis is not None:
                     supervisor.start(redis)
                 _wait_until_ready(supervisor, troubles, display, stop)

@@ -30,7 +30,6 @@ from rq.timeouts import BaseDeathPenalty
 from rq.worker import SimpleWorker
 from rq.worker.base import WorkerStatus
 
-from contract.processes import die_with_parent
 from contract.settings import Settings
 from jobs.artifacts import FolderStore
 from jobs.journal import Journal
@@ -40,14 +39,13 @@ from jobs.tickets import RENDER_NEXT, Ticket
 from workers.attempt import Runner
 from workers.engines.engine import Engine
 from workers.engines.fake import FAKE_FILE, FakeEngine, FakeSettings
-from workers.messages import ChildConfig, Message, Ready, Unloadable
+from workers.lifeline import end_with_supervisor
+from workers.messages import LONGEST_CAUSE, ChildConfig, Message, Ready, Unloadable
 
 log = logging.getLogger(__name__)
 
 RESTART_EXIT_STATUS = 75
 """The process must be replaced before it can render again (EX_TEMPFAIL)."""
-
-LONGEST_CAUSE = 1000
 
 _RECONNECT_S = 0.5
 _LEASE_POLL_S = 0.5
@@ -152,9 +150,12 @@ def load_engine(config: ChildConfig) -> Engine:
         settings = FakeSettings.model_validate_json((config.folder / FAKE_FILE).read_bytes())
         return FakeEngine(settings, config.memory_mode)
     # This imports torch, which takes seconds and a gigabyte. The fault tests do without.
-    from workers.engines.pipeline import PipelineEngine
+    from workers.engines.pipeline import PipelineEngine, place_of
 
-    return PipelineEngine(config.folder, config.device, config.settings.attention, config.memory_mode)
+    device = config.devices[config.rank]
+    return PipelineEngine(
+        config.folder, device, config.settings.attention, config.memory_mode, place_of(config)
+    )
 
 
 def serve(config: ChildConfig, engine: Engine) -> int:
@@ -195,22 +196,6 @@ def serve(config: ChildConfig, engine: Engine) -> int:
             connection.close()
         runner.stopping.wait(_RECONNECT_S)
     return RESTART_EXIT_STATUS if runner.broken else 0
-
-
-def end_with_supervisor(parent_pid: int) -> None:
-    """End when the supervisor has ended, in whatever way: nobody would send our heartbeats."""
-    die_with_parent(signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        raise SystemExit("the supervisor is gone")
-
-    def wait_for_end_of_input() -> None:
-        # Not sys.stdin: its lock, held here for good, would abort the interpreter when the main thread ends.
-        while os.read(sys.stdin.fileno(), 4096):
-            continue
-        os._exit(1)
-
-    # For what the kernel does not cover: a supervisor in another container, and macOS.
-    threading.Thread(target=wait_for_end_of_input, daemon=True, name="parent-watch").start()
 
 
 def main() -> int:

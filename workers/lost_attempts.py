@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 
 from contract.entries import Failed, Interrupted, InterruptReason
 from contract.job import JobState, Stage
+from contract.memory import MemoryMode
 from contract.state import Job
 from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, verdict
 from jobs.queue import JobQueue
@@ -26,8 +27,11 @@ def end_attempt(
     burns_attempt: bool,
     max_attempts: int,
     stage: Stage,
+    memory_mode: MemoryMode | None = None,
 ) -> Interrupted | Failed | None:
     """Queue the job again, or fail it, if `attempt` still has it. Returns the entry, None if it has not.
+
+    The first time that a job falls back to another `memory_mode`, its attempt does not count.
 
     Raises OSError if the store cannot write.
     """
@@ -41,7 +45,8 @@ def end_attempt(
             message=message,
             max_attempts=max_attempts,
             stage=stage,
-            burns_attempt=burns_attempt,
+            burns_attempt=burns_attempt and (memory_mode is None or job.memory_mode is not None),
+            memory_mode=memory_mode,
         )
         job = journal.append(job, entry)
     except (Outdated, JobNotFound):

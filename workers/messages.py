@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -15,18 +15,28 @@ from contract.settings import Settings
 from contract.speed import Speed
 from contract.worker import LiveProgress, RunningJob
 
+LONGEST_CAUSE: Final = 1000
+"""Characters of an error that are told."""
+
 
 class ChildConfig(Frozen):
-    """All that a child must know. The supervisor writes it to the child's standard input as one line."""
+    """All that a child must know. The supervisor writes it to the child's standard input as one line.
+
+    The other ranks of a worker on several devices get the same.
+    """
 
     settings: Settings
     redis_url: str
     name: str
     checkpoint: str
     folder: Path
-    device: str
+    devices: tuple[str, ...]
+    """One per rank."""
     memory_mode: MemoryMode | None
     """Where weights lie; None: the fastest mode that fits."""
+    rank: int = 0
+    meeting: Path | None = None
+    """A file in a private folder, where several ranks find each other."""
     parent_pid: int
     report_fd: int
 
@@ -44,6 +54,18 @@ class Unloadable(Frozen):
 
     type: Literal["unloadable"] = "unloadable"
     cause: str
+
+
+class RankFailed(Frozen):
+    """A rank that is not the first cannot go on; it ends."""
+
+    type: Literal["rank_failed"] = "rank_failed"
+    cause: str
+    out_of_memory: bool
+    fall_back: MemoryMode | None
+    """The device's memory was too small: all ranks go on in this mode."""
+    peer_lost: bool
+    """It only waited in vain for another one."""
 
 
 class Working(Frozen):
@@ -77,5 +99,7 @@ class Ended(Frozen):
     """The device's memory was too small: the next child goes on in this mode."""
 
 
-Message = Annotated[Ready | Unloadable | Working | Progressed | ClipDone | Ended, Field(discriminator="type")]
+Message = Annotated[
+    Ready | Unloadable | RankFailed | Working | Progressed | ClipDone | Ended, Field(discriminator="type")
+]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)

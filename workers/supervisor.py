@@ -1,8 +1,9 @@
-"""The supervisor: a small process per device that keeps a child with the model alive and speaks for it.
+"""The supervisor: a small process per worker that keeps a child with the model alive and speaks for it.
 
 It imports no torch and does nothing that could block, so its heartbeats are true even while the child's
 interpreter is stuck in one long call. It reads the child's reports, renews its leases in Redis, restarts it
-when it dies, stops it when it stalls, and records in the journal what the child no longer could.
+when it dies, stops it when it stalls, and records in the journal what the child no longer could. A worker on
+several devices has a process for each; the child is the first of them, and when one ends, all start anew.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import IO
 
 from contract.card import CARD_FILE, CheckpointCard
+from contract.devices import CPU, SEPARATOR, parse_devices
 from contract.entries import InterruptReason
 from contract.job import Stage
 from contract.memory import MemoryMode
-from contract.processes import last_words, own_process
+from contract.processes import last_words
 from contract.settings import Settings
 from contract.worker import RunningJob
 from jobs.artifacts import FolderStore
@@ -35,11 +37,10 @@ from jobs.identity import process_name
 from jobs.journal import Journal
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
+from workers.followers import Followers, LostRank, environment
 from workers.heartbeat import Heartbeat
-from workers.last_words import LastWords
 from workers.lost_attempts import end_attempt
 from workers.messages import (
-    MESSAGE,
     ChildConfig,
     ClipDone,
     Ended,
@@ -50,6 +51,7 @@ from workers.messages import (
     Working,
 )
 from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, MEMORY_FALLS, serve_metrics, show_attention
+from workers.process import WorkerProcess, describe_end
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +66,17 @@ PUBLISH_RETRY_S = 5.0
 
 
 @dataclass
-class Child:
-    """A running child process and what it last reported."""
+class Child(WorkerProcess):
+    """The process that renders, the other ranks that it renders with, and what it last reported."""
 
-    process: subprocess.Popen[bytes]
-    reports: int
-    """Read end of its pipe, non-blocking."""
-    words: LastWords
+    followers: Followers = field(default_factory=Followers)
+    lost: LostRank | None = None
+    """The other rank that ended, and so ended this one."""
     last_report_at: float = field(default_factory=time.monotonic)
     ready_at: float | None = None
     has_finished_an_attempt: bool = False
     problem: str | None = None
     running: RunningJob | None = None
-    unread: bytes = b""
 
     @property
     def ready(self) -> bool:
@@ -88,41 +88,34 @@ class Child:
         long_ready = self.ready_at is not None and time.monotonic() - self.ready_at > STEADY_AFTER_S
         return long_ready or self.has_finished_an_attempt
 
-    def receive(self) -> list[Message] | None:
-        """New messages; None when the child has closed its end."""
-        try:
-            data = os.read(self.reports, 65536)
-        except BlockingIOError:
-            return []
-        if not data:
-            return None
-        *lines, self.unread = (self.unread + data).split(b"\n")
-        return [MESSAGE.validate_json(line) for line in lines]
+    @property
+    def end_cause(self) -> str:
+        """How it ended, to follow "the worker process"."""
+        if self.lost is None:
+            return describe_end(self.process.returncode)
+        return f"was ended because {self.lost.cause}"
 
-    def close(self) -> None:
-        self.words.text()  # passes on all of them
-        os.close(self.reports)
-        stdin = self.process.stdin
-        if stdin is not None:
-            stdin.close()
+    def stopped_ranks(self) -> list[str]:
+        """Those that somebody has stopped."""
+        return [*(["rank 0"] if self.is_stopped else []), *self.followers.stopped()]
 
 
 class Supervisor:
-    """Runs one child after another for `folder` on `device` until `stop` is called."""
+    """Runs one child after another for `folder` on `devices` until `stop` is called."""
 
     def __init__(
         self,
         settings: Settings,
         redis_url: str,
         folder: Path,
-        device: str,
+        devices: tuple[str, ...],
         name: str | None = None,
         checkpoint: str | None = None,
     ) -> None:
         self.settings = settings
         self.redis_url = redis_url
         self.folder = folder.resolve()
-        self.device = device
+        self.devices = devices
         self.name = process_name(name or socket.gethostname())
         self.card = CheckpointCard.model_validate_json((self.folder / CARD_FILE).read_bytes())
         if checkpoint is not None:  # served under another name than the card's
@@ -130,7 +123,7 @@ class Supervisor:
         self.store = FolderStore(settings.storage_dir)
         self.journal = Journal(self.store)
         self.queue = JobQueue(settings, redis_url)
-        self.heartbeat = Heartbeat(settings, self.queue, self.name, self.card.name, device)
+        self.heartbeat = Heartbeat(settings, self.queue, self.name, self.card.name, SEPARATOR.join(devices))
         self._memory_mode: MemoryMode | None = None
         """What the next child loads its model in; None: the fastest mode that fits."""
         self._problem: str | None = None
@@ -152,12 +145,14 @@ class Supervisor:
         self.heartbeat.start()
         try:
             while not self._stopping.is_set():
-                child = self._start_child()
-                try:
-                    self._watch(child)
-                    self._bury(child)
-                finally:
-                    child.close()
+                with TemporaryDirectory(prefix="cointeract-ranks-") as folder:  # only we can enter it
+                    child = self._start_child(Path(folder) / "meeting")
+                    try:
+                        self._watch(child)
+                        self._bury(child)
+                    finally:
+                        child.followers.kill()
+                        child.close()
                 if self._stopping.is_set():
                     break
                 # Only what fails by itself is tried again slowly: a job must not delay the next one.
@@ -178,49 +173,32 @@ class Supervisor:
             log.error("the checkpoint's card cannot be published: %s", error)
             self._next_publish = time.monotonic() + PUBLISH_RETRY_S
 
-    def _start_child(self) -> Child:
-        reports, child_end = os.pipe()
-        os.set_blocking(reports, False)
-        words, words_end = os.pipe()
-        config = ChildConfig(
-            settings=self.settings,
-            redis_url=self.redis_url,
-            name=self.name,
-            checkpoint=self.card.name,
-            folder=self.folder,
-            device=self.device,
-            memory_mode=self._memory_mode,
-            parent_pid=os.getpid(),
-            report_fd=child_end,
-        )
-        process = subprocess.Popen(
-            own_process("workers.child"),
-            stdin=subprocess.PIPE,
-            stderr=words_end,
-            pass_fds=[child_end],
-            # Threads that wait must sleep. Where cores are shared, spinning takes four times the CPU.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-        )
-        os.close(child_end)
-        os.close(words_end)
-        last_words = LastWords(words)
-        last_words.start()
-        # Over the pipe, not the command line: the Redis URL may hold a password.
-        stdin: IO[bytes] | None = process.stdin
-        assert stdin is not None
-        try:
-            stdin.write(config.model_dump_json().encode() + b"\n")
-            stdin.flush()
-        except BrokenPipeError:
-            log.error("the child died before it read its configuration")
-        return Child(process, reports, last_words)
+    def _start_child(self, meeting: Path) -> Child:
+        def config(rank: int, report_fd: int) -> ChildConfig:
+            return ChildConfig(
+                settings=self.settings,
+                redis_url=self.redis_url,
+                name=self.name,
+                checkpoint=self.card.name,
+                folder=self.folder,
+                devices=self.devices,
+                memory_mode=self._memory_mode,
+                rank=rank,
+                meeting=meeting if len(self.devices) > 1 else None,
+                parent_pid=os.getpid(),
+                report_fd=report_fd,
+            )
+
+        child = Child.start("workers.child", partial(config, 0), environment(self.devices))
+        child.followers = Followers.start(self.devices, config)
+        return child
 
     def _watch(self, child: Child) -> None:
         """Follow the child until it ends, or until we end it."""
         stop_at: float | None = None
         with selectors.DefaultSelector() as selector:
-            selector.register(child.reports, selectors.EVENT_READ)
-            selector.register(self._wake_read, selectors.EVENT_READ)
+            for readable in (child.reports, self._wake_read, *child.followers.fds()):
+                selector.register(readable, selectors.EVENT_READ)
             while True:
                 ready = {key.fd for key, _ in selector.select(CHILD_POLL_S)}
                 self._publish_card()
@@ -232,22 +210,33 @@ class Supervisor:
                         self._take_note(child, message)
                 if self._stopping.is_set():
                     if stop_at is None:
-                        selector.unregister(self._wake_read)
+                        for readable in (self._wake_read, *child.followers.fds()):
+                            selector.unregister(readable)
                         child.process.terminate()
                         stop_at = time.monotonic() + self.settings.stop_grace_s
                     elif time.monotonic() > stop_at:
                         log.error("the child did not stop in %g s; killing it", self.settings.stop_grace_s)
                         child.process.kill()
                         break
+                elif self._has_lost_a_rank(child, ready):
+                    child.process.kill()
+                    break
                 self._judge(child)
                 if self._is_stalled(child):
                     self._end_stalled(child)
                     break
-        try:
-            child.process.wait(5)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()
+        child.end(patience_s=5)
+
+    def _has_lost_a_rank(self, child: Child, readable: set[int]) -> bool:
+        """Whether another rank has ended, and not only because the child did."""
+        lost = child.followers.lost(readable)
+        if lost is None or child.process.poll() is not None:
+            return False
+        log.error("%s; ending the other ranks", lost.cause)
+        child.lost, child.problem = lost, lost.problem
+        if lost.fall_back is not None:
+            self._fall_back(lost.fall_back)
+        return True
 
     def _take_note(self, child: Child, message: Message) -> None:
         child.last_report_at = time.monotonic()
@@ -301,15 +290,16 @@ class Supervisor:
 
     def _end_stalled(self, child: Child) -> None:
         seconds = self.settings.stall_timeout_s
-        log.error("no progress for %g s; killing the child", seconds)
-        child.process.kill()
-        child.process.wait()
+        stopped = child.stopped_ranks()
+        message = f"no progress for {seconds:g} s"
+        if stopped:
+            message += f"; {' and '.join(stopped)} had been stopped by a signal"
+        log.error("%s; killing the child", message)
+        child.end()
         if not child.ready:
             child.problem = f"it was not loaded within {seconds:g} s (COINTERACT_STALL_TIMEOUT_S)"
         if child.running is not None:
-            self._record(
-                child, child.running, "stalled", f"no progress for {seconds:g} s", burns_attempt=True
-            )
+            self._record(child.running, "stalled", message, burns_attempt=True)
             child.running = None
 
     def _bury(self, child: Child) -> None:
@@ -317,18 +307,20 @@ class Supervisor:
         while messages := child.receive():
             for message in messages:
                 self._take_note(child, message)
-        status = child.process.returncode
         if child.running is not None:
             if self._stopping.is_set():
-                self._record(child, child.running, "shutdown", "the worker was stopped", burns_attempt=False)
+                self._record(child.running, "shutdown", "the worker was stopped", burns_attempt=False)
             else:
-                cause = _describe(status)
                 self._record(
-                    child, child.running, "child_died", f"the worker process {cause}", burns_attempt=True
+                    child.running,
+                    "child_died" if child.lost is None else child.lost.reason,
+                    f"the worker process {child.end_cause}",
+                    burns_attempt=True,
+                    memory_mode=None if child.lost is None else child.lost.fall_back,
                 )
         if not self._stopping.is_set():
             CHILD_DEATHS.inc()
-            log.warning("the child %s; starting another", _describe(status))
+            log.warning("the child %s; starting another", child.end_cause)
             self._deaths = 0 if child.is_steady else self._deaths + 1
             self._problem = self._why_it_died(child)
         self.heartbeat.update(False, None, self._problem)
@@ -340,13 +332,21 @@ class Supervisor:
         if child.ready and self._deaths < DEATHS_IN_A_LOOP:
             return None
         said = last_words(child.words.text())
-        cause = _describe(child.process.returncode) + (f". Its last words:\n{said}" if said else ", silently")
+        cause = child.end_cause
+        if child.lost is None:
+            cause += f". Its last words:\n{said}" if said else ", silently"
         if not child.ready:
             return f"The worker cannot load its model: the process that loads it {cause}"
         return f"The worker's process keeps dying, {self._deaths} times in a row by now: it {cause}"
 
     def _record(
-        self, child: Child, running: RunningJob, reason: InterruptReason, message: str, *, burns_attempt: bool
+        self,
+        running: RunningJob,
+        reason: InterruptReason,
+        message: str,
+        *,
+        burns_attempt: bool,
+        memory_mode: MemoryMode | None = None,
     ) -> None:
         stage: Stage = running.progress.stage
         try:
@@ -360,6 +360,7 @@ class Supervisor:
                 burns_attempt=burns_attempt,
                 max_attempts=self.settings.max_attempts,
                 stage=stage,
+                memory_mode=memory_mode,
             )
         except OSError as error:
             # The reaper finds an attempt that nobody works on, and records this when it can.
@@ -367,24 +368,16 @@ class Supervisor:
         ATTEMPTS.labels("interrupted", stage, reason).inc()
 
 
-def _describe(status: int) -> str:
-    if status == -signal.SIGKILL:
-        return "was killed (SIGKILL: by hand, or by the kernel when memory ran out)"
-    if status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
-
-
 def run(
     settings: Settings,
     redis_url: str,
     folder: Path,
-    device: str,
+    devices: tuple[str, ...],
     name: str | None = None,
     checkpoint: str | None = None,
 ) -> None:
     """Run a worker in this process until SIGTERM or SIGINT. Main thread only."""
-    supervisor = Supervisor(settings, redis_url, folder, device, name, checkpoint)
+    supervisor = Supervisor(settings, redis_url, folder, devices, name, checkpoint)
 
     def stop(signum: int, frame: FrameType | None) -> None:
         supervisor.stop()
@@ -398,17 +391,17 @@ def run(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m workers.supervisor", description="A worker for one device."
+        prog="python -m workers.supervisor", description="A worker on one device or several."
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda:0, …")
+    parser.add_argument("--devices", default=CPU, type=parse_devices, help="cpu, cuda:0, or several: 0,1")
     parser.add_argument("--name", help="how the worker is called in logs")
     options = parser.parse_args(arguments)
     settings = Settings()
     if settings.redis_url is None:
         parser.error("set COINTERACT_REDIS_URL")
     configure_logging(settings)
-    run(settings, settings.redis_url, options.checkpoint, options.device, options.name)
+    run(settings, settings.redis_url, options.checkpoint, options.devices, options.name)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,10 @@ from contract.memory import MemoryMode
 from model.checkpoints.card_file import read_card
 from model.checkpoints.errors import CheckpointError, Fault, Problem, unreadable
 from model.checkpoints.official import LFS_ADVICE, is_lfs_pointer
+from model.clip import ClipRenderer
 from model.memory.lanes import lanes_of
 from model.memory.offload import choose_mode, stream_weights
+from model.parallel.arrangement import check_ranks
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
@@ -53,22 +55,25 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     memory: MemoryMode | None = None,
+    ranks: int = 1,
 ) -> CoInteractPipeline:
     """Load a checkpoint folder (diffusers layout) for `device`, floating tensors as `dtype`.
 
     Args:
         memory: what stays on the device; by default the fastest mode in which the card's sizes fit.
+        ranks: so many devices render together.
 
     Raises:
         FileNotFoundError: a component's folder or file is not there.
         CheckpointError: missing, unexpected, duplicated or mis-shaped tensors, each named, or an
             unreadable file.
+        ValueError: more ranks than attention heads.
     """
     folder, device = Path(folder), torch.device(device)
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no model_index.json")
     started = time.monotonic()
-    mode = memory or _fastest_mode(folder, device)
+    mode = memory or _fastest_mode(folder, device, ranks)
     host = torch.device("cpu")
     pipeline = CoInteractPipeline(
         transformer=load_model(
@@ -93,6 +98,7 @@ def load_pipeline(
             folder / "scheduler", local_files_only=True
         ),
     )
+    check_ranks(ranks, pipeline.transformer.config.num_attention_heads)
     pipeline.streams = stream_weights(
         pipeline.text_encoder, pipeline.transformer, mode, device, lanes_of(device)
     )
@@ -104,11 +110,30 @@ def load_pipeline(
     return pipeline
 
 
-def _fastest_mode(folder: Path, device: torch.device) -> MemoryMode:
+def load_renderer(
+    folder: Path, device: torch.device, dtype: torch.dtype, memory: MemoryMode | None, ranks: int
+) -> ClipRenderer:
+    """Load what one of `ranks` needs that is not the first: it encodes nothing. Errors as `load_pipeline`."""
+    mode = memory or _fastest_mode(folder, device, ranks)
+    place = torch.device("cpu") if mode is MemoryMode.OFFLOAD else device
+    transformer = load_model(CoInteractTransformer3DModel, folder / "transformer", place, dtype)
+    check_ranks(ranks, transformer.config.num_attention_heads)
+    return ClipRenderer(
+        transformer,
+        vae=load_model(AutoencoderKLWan, folder / "vae", device, dtype),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(
+            folder / "scheduler", local_files_only=True
+        ),
+        device=device,
+        streams=stream_weights(None, transformer, mode, device, lanes_of(device)),
+    )
+
+
+def _fastest_mode(folder: Path, device: torch.device, ranks: int) -> MemoryMode:
     if device.type != "cuda":
         return MemoryMode.RESIDENT
     sizes = [tuple(map(int, size.split("x"))) for size in read_card(folder).sizes]
-    return choose_mode(folder, device, [(width, height) for width, height in sizes])
+    return choose_mode(folder, device, [(width, height) for width, height in sizes], ranks)
 
 
 def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torch.dtype) -> Model:

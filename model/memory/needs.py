@@ -15,6 +15,7 @@ from typing import Any
 
 from contract.memory import MemoryMode
 from contract.video import CLIP_LATENT_FRAMES
+from model.parallel.arrangement import degrees
 
 LOADED_BYTES = 2
 """Bytes of a weight on the GPU, in bf16. Weights stored in 8 bits take one byte."""
@@ -99,11 +100,15 @@ def tokens(width: int, height: int) -> int:
     return int((CLIP_LATENT_FRAMES + 1 + 1 + MOTION_FRAMES_OF_TOKENS) * frame)
 
 
-def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int) -> Need:
-    """Peak memory of rendering `width` × `height` with guidance."""
+def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int, ranks: int = 1) -> Need:
+    """Peak memory of rendering `width` × `height` with guidance on `ranks` devices: of the first, which also
+    encodes, and of the main memory that all of them use.
+    """
+    guidance, sequence = degrees(ranks, guided=True)
     pixels = width * height
-    denoising = int(HIDDEN_STATES_PER_TOKEN * LOADED_BYTES * size.width * tokens(width, height))
-    denoising += CACHED_BYTES * size.layers * size.width
+    held = tokens(width, height) / sequence
+    denoising = int(HIDDEN_STATES_PER_TOKEN * LOADED_BYTES * size.width * held)
+    denoising += CACHED_BYTES * size.layers * size.width // guidance
     decoding = DECODE_BYTES_PER_PIXEL * pixels
     weights = size.vae + size.audio_encoder
     if mode is MemoryMode.OFFLOAD:
@@ -113,25 +118,27 @@ def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int) -> N
     if mode is MemoryMode.RESIDENT:
         weights += size.text_encoder
     activations = max(denoising, decoding, TEXT_ENCODER_WORK_BYTES)
-    return Need(gpu=int((weights + activations) * GAPS) + CONTEXT_BYTES, host=host_needed(size, mode))
+    return Need(gpu=int((weights + activations) * GAPS) + CONTEXT_BYTES, host=host_needed(size, mode, ranks))
 
 
-def host_needed(size: CheckpointSize, mode: MemoryMode) -> int:
-    """Main memory of a worker: what streams from there lies there, pinned as it is, not rounded up."""
+def host_needed(size: CheckpointSize, mode: MemoryMode, ranks: int = 1) -> int:
+    """Main memory of a worker's ranks together: what streams from there lies there, pinned as it is, not
+    rounded up.
+    """
     streaming = 0
     if mode is not MemoryMode.RESIDENT:
         streaming += size.text_encoder
     if mode is MemoryMode.OFFLOAD:
-        streaming += size.transformer - size.transformer_rest
-    return HOST_BYTES + streaming
+        streaming += ranks * (size.transformer - size.transformer_rest)
+    return HOST_BYTES * ranks + streaming
 
 
 def fitting_mode(
-    size: CheckpointSize, gpu_bytes: int, host_bytes: int, width: int, height: int
+    size: CheckpointSize, gpu_bytes: int, host_bytes: int, width: int, height: int, ranks: int = 1
 ) -> MemoryMode | None:
     """The fastest mode that fits; None if none does."""
     for mode in MemoryMode:
-        need = needed(size, mode, width, height)
+        need = needed(size, mode, width, height, ranks)
         if need.gpu <= gpu_bytes and need.host <= host_bytes:
             return mode
     return None

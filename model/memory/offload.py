@@ -37,20 +37,20 @@ class Streams:
 
 
 def stream_weights(
-    text_encoder: UMT5EncoderModel,
+    text_encoder: UMT5EncoderModel | None,
     transformer: CoInteractTransformer3DModel,
     mode: MemoryMode,
     device: torch.device,
     lanes: Lanes,
 ) -> Streams:
     """Arrange for `device` what is to stream. Those networks lie in main memory now, the others on the
-    device.
+    device. A rank that encodes nothing has no text encoder.
 
     Only blocks stream. What lies outside them goes to the device for good, but for the embedding of words: a
     prompt reads 512 of its 256,384 rows, in main memory.
     """
     text_stream = transformer_stream = None
-    if mode is not MemoryMode.RESIDENT:
+    if mode is not MemoryMode.RESIDENT and text_encoder is not None:
         text_stream = BlockStream(list(text_encoder.encoder.block), device, lanes)
         text_encoder.encoder.final_layer_norm.to(device)
     if mode is MemoryMode.OFFLOAD:
@@ -69,21 +69,21 @@ def _move_outer_layers(transformer: CoInteractTransformer3DModel, device: torch.
         setattr(transformer, name, buffer.to(device))
 
 
-def choose_mode(folder: Path, device: torch.device, sizes: list[tuple[int, int]]) -> MemoryMode:
-    """The fastest mode in which all of these sizes fit on the device; OFFLOAD if none does."""
+def choose_mode(folder: Path, device: torch.device, sizes: list[tuple[int, int]], ranks: int) -> MemoryMode:
+    """The fastest mode in which these sizes all fit on the device, one of `ranks`; OFFLOAD if none does."""
     if device.type != "cuda":
         return MemoryMode.RESIDENT
     total = torch.cuda.get_device_properties(device).total_memory
     host = host_memory_bytes()
     width, height = max(sizes, key=lambda size: size[0] * size[1])
-    return fitting_mode(measure_checkpoint(folder), total, host, width, height) or MemoryMode.OFFLOAD
+    return fitting_mode(measure_checkpoint(folder), total, host, width, height, ranks) or MemoryMode.OFFLOAD
 
 
-def next_mode(folder: Path, mode: MemoryMode) -> MemoryMode | None:
+def next_mode(folder: Path, mode: MemoryMode, ranks: int) -> MemoryMode | None:
     """What a worker may fall to that ran out of the device's memory in `mode`; None if main memory, or
     nothing, is left to move to.
     """
     following = mode.next
-    if following is None or host_needed(measure_checkpoint(folder), following) > host_memory_bytes():
+    if following is None or host_needed(measure_checkpoint(folder), following, ranks) > host_memory_bytes():
         return None
     return following

@@ -26,6 +26,12 @@ def degrees(ranks: int, guided: bool) -> Degrees:
     return Degrees(2, ranks // 2) if guided and ranks % 2 == 0 else Degrees(1, ranks)
 
 
+def check_ranks(ranks: int, heads: int) -> None:
+    """Raises ValueError if there are too many: each computes the attention of at least one head."""
+    if ranks > heads:
+        raise ValueError(f"{ranks} devices cannot share a network of {heads} attention heads; use {heads}")
+
+
 def share(count: int, ranks: int, rank: int) -> range:
     """What one rank holds of `count` things in a row; the first ranks hold one more if they do not divide."""
     small, larger = divmod(count, ranks)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -21,7 +22,6 @@ class Purpose(StrEnum):
     """Queries, keys, values and results, in every block."""
     VELOCITY = "velocity"
     """What the network predicts, once per pass."""
-    AGREEMENT = "agreement"
     FRAMES = "frames"
     """Decoded pixels, once per clip."""
 
@@ -31,6 +31,21 @@ class Traffic:
     """Bytes that this rank received from others."""
 
     received: Counter[Purpose] = field(default_factory=Counter)
+
+
+class PeerLost(RuntimeError):
+    """Another rank does not answer any more."""
+
+
+@contextmanager
+def reaching_peers() -> Iterator[None]:
+    """What torch says of a lost connection, or of one that is silent for too long, as `PeerLost`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:
+        raise PeerLost(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,8 @@ class Pending:
 
     def wait(self) -> torch.Tensor:
         if self._work is not None:
-            self._work.wait()
+            with reaching_peers():
+                self._work.wait()
         return self._result
 
 
@@ -62,9 +78,10 @@ class Group:
     ) -> Pending:
         """Give every rank its part of `send` (flat; `sent` elements each) and get one from each, in order."""
         result = send.new_empty(sum(received))
-        work = dist.all_to_all_single(
-            result, send, list(received), list(sent), group=self.handle, async_op=True
-        )
+        with reaching_peers():
+            work = dist.all_to_all_single(
+                result, send, list(received), list(sent), group=self.handle, async_op=True
+            )
         others = sum(received) - received[self.index]
         self.traffic.received[purpose] += others * send.element_size()
         return Pending(result, work, send)
@@ -72,13 +89,15 @@ class Group:
     def gather(self, mine: torch.Tensor, purpose: Purpose) -> torch.Tensor:
         """One tensor of the same shape from every rank, stacked in front: (size, *shape), on all of them."""
         result = mine.new_empty(self.size, *mine.shape)
-        dist.all_gather_single(result.view(-1), mine.contiguous().view(-1), group=self.handle)
+        with reaching_peers():
+            dist.all_gather_single(result.view(-1), mine.contiguous().view(-1), group=self.handle)
         self.traffic.received[purpose] += (self.size - 1) * mine.nbytes
         return result
 
     def broadcast(self, tensor: torch.Tensor, purpose: Purpose) -> None:
         """Fill `tensor` on every rank with what the group's first rank holds."""
-        dist.broadcast(tensor, group=self.handle, group_src=0)
+        with reaching_peers():
+            dist.broadcast(tensor, group=self.handle, group_src=0)
         if self.index:
             self.traffic.received[purpose] += tensor.nbytes
 

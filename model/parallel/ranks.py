@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from model.parallel.arrangement import degrees
-from model.parallel.collectives import Group, Traffic
+from model.parallel.collectives import Group, Traffic, reaching_peers
 
 _WITHOUT_END = timedelta(days=3650)
 
@@ -75,7 +75,8 @@ class Control:
         return message.numpy().tobytes()
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
-        dist.broadcast(tensor, group=self._handle, group_src=0)
+        with reaching_peers():
+            dist.broadcast(tensor, group=self._handle, group_src=0)
 
 
 class Ranks:

@@ -5,7 +5,6 @@ Only rank 0 knows of cancelled jobs and of signals to stop. Between two clips th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from typing import Final
@@ -85,20 +84,14 @@ def lead(renderer: ClipRenderer, inputs: ClipInputs, on_step: OnStep) -> tuple[t
     return latents, frames
 
 
-def follow(renderer: ClipRenderer, ranks: Ranks, on_step: Callable[[], None]) -> None:
-    """Render rank 0's clips with it until it says `END`. Whatever is raised here ends all ranks.
-
-    Args:
-        on_step: called after every step, and once per clip before the first.
-    """
+def follow(renderer: ClipRenderer, ranks: Ranks) -> None:
+    """Render rank 0's clips with it until it says `END`. Whatever is raised here ends all ranks."""
 
     def step(stage: Stage, finished: int) -> None:
-        on_step()
         if ranks.control.hear() == ABANDON:
             raise _Abandoned
 
     while (message := ranks.control.hear()) != END:
-        on_step()
         inputs = _receive(_ClipHeader.model_validate_json(message), ranks)
         with suppress(_Abandoned):
             renderer.render(inputs, step)

@@ -182,10 +182,20 @@ def test_visible_gpus_decide_about_the_devices(
 
 def test_every_device_and_every_checkpoint_gets_a_worker() -> None:
     two = {"speech": Path("/a"), "pose": Path("/b")}
-    dealt = [(plan.device, plan.checkpoint) for plan in plan_workers(["cuda:0", "cuda:1", "cuda:2"], two)]
+    dealt = [(plan.devices, plan.checkpoint) for plan in plan_workers(["cuda:0", "cuda:1", "cuda:2"], two)]
     assert dealt == [("cuda:0", "speech"), ("cuda:1", "pose"), ("cuda:2", "speech")]
-    shared = [(plan.device, plan.checkpoint) for plan in plan_workers(["cpu"], two)]
+    shared = [(plan.devices, plan.checkpoint) for plan in plan_workers(["cpu"], two)]
     assert shared == [("cpu", "speech"), ("cpu", "pose")]
+
+
+def test_devices_that_render_one_job_together_are_one_worker() -> None:
+    gpus = [f"cuda:{index}" for index in range(5)]
+    plans = plan_workers(gpus, {"speech": Path("/a")}, 2)
+    assert [plan.devices for plan in plans] == ["cuda:0,cuda:1", "cuda:2,cuda:3", "cuda:4"]
+    (processes,) = plan_workers(["cpu"], {"speech": Path("/a")}, 3)
+    assert processes.devices == "cpu,cpu,cpu"
+    with pytest.raises(StackError, match="--gpus-per-job 6, but this machine has 5"):
+        plan_workers(gpus, {"speech": Path("/a")}, 6)
 
 
 def test_exit_statuses_are_told_in_words() -> None:

@@ -89,8 +89,9 @@ class Stack:
     def start_reaper(self) -> subprocess.Popen[bytes]:
         return self._start("workers.reaper")
 
-    def start_worker(self, name: str = "w") -> subprocess.Popen[bytes]:
-        return self._start("workers.supervisor", "--checkpoint", str(self.checkpoint_folder), "--name", name)
+    def start_worker(self, name: str = "w", devices: str = "cpu") -> subprocess.Popen[bytes]:
+        folder = str(self.checkpoint_folder)
+        return self._start("workers.supervisor", "--checkpoint", folder, "--name", name, "--devices", devices)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {
@@ -107,7 +108,14 @@ class Stack:
 
     def child_of(self, supervisor: subprocess.Popen[bytes]) -> int:
         """Process id of the supervisor's child."""
-        return eventually(lambda: _first_child(supervisor.pid), what="a child process")
+        return self.ranks_of(supervisor, 1)[0]
+
+    def ranks_of(self, supervisor: subprocess.Popen[bytes], count: int) -> list[int]:
+        """Process ids of all ranks of a worker, in order."""
+        return eventually(
+            lambda: found if len(found := _children(supervisor.pid)) >= count else None,
+            what=f"{count} child processes",
+        )
 
     def log(self) -> str:
         path = self.folder / "log.txt"
@@ -223,9 +231,9 @@ def _stored(folder: Path, name: str, media_type: str) -> StoredFile:
     )
 
 
-def _first_child(pid: int) -> int | None:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(children[0]) if children else None
+def _children(pid: int) -> list[int]:
+    """In the order in which they were started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def process_state(pid: int) -> str | None:

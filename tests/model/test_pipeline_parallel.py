@@ -3,6 +3,7 @@ sent; and how a clip ends early.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from deploy.up import BUNDLED_CHECKPOINT
 from model import vae
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.tiny import tiny_pipeline
-from model.clip import ClipRenderer
+from model.clip import ClipInputs, ClipRenderer, OnStep
 from model.inputs import VideoInputs
 from model.media import load_audio, load_image
 from model.parallel.arrangement import share
@@ -79,6 +80,18 @@ def render(pipeline: CoInteractPipeline, ranks: Ranks | None, params: Generation
     )
 
 
+@dataclass(frozen=True)
+class Counting(ClipRenderer):
+    steps: list[int] = field(default_factory=list)
+
+    def render(self, inputs: ClipInputs, on_step: OnStep) -> tuple[torch.Tensor, np.ndarray | None]:
+        def counted(stage: Stage, finished: int) -> None:
+            self.steps.append(finished)
+            on_step(stage, finished)
+
+        return super().render(inputs, counted)
+
+
 def led(ranks: Ranks, pipeline: CoInteractPipeline, lead: Callable[[], Any]) -> Any:
     """What `lead` gives on rank 0, which the others follow."""
     if ranks.rank == 0:
@@ -86,10 +99,9 @@ def led(ranks: Ranks, pipeline: CoInteractPipeline, lead: Callable[[], Any]) -> 
         ranks.control.tell(END)
         return found
     vae.TILE, vae.TILE_STRIDE = TILE, TILE_STRIDE
-    renderer = ClipRenderer(pipeline.transformer, pipeline.vae, pipeline.scheduler, CPU, ranks)
-    steps: list[int] = []
-    follow(renderer, ranks, lambda: steps.append(1))
-    return {"steps": len(steps), "received": dict(ranks.traffic.received)}
+    renderer = Counting(pipeline.transformer, pipeline.vae, pipeline.scheduler, CPU, ranks)
+    follow(renderer, ranks)
+    return {"steps": len(renderer.steps), "received": dict(ranks.traffic.received)}
 
 
 def videos_alone(ranks: Ranks) -> dict[str, np.ndarray]:
@@ -232,9 +244,9 @@ def test_a_canceled_clip_ends_on_all_ranks_within_a_step_and_leaves_nothing_behi
         *denoising,
         (Stage.DECODING, 2),
     ]
-    clip = 1 + 3 + 1 + MOTION_FRAMES // 4 + 1 + CLIP_LATENT_FRAMES  # its start, steps, decoded latent frames
+    clip = 3 + 1 + MOTION_FRAMES // 4 + 1 + CLIP_LATENT_FRAMES  # steps, then decoded latent frames
     for follower in followers:  # two whole clips, and of the canceled ones no step more than rank 0
-        assert follower["steps"] == 2 * clip + (1 + 1) + (1 + 2) + (1 + 4)
+        assert follower["steps"] == 2 * clip + 1 + 2 + 4
 
 
 def broken(ranks: Ranks, culprit: int) -> str:

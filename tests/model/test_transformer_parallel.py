@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from model.checkpoints.official_names import dit_config
-from model.parallel.agreement import summed
 from model.parallel.arrangement import degrees, share
 from model.parallel.collectives import Purpose
 from model.parallel.conditioning import share_tokens
@@ -108,25 +107,6 @@ def test_ranks_predict_what_one_process_does_and_exchange_what_the_formula_says(
             }, name
 
 
-def sums(ranks: Ranks) -> torch.Tensor:
-    transformer = tiny_transformer()
-    whole = transformer.prepare_conditioning(
-        ConditioningInputs(**clip(10, 6, later=False, product=True, pose=False)), num_latent_frames=FRAMES
-    )
-    split = share_tokens(whole, ranks.world).split
-    return summed(torch.tensor([0.1 * 3**ranks.rank, 1.0]), split)
-
-
-def test_ranks_agree_on_sums_to_the_last_bit(tmp_path: Path) -> None:
-    first, *others = on_ranks(3, tmp_path, sums)
-    assert first.tolist() == pytest.approx([1.3, 3.0], abs=1e-6)
-    assert all(torch.equal(first, other) for other in others)
-
-
-def test_without_other_ranks_a_sum_is_what_it_was() -> None:
-    assert summed(torch.tensor([2.5]), None).tolist() == [2.5]
-
-
 def test_shares_are_in_order_without_gaps_and_differ_by_one_at_most() -> None:
     for count in range(40):
         for ranks in range(1, 9):
@@ -156,7 +136,7 @@ def arranged(ranks: Ranks) -> list[tuple[Any, ...]]:
     for guided in (True, False):
         arrangement = ranks.arrangement(guided)
         members = [
-            None if group is None else group.gather(torch.tensor([ranks.rank]), Purpose.AGREEMENT).tolist()
+            None if group is None else group.gather(torch.tensor([ranks.rank]), Purpose.INPUTS).tolist()
             for group in (arrangement.sequence, arrangement.partners)
         ]
         found.append((arrangement.conditional, arrangement.unconditional, *members))

@@ -1,9 +1,10 @@
-"""The real engine: the CoInteract pipeline on one device."""
+"""The real engine: the CoInteract pipeline, on one device or as the first of several ranks."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from contract.attention import AttentionBackend
+from contract.attention import AttentionBackend, AttentionReport
 from contract.job import OnProgress
 from contract.memory import MemoryMode
 from contract.video import FPS
@@ -24,10 +25,16 @@ from model.inputs import VideoInputs
 from model.media import encode_clip, join_clips, load_audio, load_image, load_pose
 from model.memory.needs import tokens
 from model.memory.offload import next_mode
+from model.parallel.ranks import Place, Ranks
+from model.parallel.together import OutOfStep
 from model.pipeline import Clip
+from model.transformer import CoInteractTransformer3DModel
 from workers.engines.engine import DeviceFailed, FinishedVideo, OutOfMemory, RenderRequest
+from workers.messages import ChildConfig
 
 log = logging.getLogger(__name__)
+
+OUT_OF_STEP_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class PipelineClip:
             np.save(file, self.clip.motion_frames)
 
 
-def dtype_on(device: str) -> torch.dtype:
+def dtype_on(device: str | torch.device) -> torch.dtype:
     """What networks compute in."""
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
@@ -72,20 +79,17 @@ class PipelineEngine:
         device: str,
         attention: AttentionBackend = AttentionBackend.AUTO,
         memory_mode: MemoryMode | None = None,
+        place: Place | None = None,
     ) -> None:
-        self._on_gpu = torch.device(device).type == "cuda"
-        self.pipeline = load_pipeline(folder, device=device, dtype=dtype_on(device), memory=memory_mode)
+        """Load; with a `place`, that of rank 0, also join the other ranks, which is to wait for them."""
+        on = torch.device(device)
+        ranks = 1 if place is None else len(place.devices)
+        self.pipeline = load_pipeline(folder, device=on, dtype=dtype_on(on), memory=memory_mode, ranks=ranks)
+        self._on_gpu = on.type == "cuda"
         self.memory_mode = self.pipeline.streams.mode
-        self.next_memory_mode = next_mode(folder, self.memory_mode) if self._on_gpu else None
-        width, height = map(int, read_card(folder).sizes[0].split("x"))
-        choice = choose_attention(
-            self.pipeline.transformer,
-            attention,
-            tokens(width, height),
-            torch.device(device),
-            dtype_on(device),
-        )
-        self.attention = choice.report()
+        self.next_memory_mode = next_mode(folder, self.memory_mode, ranks) if self._on_gpu else None
+        self._ranks = None if place is None else Ranks(place)
+        self.attention = set_attention(self.pipeline.transformer, folder, attention, on)
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[PipelineClip]:
         with _device_errors():
@@ -95,6 +99,7 @@ class PipelineEngine:
                 first_clip=request.first_clip,
                 motion_frames=np.load(request.motion) if request.motion else None,
                 on_progress=on_progress,
+                ranks=self._ranks,
             )
             for clip in clips:
                 yield PipelineClip(clip)
@@ -113,6 +118,24 @@ class PipelineEngine:
             torch.cuda.empty_cache()
 
 
+def place_of(config: ChildConfig) -> Place | None:
+    """Where a process stands among its worker's ranks; None if it is the only one."""
+    if config.meeting is None:
+        return None
+    # The supervisor's watchdog is to act first: it knows which rank is stuck.
+    timeout_s = 2 * config.settings.stall_timeout_s
+    return Place(config.rank, config.devices, config.meeting, timeout_s)
+
+
+def set_attention(
+    transformer: CoInteractTransformer3DModel, folder: Path, wanted: AttentionBackend, device: torch.device
+) -> AttentionReport:
+    """Choose the attention backend for the size that the checkpoint in `folder` is made for."""
+    width, height = map(int, read_card(folder).sizes[0].split("x"))
+    choice = choose_attention(transformer, wanted, tokens(width, height), device, dtype_on(device))
+    return choice.report()
+
+
 @contextmanager
 def _device_errors() -> Iterator[None]:
     """Translate torch's exceptions. They are named nowhere else, so that the fault tests need no torch."""
@@ -122,3 +145,7 @@ def _device_errors() -> Iterator[None]:
         raise OutOfMemory(str(error).splitlines()[0] if str(error) else "out of memory") from error
     except torch.AcceleratorError as error:
         raise DeviceFailed(str(error)) from error
+    except OutOfStep as error:
+        # Most often another rank is gone. The supervisor knows which, and ends this process meanwhile.
+        time.sleep(OUT_OF_STEP_PATIENCE_S)
+        raise DeviceFailed(f"the ranks lost each other: {error}") from error
