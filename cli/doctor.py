@@ -218,6 +218,7 @@ def check_fit(name: str, size: CheckpointSize, card: CheckpointCard, machine: Ma
         message = f"{name}: {text} fits on {gpu.name} in mode {mode.value}."
         if mode is MemoryMode.OFFLOAD:
             message += " Weights stream from main memory."
+        message += _together(size, machine, gpu, (width, height), mode)
         return Finding("checkpoint", Status.OK, message)
     offload = needed(size, MemoryMode.OFFLOAD, width, height)
     if offload.gpu <= gpu.total_bytes:
@@ -229,6 +230,18 @@ def check_fit(name: str, size: CheckpointSize, card: CheckpointCard, machine: Ma
     message = f"{name}: {text} needs {offload.gpu / 1e9:.0f} GB of GPU memory even offloaded; {gpu.name} has "
     message += f"{gpu.total_bytes / 1e9:.0f} GB."
     return Finding("checkpoint", Status.PROBLEM, message, "Render smaller sizes, or use a larger GPU.")
+
+
+def _together(
+    size: CheckpointSize, machine: Machine, gpu: Gpu, frame: tuple[int, int], alone: MemoryMode
+) -> str:
+    """The smallest group of GPUs that renders one job in a faster mode than one GPU does."""
+    modes = list(MemoryMode)
+    for count in range(2, len(machine.gpus) + 1):
+        mode = fitting_mode(size, gpu.total_bytes, machine.host_bytes, *frame, ranks=count)
+        if mode is not None and modes.index(mode) < modes.index(alone):
+            return f" {count} GPUs together (--gpus-per-job {count}) fit it in mode {mode.value}."
+    return ""
 
 
 def check_attention(

@@ -210,7 +210,11 @@ def main() -> int:
         cause = f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]
         os.write(config.report_fd, Unloadable(cause=cause).model_dump_json().encode() + b"\n")
         return 1
-    return serve(config, engine)
+    status = serve(config, engine)
+    if config.meeting is not None:
+        # Tensors that never arrive must not hold up the end: torch would wait for them.
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

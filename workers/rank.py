@@ -47,7 +47,7 @@ def main() -> int:
     except Exception as error:  # whatever it is, all ranks start anew
         log.exception("rank %d failed", config.rank)
         tell(following.failure(error))
-        return 1
+        os._exit(1)  # tensors that never arrive must not hold up the end: torch would wait for them
     return 0
 
 

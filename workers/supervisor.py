@@ -16,7 +16,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -145,8 +146,8 @@ class Supervisor:
         self.heartbeat.start()
         try:
             while not self._stopping.is_set():
-                with TemporaryDirectory(prefix="cointeract-ranks-") as folder:  # only we can enter it
-                    child = self._start_child(Path(folder) / "meeting")
+                with self._meeting() as meeting:
+                    child = self._start_child(meeting)
                     try:
                         self._watch(child)
                         self._bury(child)
@@ -173,7 +174,16 @@ class Supervisor:
             log.error("the checkpoint's card cannot be published: %s", error)
             self._next_publish = time.monotonic() + PUBLISH_RETRY_S
 
-    def _start_child(self, meeting: Path) -> Child:
+    @contextmanager
+    def _meeting(self) -> Iterator[Path | None]:
+        """Where this worker's ranks can meet, in a folder that only we can enter; None for one alone."""
+        if len(self.devices) == 1:
+            yield None
+            return
+        with TemporaryDirectory(prefix="cointeract-ranks-") as folder:
+            yield Path(folder) / "meeting"
+
+    def _start_child(self, meeting: Path | None) -> Child:
         def config(rank: int, report_fd: int) -> ChildConfig:
             return ChildConfig(
                 settings=self.settings,
@@ -184,7 +194,7 @@ class Supervisor:
                 devices=self.devices,
                 memory_mode=self._memory_mode,
                 rank=rank,
-                meeting=meeting if len(self.devices) > 1 else None,
+                meeting=meeting,
                 parent_pid=os.getpid(),
                 report_fd=report_fd,
             )

@@ -26,9 +26,8 @@ is kept, and there is a pose.
 """
 
 DECODE_BYTES_PER_PIXEL = 10_700
-"""Peak of the VAE in bf16, per pixel of a frame. Its causal cache makes the number of frames irrelevant, and
-encoding needs less (7,900).
-"""
+ENCODE_BYTES_PER_PIXEL = 7_900
+"""Peaks of the VAE in bf16, per pixel of a frame. Its causal cache makes the number of frames irrelevant."""
 
 CACHED_BYTES = 4_500
 """Keys and values of both prompts and of the speech, per layer and unit of width."""
@@ -109,7 +108,8 @@ def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int, rank
     held = tokens(width, height) / sequence
     denoising = int(HIDDEN_STATES_PER_TOKEN * LOADED_BYTES * size.width * held)
     denoising += CACHED_BYTES * size.layers * size.width // guidance
-    decoding = DECODE_BYTES_PER_PIXEL * pixels
+    # Several ranks decode a band each; the first encodes whole frames.
+    coding = max(DECODE_BYTES_PER_PIXEL / ranks, ENCODE_BYTES_PER_PIXEL) * pixels
     weights = size.vae + size.audio_encoder
     if mode is MemoryMode.OFFLOAD:
         weights += size.transformer_rest + 2 * size.transformer_block  # one computes, the next one arrives
@@ -117,7 +117,7 @@ def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int, rank
         weights += size.transformer
     if mode is MemoryMode.RESIDENT:
         weights += size.text_encoder
-    activations = max(denoising, decoding, TEXT_ENCODER_WORK_BYTES)
+    activations = max(denoising, coding, TEXT_ENCODER_WORK_BYTES)
     return Need(gpu=int((weights + activations) * GAPS) + CONTEXT_BYTES, host=host_needed(size, mode, ranks))
 
 

@@ -61,6 +61,18 @@ def test_each_mode_needs_less_gpu_memory_than_the_one_before_and_larger_frames_n
         )
 
 
+def test_more_ranks_need_less_of_each_gpu_and_more_main_memory_for_what_each_streams() -> None:
+    resident = [needed(OFFICIAL_SIZE, MemoryMode.RESIDENT, 720, 1280, ranks).gpu for ranks in (1, 2, 4, 8)]
+    assert resident == sorted(resident, reverse=True)
+    # Two ranks take a pass each, with all its tokens: only the other prompt's keys and values are saved.
+    assert 0 < resident[0] - resident[1] < GB
+    assert resident[1] - resident[2] > 7 * GB
+    hosts = [needed(OFFICIAL_SIZE, MemoryMode.OFFLOAD, 720, 1280, ranks).host for ranks in (1, 2, 4)]
+    streamed = OFFICIAL_SIZE.transformer - OFFICIAL_SIZE.transformer_rest
+    assert hosts[1] - hosts[0] > streamed
+    assert hosts[2] - hosts[1] == 2 * (hosts[1] - hosts[0])
+
+
 @pytest.mark.parametrize(
     ("gpu_gb", "host_gb", "size", "mode"),
     [

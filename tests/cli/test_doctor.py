@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,16 @@ def test_what_the_official_checkpoint_gets_on_different_machines(
     assert finding.status is status
     assert words in finding.message
     assert bool(finding.advice) == (status is not Status.OK)
+
+
+def test_gpus_that_are_faster_together_are_told_so() -> None:
+    """One GPU of 64 GB has no room for the text encoder beside the tokens of a whole frame at 720p."""
+    one = machine(64, 128)
+    assert "together" not in check_fit("official", OFFICIAL_SIZE, CARD, one).message
+    four = replace(one, gpus=one.gpus * 4)
+    message = check_fit("official", OFFICIAL_SIZE, CARD, four).message
+    assert "fits on Test GPU in mode text-offload" in message
+    assert "3 GPUs together (--gpus-per-job 3) fit it in mode resident" in message
 
 
 def test_fp8_makes_720p_fit_where_bf16_does_not() -> None:
