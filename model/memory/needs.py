@@ -108,8 +108,8 @@ def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int, rank
     held = tokens(width, height) / sequence
     denoising = int(HIDDEN_STATES_PER_TOKEN * LOADED_BYTES * size.width * held)
     denoising += CACHED_BYTES * size.layers * size.width // guidance
-    # Several ranks decode a band each; the first encodes whole frames.
-    coding = max(DECODE_BYTES_PER_PIXEL / ranks, ENCODE_BYTES_PER_PIXEL) * pixels
+    # Several ranks decode a band each, which takes less than encoding whole frames on the first.
+    coding = (DECODE_BYTES_PER_PIXEL if ranks == 1 else ENCODE_BYTES_PER_PIXEL) * pixels
     weights = size.vae + size.audio_encoder
     if mode is MemoryMode.OFFLOAD:
         weights += size.transformer_rest + 2 * size.transformer_block  # one computes, the next one arrives
