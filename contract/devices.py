@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-CPU = "cpu"
+CPU_NAME = "cpu"
 SEPARATOR = ","
 
 
@@ -13,7 +13,7 @@ def parse_devices(text: str) -> tuple[str, ...]:
         ValueError: a name that is none, CPU and GPU together, or one GPU twice.
     """
     names = tuple(_parse_device(part.strip()) for part in text.split(SEPARATOR))
-    gpus = [name for name in names if name != CPU]
+    gpus = [name for name in names if name != CPU_NAME]
     if gpus and len(gpus) < len(names):
         raise ValueError(f"devices {text!r} mix CPU and GPU; a worker renders on one kind")
     doubled = sorted({name for name in gpus if gpus.count(name) > 1})
@@ -25,7 +25,7 @@ def parse_devices(text: str) -> tuple[str, ...]:
 
 
 def _parse_device(name: str) -> str:
-    if name == CPU:
+    if name == CPU_NAME:
         return name
     number = "0" if name == "cuda" else name.removeprefix("cuda:")
     if not number.isdecimal():

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from contract.devices import CPU, SEPARATOR
+from contract.devices import CPU_NAME, SEPARATOR
 from contract.processes import die_with_parent, last_words
 from deploy.watchdog import HealthCheck, Watchdog
 
@@ -320,7 +320,7 @@ def devices() -> list[str]:
         count = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
     else:
         count = 0
-    return [f"cuda:{index}" for index in range(count)] or [CPU]
+    return [f"cuda:{index}" for index in range(count)] or [CPU_NAME]
 
 
 @dataclass(frozen=True)
@@ -342,8 +342,8 @@ def plan_workers(
     Raises:
         StackError: there are fewer GPUs than one worker is to have.
     """
-    if list(found) == [CPU]:
-        found = [CPU] * devices_per_worker
+    if list(found) == [CPU_NAME]:
+        found = [CPU_NAME] * devices_per_worker
     elif len(found) < devices_per_worker:
         raise StackError(f"--gpus-per-job {devices_per_worker}, but this machine has {len(found)}.")
     groups = [found[at : at + devices_per_worker] for at in range(0, len(found), devices_per_worker)]

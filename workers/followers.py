@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from contract.devices import CPU
+from contract.devices import CPU_NAME
 from contract.entries import InterruptReason
 from contract.memory import MemoryMode
 from contract.processes import last_words
@@ -42,7 +42,7 @@ class Follower(WorkerProcess):
     """A rank that is not the first."""
 
     rank: int = 0
-    device: str = CPU
+    device: str = CPU_NAME
     failure: RankFailed | None = None
     problem: str | None = None
 
@@ -143,6 +143,6 @@ def environment(devices: Sequence[str]) -> dict[str, str]:
         with suppress(OSError, StopIteration):  # ranks share a machine: nothing of theirs leaves it
             loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
             variables |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
-        if devices[0] == CPU:
+        if devices[0] == CPU_NAME:
             variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(devices)))
     return variables

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from contract.card import CARD_FILE, CheckpointCard
-from contract.devices import CPU, SEPARATOR, parse_devices
+from contract.devices import CPU_NAME, SEPARATOR, parse_devices
 from contract.entries import InterruptReason
 from contract.job import Stage
 from contract.memory import MemoryMode
@@ -404,7 +404,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m workers.supervisor", description="A worker on one device or several."
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--devices", default=CPU, type=parse_devices, help="cpu, cuda:0, or several: 0,1")
+    parser.add_argument(
+        "--devices", default=CPU_NAME, type=parse_devices, help="cpu, cuda:0, or several: 0,1"
+    )
     parser.add_argument("--name", help="how the worker is called in logs")
     options = parser.parse_args(arguments)
     settings = Settings()
