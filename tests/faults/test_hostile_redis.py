@@ -63,16 +63,18 @@ def wrong_type(redis: Redis, key: str, kind: str) -> None:
 
 def spoil(redis: Redis, checkpoint: str, job_id: str, chance: random.Random) -> None:
     """Senseless content in keys of the right type, and now and then another type."""
-    redis.hset(f"cointeract:waiting:{checkpoint}", b"\xff\xfe", b"[]")
+    writes = redis.pipeline(transaction=False)
+    writes.hset(f"cointeract:waiting:{checkpoint}", b"\xff\xfe", b"[]")
     for number, record in enumerate(RECORDS):
-        redis.hset(f"cointeract:waiting:{checkpoint}", f"job_{number}", json.dumps(record))
-    redis.hset(f"cointeract:waiting:{checkpoint}", job_id, chance.choice(BYTES))
-    redis.zadd(f"cointeract:served:{checkpoint}", dict.fromkeys(BYTES, 9000000000000.0))
-    redis.set(f"cointeract:speed:{checkpoint}", chance.choice(BYTES))
-    redis.set(f"cointeract:progress:{job_id}", chance.choice(BYTES))
-    redis.sadd("cointeract:workers", b"\xff", "w")
-    redis.sadd("cointeract:checkpoints", b"\xff\xff")
-    redis.set("cointeract:worker:w", chance.choice(BYTES))
+        writes.hset(f"cointeract:waiting:{checkpoint}", f"job_{number}", json.dumps(record))
+    writes.hset(f"cointeract:waiting:{checkpoint}", job_id, chance.choice(BYTES))
+    writes.zadd(f"cointeract:served:{checkpoint}", dict.fromkeys(BYTES, 9000000000000.0))
+    writes.set(f"cointeract:speed:{checkpoint}", chance.choice(BYTES))
+    writes.set(f"cointeract:progress:{job_id}", chance.choice(BYTES))
+    writes.sadd("cointeract:workers", b"\xff", "w")
+    writes.sadd("cointeract:checkpoints", b"\xff\xff")
+    writes.set("cointeract:worker:w", chance.choice(BYTES))
+    writes.execute(raise_on_error=False)  # A key that an earlier call made another type, and nobody has repaired yet.
     for key in chance.sample(KEYS, 3):
         name = "cointeract:" + key.format(c=checkpoint)
         wrong_type(redis, name, chance.choice(["string", "list", "set", "hash", "zset", "stream"]))
