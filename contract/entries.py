@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter
 
 from contract.attention import AttentionBackend
 from contract.frozen import Frozen
-from contract.job import InputFiles, JobError, Priority, StoredFile
+from contract.job import CancelReason, InputFiles, JobError, Priority, StoredFile
 from contract.memory import MemoryMode
 from contract.params import GenerationParams
 from contract.warnings import JobWarning
@@ -34,6 +34,8 @@ class Submitted(Entry):
     webhook_url: str | None = None
     retention_s: int
     """Seconds after the terminal entry until the job and its files are removed."""
+    cancel_after_s: int | None = None
+    """Seconds after the submit at which an unfinished job is canceled."""
     cost: float
     """Estimated work in clip·step·megapixels; only ratios between jobs matter (fair share and estimates)."""
     idempotency_claim: str | None = None
@@ -97,6 +99,7 @@ class Failed(Entry):
 class Canceled(Entry):
     type: Literal["canceled"] = "canceled"
     by: str
+    reason: CancelReason = CancelReason.REQUEST
 
 
 JournalEntry = Annotated[

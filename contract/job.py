@@ -56,6 +56,15 @@ class Priority(StrEnum):
     HIGH = "high"
 
 
+class CancelReason(StrEnum):
+    """Why a job was canceled."""
+
+    REQUEST = "request"
+    """Its owner, or an admin, asked for it."""
+    DEADLINE = "deadline"
+    """It was not over in the time that it had (`cancel_after`)."""
+
+
 class StoredFile(Frozen):
     """A file of a job. `name` is relative to the job's folder and always chosen by us, never by a client."""
 

@@ -36,6 +36,8 @@ MOST_STEPS: Final = 1000
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
 
+LONGEST_DEADLINE_S: Final = 30 * 86_400
+
 FILE_FIELDS: Final = tuple(InputFiles.model_fields)
 REQUIRED_FILES: Final = tuple(name for name, field in InputFiles.model_fields.items() if field.is_required())
 
@@ -144,6 +146,12 @@ class GenerateFields(BaseModel):
     )
     retention_s: int | None = Field(
         None, ge=60, description="Seconds to keep the finished job, at most the server's own setting."
+    )
+    cancel_after: int | None = Field(
+        None,
+        ge=5,
+        le=LONGEST_DEADLINE_S,
+        description="Seconds after the submit at which the job is canceled if it is not over.",
     )
     webhook_url: WebhookUrl | None = Field(
         None, description="https: URL that is told about the job's events."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from contract.attention import AttentionBackend
 from contract.entries import ClipFinished, Submitted
 from contract.frozen import Frozen
-from contract.job import JobError, JobState, StoredFile
+from contract.job import CancelReason, JobError, JobState, StoredFile
 from contract.memory import MemoryMode
 
 
@@ -38,4 +38,12 @@ class Job(Frozen):
     poster: StoredFile | None = None
     duration_s: float | None = None
     error: JobError | None = None
+    cancel_reason: CancelReason | None = None
+    """Why the job was canceled, if it was."""
     gpu_seconds: float = 0.0
+
+    @property
+    def cancel_at(self) -> datetime | None:
+        """When the job is canceled if it is not over."""
+        seconds = self.submitted.cancel_after_s
+        return None if seconds is None else self.submitted.at + timedelta(seconds=seconds)

@@ -137,7 +137,8 @@ def _changes(job: Job, entry: JournalEntry) -> dict[str, object]:
             end = {"state": JobState.FAILED, "completed_at": entry.at, "worker": None}
             return {**end, "error": entry.error}
         case Canceled():
-            return {"state": JobState.CANCELED, "completed_at": entry.at, "worker": None}
+            end = {"state": JobState.CANCELED, "completed_at": entry.at, "worker": None}
+            return {**end, "cancel_reason": entry.reason}
 
 
 def apply(job: Job, entry: JournalEntry) -> Job:

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from dataclasses import replace
 from typing import Final
 
 from contract.entries import Canceled
-from contract.job import JobState, utcnow
+from contract.job import utcnow
 from contract.state import Job
 from jobs.journal import JobNotFound, Outdated, UnreadableJob
 from server.access import Principal
 from server.errors import ApiError
+from server.index import JobFilter
 from server.keys import ANONYMOUS_OWNER
 from server.services import Services
 
 WAIT_POLL_S: Final = 0.2
 CANCEL_TRIES: Final = 50
+_WAIT: Final = re.compile(r"\s*wait\s*(?:=\s*\"?(?P<seconds>[0-9]{1,5})\"?\s*)?", re.IGNORECASE)
 
 
 def listed(
     services: Services,
     principal: Principal,
     limit: int,
-    state: JobState | None = None,
     after: str | None = None,
     oldest_first: bool = False,
+    wanted: JobFilter | None = None,
 ) -> tuple[list[Job], bool]:
-    """Up to `limit` of the principal's jobs that come after the job `after`, and whether there are more.
+    """Up to `limit` of the principal's wanted jobs after the job `after`, and whether there are more.
 
     An admin sees everybody's jobs.
     """
     services.index.refresh()
     owner = None if principal.is_admin and principal.owner != ANONYMOUS_OWNER else principal.owner
-    ids = services.index.page(owner, state, after, limit + 1, oldest_first)
+    mine = replace(wanted or JobFilter(), owner=owner)
+    ids = services.index.page(mine, after, limit + 1, oldest_first)
     jobs = []
     for job_id in ids[:limit]:
         try:
@@ -43,6 +48,16 @@ def listed(
         except (UnreadableJob, OSError) as error:
             services.store.passed_over.note("job", job_id, error)
     return jobs, len(ids) > limit
+
+
+def wait_of(prefer: str | None, most: float) -> float | None:
+    """Seconds that a Prefer header asks to wait: at most, and without a number exactly, `most`. None if it
+    asks for nothing of the kind.
+    """
+    for preference in (prefer or "").split(","):
+        if match := _WAIT.fullmatch(preference.partition(";")[0]):
+            return most if match["seconds"] is None else min(float(match["seconds"]), most)
+    return None
 
 
 async def finished(job: Job, seconds: float, services: Services) -> Job:

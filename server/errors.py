@@ -220,7 +220,9 @@ def api_error_of(error: Exception, field: str | None = None) -> ApiError:
             return ApiError("client_closed_request", "The client closed the connection.", close=True)
         case RequestValidationError():
             first = error.errors()[0]
-            location = tuple(part for part in first["loc"] if part not in ("path", "query", "header", "body"))
+            place, *inside = first["loc"]
+            # One of a repeated parameter counts as the parameter. In a body its number says which it is.
+            location = tuple(inside if place == "body" else inside[:1])
             return api_error_of(field_error({**first, "loc": location}, ()))
         case HTTPException(status_code=404):
             return ApiError("not_found", "There is no such route.")

@@ -6,6 +6,7 @@ not look here.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,9 @@ class JobSummary:
     """What is still to be done; None when the job is over."""
     webhook_host: str
     """Empty if the job named no webhook."""
+    created_at: datetime
+    labels: frozenset[bytes]
+    """Of its metadata, as `label_of` makes them."""
     last_at: datetime
     """When the job last used the GPU, or else when it was submitted."""
 
@@ -73,7 +77,37 @@ class JobSummary:
             checkpoint=job.submitted.checkpoint,
             remaining=remaining,
             webhook_host=urlsplit(job.submitted.webhook_url or "").netloc,
+            created_at=job.submitted.at,
+            labels=frozenset(label_of(f"{key}:{value}") for key, value in job.submitted.metadata.items()),
             last_at=job.completed_at or (job.clips[-1].at if job.clips else job.submitted.at),
+        )
+
+
+def label_of(text: str) -> bytes:
+    """A short stand-in for "key:value" of a job's metadata: the index keeps those of all jobs in memory."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs a list is to hold. None, or nothing, means any."""
+
+    owner: str | None = None
+    states: frozenset[JobState] = frozenset()
+    model: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    labels: frozenset[bytes] = frozenset()
+    """All of them, as `label_of` makes them."""
+
+    def takes(self, job: JobSummary) -> bool:
+        return (
+            (self.owner is None or job.owner == self.owner)
+            and (not self.states or job.state in self.states)
+            and (self.model is None or job.checkpoint == self.model)
+            and (self.created_after is None or job.created_at > self.created_after)
+            and (self.created_before is None or job.created_at < self.created_before)
+            and self.labels <= job.labels
         )
 
 
@@ -169,26 +203,15 @@ class JobIndex:
         with self._lock:
             self.usage.forget(gone)
 
-    def page(
-        self,
-        owner: str | None,
-        state: JobState | None,
-        after: str | None,
-        limit: int,
-        oldest_first: bool = False,
-    ) -> list[str]:
-        """The ids of up to `limit` jobs that come after `after`, newest first by default.
-
-        `owner` None means everybody's jobs.
-        """
+    def page(self, wanted: JobFilter, after: str | None, limit: int, oldest_first: bool = False) -> list[str]:
+        """The ids of up to `limit` wanted jobs that come after `after`, newest first by default."""
         with self._lock:
             jobs = sorted(
                 (
                     job.id
                     for job in self._jobs.values()
-                    if (owner is None or job.owner == owner)
-                    and (state is None or job.state is state)
-                    and (after is None or (job.id > after if oldest_first else job.id < after))
+                    if (after is None or (job.id > after if oldest_first else job.id < after))
+                    and wanted.takes(job)
                 ),
                 reverse=not oldest_first,
             )

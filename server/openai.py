@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from contract.job import JobState
+from contract.job import CancelReason, JobState
 from contract.state import Job
 from contract.video import FPS
 from server.hints import Hints
@@ -92,7 +92,9 @@ def video_of(job: Job, hints: Hints) -> Video:
     if job.error is not None:
         error = VideoError(code=job.error.code, message=job.error.message)
     elif job.state is JobState.CANCELED:
-        error = VideoError(code="cancelled", message="The job was canceled.")
+        late = job.cancel_reason is CancelReason.DEADLINE
+        why = " because it was not over in time (cancel_after)" if late else ""
+        error = VideoError(code="cancelled", message=f"The job was canceled{why}.")
     kept = timedelta(seconds=job.submitted.retention_s)
     return Video(
         id=job.id,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from fastapi import Header
 
 from contract.request import FILE_FIELDS, REQUIRED_FILES, GenerateFields
 from server.errors import PROBLEM_MEDIA_TYPE
@@ -10,6 +12,13 @@ from server.openai import CreateVideo
 from server.schemas import GenerateJson, ProblemDocument
 
 Responses = dict[int | str, dict[str, Any]]
+Prefer = Annotated[
+    str | None,
+    Header(
+        description="`wait=N`: hold the answer up to N s for a finished job; `wait` alone: as long as the "
+        "server grants."
+    ),
+]
 
 PROBLEM: Final[Responses] = {
     "default": {

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from contract.attention import AttentionBackend
 from contract.choices import Preset
-from contract.job import JobState, Priority, Stage
+from contract.job import CancelReason, JobState, Priority, Stage
 from contract.memory import MemoryMode
 from contract.params import GenerationParams
 from contract.request import GenerateFields
@@ -82,6 +82,8 @@ class JobView(Wire):
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
+    cancel_at: datetime | None = Field(description="When the job is canceled if it is not over.")
+    cancel_reason: CancelReason | None = Field(description="Why the job was canceled, if it was.")
     expires_at: datetime | None = Field(description="When the job and its files are removed.")
     seed: int
     model: str

@@ -24,7 +24,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 from rq.worker_registration import clean_worker_registry
 
-from contract.job import JobState, Stage
+from contract.job import JobState, Stage, utcnow
 from contract.settings import Settings
 from contract.state import Job
 from jobs.artifacts import FolderStore
@@ -34,6 +34,7 @@ from jobs.journal import JobNotFound, Journal, UnreadableJob
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
 from jobs.tickets import Ticket
+from workers.deadlines import cancel_late
 from workers.expiry import Expiry
 from workers.lost_attempts import end_attempt
 from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, PASSED_OVER, REPAIRS, serve_metrics
@@ -94,6 +95,7 @@ class Reaper:
         for step in (
             self._find_new_jobs,
             self._read_live_jobs,
+            self._cancel_late_jobs,
             self._end_dead_attempts,
             self._look_at_redis,
             self._remove_expired,
@@ -158,6 +160,11 @@ class Reaper:
             LIVE_JOBS.labels(state).set(states.count(state))
         if trouble is not None:
             raise trouble
+
+    def _cancel_late_jobs(self) -> None:
+        """By this machine's clock, which no other needs to confirm: a cancel deletes nothing."""
+        for job in cancel_late(self.journal, self.queue, list(self.live.values()), utcnow()):
+            self.live[job.id] = job
 
     def _read(self, job_id: str, known: Job | None) -> Job | None:
         """The job as it is now; None if it is gone, or cannot be understood and so is left alone."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -120,9 +121,27 @@ class AsyncClient:
         """The job as of now. Raises ApiError, ConnectionFailed."""
         return Job.model_validate_json((await self._send(Call("GET", _path(job)))).content)
 
-    async def jobs(self, *, status: JobStatus | None = None, page_size: int = 100) -> AsyncIterator[Job]:
-        """All jobs, newest first, fetched page by page as needed. Raises ApiError, ConnectionFailed."""
-        params = {"limit": str(page_size)} | ({"status": status} if status else {})
+    async def jobs(
+        self,
+        *,
+        status: JobStatus | Sequence[JobStatus] = (),
+        model: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        metadata: Mapping[str, str] | None = None,
+        page_size: int = 100,
+    ) -> AsyncIterator[Job]:
+        """The jobs for which all that is given holds, newest first, fetched page by page as needed.
+
+        Raises ApiError, ConnectionFailed.
+        """
+        params: dict[str, str | list[str]] = {"limit": str(page_size)}
+        params |= {"status": [status] if isinstance(status, str) else list(status)}
+        params |= {"metadata": [f"{key}:{value}" for key, value in (metadata or {}).items()]}
+        times = {"created_after": created_after, "created_before": created_before}
+        params |= {name: at.astimezone().isoformat() for name, at in times.items() if at is not None}
+        if model is not None:
+            params["model"] = model
         while True:
             page = JobPage.model_validate_json(
                 (await self._send(Call("GET", "/v1/jobs", params=params))).content

@@ -71,6 +71,10 @@ class Job(_Answer):
     created_at: datetime
     started_at: datetime | None = None
     completed_at: datetime | None = None
+    cancel_at: datetime | None = None
+    """When the job is canceled if it is not over (`cancel_after`)."""
+    cancel_reason: str | None = None
+    """request or deadline."""
     expires_at: datetime | None = None
     seed: int
     model: str

@@ -36,7 +36,7 @@ class Call:
     method: str
     path: str
     headers: dict[str, str] = field(default_factory=dict)
-    params: dict[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | list[str]] = field(default_factory=dict)
     json: Any = None
     form: Mapping[str, list[str]] | None = None
     files: Mapping[str, FileInput] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Call:
             self.method,
             self.path,
             headers=self.headers,
-            params=self.params or None,
+            params=dict(self.params) or None,
             json=self.json,
             data=self.form,
             files=upload or None,

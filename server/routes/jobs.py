@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 from fastapi import Path as PathParameter
+from pydantic import AwareDatetime
 from starlette.responses import JSONResponse, StreamingResponse
 
 from contract.job import JobState
@@ -22,12 +23,13 @@ from server.access import (
     Submitter,
     WritableJob,
 )
-from server.control import cancel, delete, finished, listed
+from server.control import cancel, delete, finished, listed, wait_of
 from server.delivery.events import event_stream
 from server.delivery.files import clip_file, file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
-from server.openapi import GENERATE_BODY, PROBLEM, VIDEO_FILE
+from server.index import JobFilter, label_of
+from server.openapi import GENERATE_BODY, PROBLEM, VIDEO_FILE, Prefer
 from server.routing import Router
 from server.schemas import (
     CheckpointView,
@@ -38,20 +40,11 @@ from server.schemas import (
     SignRequest,
     ValidationView,
 )
-from server.services import Services
 from server.submit.check import priority_of
 from server.submit.submit import dry_run, submit
 from server.views import clip_path, estimates, job_path, job_view, params_view
 
-_WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?([0-9]{1,5})\"?\s*")
 router = Router(prefix="/v1", tags=["jobs"], responses=PROBLEM)
-
-
-def _wait_seconds(prefer: str | None, services: Services) -> float:
-    for preference in (prefer or "").split(","):
-        if match := _WAIT.fullmatch(preference.partition(";")[0]):
-            return min(float(match[1]), services.settings.max_wait_s)
-    return 0.0
 
 
 @router.post(
@@ -69,19 +62,17 @@ async def generate(
     idempotency_key: Annotated[
         str | None, Header(description="Makes repeating the request safe for 48 h.")
     ] = None,
-    prefer: Annotated[
-        str | None, Header(description="`wait=N`: hold the answer up to N s for a finished job.")
-    ] = None,
+    prefer: Prefer = None,
 ) -> Response:
     """Store a job durably, and queue it. After the answer 202 it is not lost, whatever crashes."""
     key = checked_key(idempotency_key)
     job, created = await submit(request, key, services, principal)
-    wait = _wait_seconds(prefer, services)
-    if wait:
+    wait = wait_of(prefer, services.settings.max_wait_s)
+    if wait is not None:
         job = await finished(job, wait, services)
     view = await asyncio.to_thread(job_view, job, services.hints, services.settings.base_url)
     headers = {"Location": services.settings.base_url + job_path(job.id)}
-    if wait:
+    if wait is not None:
         headers["Preference-Applied"] = f"wait={wait:g}"
     if not created:
         headers["Idempotency-Replayed"] = "true"
@@ -122,12 +113,32 @@ async def validate(request: Request, services: ServicesOf, principal: Submitter)
 def list_jobs(
     services: ServicesOf,
     principal: Reader,
-    status: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    status: Annotated[
+        list[JobState] | None, Query(description="Only jobs in this state; repeat it for several.")
+    ] = None,
+    model: Annotated[str | None, Query(max_length=64, description="Only jobs of this checkpoint.")] = None,
+    created_after: Annotated[
+        AwareDatetime | None, Query(description="Only jobs submitted after this time (with its zone).")
+    ] = None,
+    created_before: Annotated[
+        AwareDatetime | None, Query(description="Only jobs submitted before this time (with its zone).")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        Query(max_length=16, description="Only jobs with this metadata, as `key:value`; all that are given."),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64, description="Only jobs older than this one.")] = None,
 ) -> JobList:
     """Your own jobs, newest first. An admin sees everybody's."""
-    jobs, has_more = listed(services, principal, limit, status, after)
+    wanted = JobFilter(
+        states=frozenset(status or ()),
+        model=model,
+        created_after=created_after,
+        created_before=created_before,
+        labels=frozenset(label_of(text) for text in metadata or ()),
+    )
+    jobs, has_more = listed(services, principal, limit, after, wanted=wanted)
     return JobList(
         data=[job_view(job, services.hints, services.settings.base_url) for job in jobs],
         first_id=jobs[0].id if jobs else None,

@@ -10,12 +10,12 @@ from starlette.responses import JSONResponse
 
 from contract.state import Job
 from server.access import DownloadableJob, ReadableJob, Reader, ServicesOf, Submitter, WritableJob
-from server.control import delete, listed
+from server.control import delete, finished, listed, wait_of
 from server.delivery.files import file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
 from server.openai import Video, VideoDeleted, VideoList, video_of
-from server.openapi import VIDEO_BODY
+from server.openapi import VIDEO_BODY, Prefer
 from server.routing import Router
 from server.services import Services
 from server.submit.openai import FIELD_OF_REFERENCE, receive_video
@@ -31,6 +31,7 @@ async def create(
     services: ServicesOf,
     principal: Submitter,
     idempotency_key: Annotated[str | None, Header()] = None,
+    prefer: Prefer = None,
 ) -> Response:
     key = checked_key(idempotency_key)
     try:
@@ -39,7 +40,13 @@ async def create(
         names = {field: reference for reference, field in FIELD_OF_REFERENCE.items()}
         error.field = names.get(error.field or "", error.field)
         raise
-    return await asyncio.to_thread(_answer, job, services)  # it asks Redis, which may be slow to answer
+    wait = wait_of(prefer, services.settings.max_wait_s)
+    if wait is not None:
+        job = await finished(job, wait, services)
+    answer = await asyncio.to_thread(_answer, job, services)  # it asks Redis, which may be slow to answer
+    if wait is not None:
+        answer.headers["Preference-Applied"] = f"wait={wait:g}"
+    return answer
 
 
 def _answer(job: Job, services: Services) -> Response:

@@ -50,6 +50,7 @@ def _save(
         metadata=draft.fields.metadata,
         webhook_url=draft.fields.webhook_url,
         retention_s=draft.fields.retention_s or services.settings.retention_s,
+        cancel_after_s=draft.fields.cancel_after,
         cost=checked.params.cost(),
         warnings=checked.warnings,
         max_running=principal.limits.max_running,

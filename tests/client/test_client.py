@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cointeract_client import (
@@ -91,6 +92,25 @@ def test_pages_of_jobs_are_walked_through(service: Service) -> None:
         for job in made:
             client.delete(job)
     assert [job for job in listed if job in made] == made[::-1]
+
+
+def test_jobs_are_found_by_what_they_were_submitted_with(service: Service) -> None:
+    began = datetime.now()  # without a zone: local time, as people write it
+    with Client(service.url) as client:
+        labels = ({"order": "7", "kind": "x"}, {"order": "8"})
+        first, second = [client.submit(**ingredients(service, metadata=each)).id for each in labels]  # type: ignore[arg-type]
+        client.cancel(first)
+
+        def found(**query: Any) -> set[str]:
+            return {job.id for job in client.jobs(**query)} & {first, second}
+
+        assert found(metadata={"order": "7"}) == {first}
+        assert found(status="canceled") == {first}
+        assert found(status=["canceled", "queued", "processing", "succeeded"]) == {first, second}
+        assert found(created_after=began) == {first, second}
+        assert found(created_before=began) == found(model="no-such") == set()
+        for job in (first, second):
+            client.delete(job)
 
 
 def test_a_canceled_job_is_an_error_to_whoever_waits(service: Service) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from contract.job import Priority, Stage, utcnow
+from contract.entries import Canceled
+from contract.job import CancelReason, Priority, Stage, utcnow
 from contract.speed import Speed
 from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.cards import publish_card
 from jobs.journal import IllegalEntry
 from jobs.queue import JobQueue
 from server.keys import create_key, revoke_key
-from tests.server.conftest import CARD, Api
+from server.submit.openai import FIELD_OF_REFERENCE
+from tests.server.conftest import CARD, Api, wait_for
 from tests.server.inputs import audio_bytes, form
 from tests.server.journals import VIDEO, fail, finish_clip, start, succeed
 
@@ -138,6 +141,67 @@ def test_jobs_are_listed_by_status_as_of_now(api: Api) -> None:
     assert (ids("queued"), ids("succeeded"), ids("failed")) == ([queued["id"]], [done["id"]], [])
 
 
+def test_jobs_are_listed_by_several_states_model_time_and_metadata(api: Api) -> None:
+    publish_card(api.store, CARD.model_copy(update={"name": "other", "trained": False}))
+    old = submit(api, metadata='{"order": "7", "shop": "a:b"}', model="tiny")["id"]
+    canceled = submit(api, metadata='{"order": "7"}', model="other")["id"]
+    new = submit(api, model="tiny")["id"]
+    api.client.post(f"/v1/jobs/{canceled}/cancel")
+    middle = look(api, canceled)["created_at"]
+
+    def ids(**query: Any) -> list[str]:
+        answer = api.client.get("/v1/jobs", params=query)
+        assert answer.status_code == 200, answer.text
+        return [job["id"] for job in answer.json()["data"]]
+
+    assert ids(status=["queued", "canceled"]) == [new, canceled, old]
+    assert ids(status=["canceled", "failed"]) == [canceled]
+    assert ids(model="tiny") == [new, old]
+    assert ids(model="other", status="queued") == []
+    assert (ids(created_after=middle), ids(created_before=middle)) == ([new], [old])
+    assert ids(metadata="order:7") == [canceled, old]
+    assert ids(metadata=["order:7", "shop:a:b"]) == [old]
+    assert ids(metadata="order:8") == []
+    paged = api.client.get("/v1/jobs", params={"metadata": "order:7", "limit": 1}).json()
+    assert (paged["has_more"], ids(metadata="order:7", after=paged["last_id"])) == (True, [old])
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("created_after=yesterday", "invalid_value"),
+        ("created_before=2026-01-01T00:00:00", "invalid_value"),
+        ("stat=queued", "unknown_field"),
+        ("metadata[order]=7", "unknown_field"),
+        ("&".join(["metadata=a:b"] * 17), "too_many"),
+    ],
+)
+def test_a_filter_that_cannot_be_understood_is_refused(api: Api, query: str, code: str) -> None:
+    answer = api.client.get(f"/v1/jobs?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert answer.json()["field"] == query.partition("=")[0]
+
+
+def test_a_job_tells_when_it_will_be_canceled_and_that_its_deadline_was_why(api: Api) -> None:
+    job = submit(api, cancel_after="60")
+    until = datetime.fromisoformat(job["cancel_at"]) - datetime.fromisoformat(job["created_at"])
+    assert (until.total_seconds(), job["cancel_reason"]) == (60, None)
+    stored = api.services.journal.read(job["id"])
+    late = Canceled(at=utcnow(), by="deadline", reason=CancelReason.DEADLINE)
+    api.services.journal.append(stored, late)
+    assert look(api, job["id"])["cancel_reason"] == "deadline"
+    assert "cancel_after" in api.client.get(f"/v1/videos/{job['id']}").json()["error"]["message"]
+    asked = submit(api)
+    assert (asked["cancel_at"], asked["cancel_reason"]) == (None, None)
+    assert api.client.post(f"/v1/jobs/{asked['id']}/cancel").json()["cancel_reason"] == "request"
+
+
+@pytest.mark.parametrize("seconds", ["4", "2592001", "1.5", "soon"])
+def test_a_deadline_that_makes_no_sense_is_refused(api: Api, seconds: str) -> None:
+    answer = api.client.post("/v1/generate", files=form(cancel_after=seconds))
+    assert (answer.status_code, answer.json()["field"]) == (422, "cancel_after")
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "status=weird", f"after={'x' * 65}"])
 def test_a_bad_list_query_is_refused_naming_the_parameter(api: Api, query: str) -> None:
     answer = api.client.get(f"/v1/jobs?{query}")
@@ -226,6 +290,24 @@ def test_prefer_wait_holds_the_answer_until_the_job_is_over(api: Api) -> None:
     asking.join(30)
     assert (answers[0].status_code, answers[0].json()["status"]) == (200, "succeeded")
     assert answers[0].headers["preference-applied"] == "wait=30"
+
+
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/videos"])
+@pytest.mark.parametrize("prefer", ["wait", "respond-async, WAIT", "wait=30", 'wait="30"; x=1'])
+def test_every_create_waits_and_a_bare_wait_is_as_long_as_the_server_grants(
+    api: Api, path: str, prefer: str
+) -> None:
+    references = {field: reference for reference, field in FIELD_OF_REFERENCE.items()}
+    names = references if path == "/v1/videos" else {}
+    body = [(names.get(name, name), value) for name, value in form()]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(api.client.post, path, files=body, headers={"Prefer": prefer})
+        wait_for(lambda: bool(api.store.list_names("jobs")), 20)
+        succeed(api, api.store.list_names("jobs")[0])
+        answer = asked.result(30)
+    assert answer.json()["status"] in ("succeeded", "completed")
+    granted = 60 if prefer.lower().endswith("wait") else 30
+    assert answer.headers["preference-applied"] == f"wait={granted}"
 
 
 def test_prefer_wait_gives_up_after_its_time(api: Api) -> None:

@@ -14,7 +14,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from contract.entries import Canceled, Interrupted, Started
-from contract.job import JobState, utcnow
+from contract.job import CancelReason, JobState, utcnow
 from contract.worker import WorkerInfo
 from jobs.clock import HOLD_S, Clock, ClockNotTrusted
 from jobs.identity import process_name
@@ -124,6 +124,25 @@ def test_a_job_whose_worker_keeps_vanishing_fails_with_the_reason(stack: Stack, 
     error = stack.job(job_id).error
     assert error is not None
     assert error.code == "worker_lost"
+
+
+def test_a_job_that_is_not_over_at_its_deadline_is_canceled_waiting_or_running(
+    stack: Stack, reaper: Reaper
+) -> None:
+    waiting, running = stack.submit(cancel_after_s=1), stack.submit(cancel_after_s=1)
+    patient, finished = stack.submit(cancel_after_s=3600), stack.submit(cancel_after_s=1)
+    start(stack, running)
+    stack.journal.append(stack.job(finished), Canceled(at=utcnow(), by="alice"))
+
+    def canceled() -> bool:
+        reaper.round()
+        return {stack.job(job_id).state for job_id in (waiting, running)} == {JobState.CANCELED}
+
+    eventually(canceled, 10, "cancel")
+    assert {stack.job(job_id).cancel_reason for job_id in (waiting, running)} == {CancelReason.DEADLINE}
+    assert stack.job(finished).cancel_reason is CancelReason.REQUEST
+    assert stack.job(patient).state is JobState.QUEUED
+    assert stack.queue.waiting_ids("fake") == {patient}
 
 
 def test_finished_jobs_are_removed_when_their_time_is_up_and_not_before(stack: Stack, reaper: Reaper) -> None:
