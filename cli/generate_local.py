@@ -24,7 +24,7 @@ from server.decoding.decoded import DecodedFile
 from server.decoding.formats import KIND_OF_FIELD
 from server.decoding.sandbox import DecodeTask, Sandbox
 from server.errors import ApiError
-from workers.engines.engine import DeviceFailed, OutOfMemory, RenderRequest
+from workers.engines.engine import ClipFiles, DeviceFailed, OutOfMemory, RenderRequest
 from workers.engines.pipeline import PipelineEngine
 
 
@@ -131,7 +131,8 @@ def _render(engine: PipelineEngine, request: RenderRequest, output: Path, consol
         videos: list[Path] = []
         for rendered in engine.render(request, on_progress):
             videos.append(Path(scratch) / f"{rendered.index}.mp4")
-            rendered.save(videos[-1], Path(scratch) / "motion")
+            others = Path(scratch) / "motion", Path(scratch) / "poster.jpg"
+            rendered.save(ClipFiles(videos[-1], *others))
         display.show(99.0, Stage.MUXING)
         # It is joined next to its target, so that the last step is a rename within one file system.
         partial = output.with_name(output.name + ".part")

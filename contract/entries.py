@@ -29,6 +29,8 @@ class Submitted(Entry):
     trained: bool
     params: GenerationParams
     inputs: InputFiles
+    thumbnail: StoredFile | None = None
+    """The person's photo, small, as a JPEG."""
     priority: Priority = Priority.NORMAL
     metadata: dict[str, str] = Field(default_factory=dict)
     webhook_url: str | None = None
@@ -62,6 +64,8 @@ class ClipFinished(Entry):
     clip: int
     video: StoredFile
     motion: StoredFile
+    poster: StoredFile | None = None
+    """A frame from its middle, small, as a JPEG."""
     gpu_seconds: float
 
 

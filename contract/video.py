@@ -22,6 +22,9 @@ MOTION_FRAMES: Final = 73
 MOTION_LATENT_FRAMES: Final = 19
 
 
+POSTER_HEIGHT: Final = 360
+"""Pixels of the still pictures that stand for a job or a clip in a list."""
+
 MAX_DROPPED_FRAMES: Final = 2
 """A last clip with no more frames than this is dropped: rendering it takes as long as a whole one."""
 

@@ -37,7 +37,7 @@ from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
-from server.routes import health, jobs, pages, videos
+from server.routes import files, health, jobs, pages, videos
 from server.services import Services
 from server.storage_probe import StorageProbe
 
@@ -179,6 +179,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     errors.install(app)
     app.include_router(jobs.router)
+    app.include_router(files.router)
     app.include_router(videos.router)
     app.include_router(health.router)
     app.include_router(pages.router)

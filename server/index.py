@@ -56,8 +56,8 @@ class JobSummary:
             inputs.product_image,
             inputs.pose_video,
         ]
-        files += [job.video, job.poster]
-        files += [clip.video for clip in job.clips]
+        files += [job.video, job.poster, job.submitted.thumbnail]
+        files += [file for clip in job.clips for file in (clip.video, clip.poster)]
         if job.clips and job.video is None:
             files.append(
                 job.clips[-1].motion

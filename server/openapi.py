@@ -26,11 +26,20 @@ PROBLEM: Final[Responses] = {
         "content": {PROBLEM_MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}},
     }
 }
-VIDEO_FILE: Final[Responses] = {
-    200: {"description": "The file.", "content": {"video/mp4": {}}},
-    206: {"description": "The part that was asked for.", "content": {"video/mp4": {}}},
-    304: {"description": "Not changed."},
-}
+
+
+def file_of(*media_types: str) -> Responses:
+    """The answers of a route that sends a file of one of these types."""
+    content: dict[str, Any] = {media_type: {} for media_type in media_types}
+    return {
+        200: {"description": "The file.", "content": content},
+        206: {"description": "The part that was asked for.", "content": content},
+        304: {"description": "Not changed."},
+    }
+
+
+VIDEO_FILE: Final = file_of("video/mp4")
+PICTURE_FILE: Final = file_of("image/jpeg")
 
 
 def _generate_body() -> dict[str, Any]:

@@ -38,14 +38,22 @@ class CheckpointView(Wire):
     trained: bool = Field(description="False: random weights, for trying the service out.")
 
 
-class JobUrls(Wire):
-    """Paths on this server. `video` and `clips` fill as the files are made."""
+class FileUrls(Wire):
+    """Where the files of a job are. `video`, `clips` and `posters` fill as the files are made."""
+
+    video: str | None
+    clips: list[str]
+    posters: list[str] = Field(description="A still picture of each clip.")
+    thumbnail: str = Field(description="A picture at any time: the newest clip's, or the person's photo.")
+    inputs: dict[str, str] = Field(description="What the job was submitted with, decoded, by field.")
+
+
+class JobUrls(FileUrls):
+    """Paths on this server."""
 
     self: str
     cancel: str
     events: str
-    video: str | None
-    clips: list[str]
 
 
 class JobErrorView(Wire):
@@ -169,12 +177,10 @@ class SignRequest(BaseModel):
     expires_in: int = Field(900, ge=1, le=86_400, description="Seconds the URLs are good for.")
 
 
-class SignedUrls(Wire):
+class SignedUrls(FileUrls):
     """URLs that work without a key until they expire."""
 
     expires_at: datetime
-    video: str | None
-    clips: list[str]
 
 
 class Deleted(Wire):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -10,6 +11,7 @@ from contract.choices import Preset
 from contract.job import JobState, Stage, utcnow
 from contract.params import GenerationParams
 from contract.presets import preset_defaults, preset_steps
+from contract.request import FILE_FIELDS
 from contract.sampling import noise_levels
 from contract.state import Job
 from contract.worker import LiveProgress
@@ -17,6 +19,7 @@ from jobs.scheduling import WaitingJob
 from server.hints import Hints
 from server.schemas import (
     CheckpointView,
+    FileUrls,
     JobErrorView,
     JobUrls,
     JobView,
@@ -33,6 +36,19 @@ def job_path(job_id: str) -> str:
 
 def clip_path(job_id: str, clip: int) -> str:
     return f"{job_path(job_id)}/clips/{clip}"
+
+
+def file_urls(job: Job, link: Callable[[str], str]) -> FileUrls:
+    """The files that a job has so far; `link` makes a URL of a path."""
+    path, clips = job_path(job.id), [clip_path(job.id, entry.clip) for entry in job.clips]
+    inputs = [field for field in FILE_FIELDS if getattr(job.submitted.inputs, field) is not None]
+    return FileUrls(
+        video=link(f"{path}/video") if job.video is not None else None,
+        clips=[link(clip) for clip in clips],
+        posters=[link(f"{clip}/poster") for clip in clips],
+        thumbnail=link(f"{path}/thumbnail"),
+        inputs={field: link(f"{path}/inputs/{field}") for field in inputs},
+    )
 
 
 def params_view(params: GenerationParams) -> ParamsView:
@@ -129,8 +145,7 @@ def job_view(job: Job, hints: Hints | None, base_url: str = "") -> JobView:
             self=path,
             cancel=f"{path}/cancel",
             events=f"{path}/events",
-            video=f"{path}/video" if job.video is not None else None,
-            clips=[base_url + clip_path(job.id, clip.clip) for clip in job.clips],
+            **dict(file_urls(job, lambda of_file: base_url + of_file)),
         ),
         error=error,
         warnings=list(submitted.warnings),

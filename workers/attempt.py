@@ -33,7 +33,7 @@ from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, file_key
 from jobs.queue import JobQueue
 from jobs.scheduling import may_start
 from jobs.usage import SpentUsage, note_usage
-from workers.engines.engine import DeviceFailed, Engine, OutOfMemory, RenderedClip, RenderRequest
+from workers.engines.engine import ClipFiles, DeviceFailed, Engine, OutOfMemory, RenderedClip, RenderRequest
 from workers.lost_attempts import announce_again
 from workers.messages import ClipDone, Ended, Message, Progressed, Working
 from workers.one_behind import OneBehind
@@ -320,19 +320,22 @@ class _Attempt:
 
     def _keep_clip(self, clip: RenderedClip, workdir: Path, seconds: float, speed: Speed | None) -> None:
         """Keep a finished clip, rendered in `seconds`, so that a later attempt can continue after it."""
-        index = clip.index
-        video, motion = workdir / f"{index}.mp4", workdir / f"{index}.motion"
-        self._durably(partial(clip.save, video, motion))
+        index, name = clip.index, f"{clip.index:04d}-{self.job.attempt}"
+        files = ClipFiles(
+            video=workdir / f"{index}.mp4",
+            motion=workdir / f"{index}.motion",
+            poster=workdir / f"{index}.jpg",
+        )
+        self._durably(partial(clip.save, files))
         before = self.job.clips[-1].motion if self.job.clips else None
         self._append(
             ClipFinished(
                 at=utcnow(),
                 attempt=self.job.attempt,
                 clip=index,
-                video=self._put(video, f"clip-{index:04d}-{self.job.attempt}.mp4", "video/mp4"),
-                motion=self._put(
-                    motion, f"motion-{index:04d}-{self.job.attempt}.bin", "application/octet-stream"
-                ),
+                video=self._put(files.video, f"clip-{name}.mp4", "video/mp4"),
+                motion=self._put(files.motion, f"motion-{name}.bin", "application/octet-stream"),
+                poster=self._put(files.poster, f"poster-{name}.jpg", "image/jpeg"),
                 gpu_seconds=seconds,
             )
         )

@@ -2,7 +2,7 @@
 
 from model.media.audio import Speech, load_audio, load_speech, to_model_audio
 from model.media.errors import MediaError
-from model.media.images import cover, fit_person, load_image, place_product
+from model.media.images import cover, fit_person, load_image, place_product, write_poster
 from model.media.pose import load_pose
 from model.media.video import ClipWriter, encode_clip, join_clips
 
@@ -20,4 +20,5 @@ __all__ = [
     "load_speech",
     "place_product",
     "to_model_audio",
+    "write_poster",
 ]

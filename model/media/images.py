@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from contract.choices import Fit
+from contract.video import POSTER_HEIGHT
 from model.media.errors import MediaError
 
 PRODUCT_MARGIN = 1.25
@@ -66,6 +67,15 @@ def cover(image: Image.Image, width: int, height: int) -> Image.Image:
         top = (image.height - cropped) // 2
         box = (0, top, image.width, top + cropped)
     return image.crop(box).resize((width, height))
+
+
+def write_poster(frames: np.ndarray, path: str | Path) -> None:
+    """Write the middle one of frames (T, H, W, 3) uint8 RGB as a JPEG of at most 360 rows."""
+    image = Image.fromarray(frames[len(frames) // 2])
+    if image.height > POSTER_HEIGHT:
+        width = max(1, round(image.width * POSTER_HEIGHT / image.height))
+        image = image.resize((width, POSTER_HEIGHT), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    image.save(path, "JPEG", quality=85)
 
 
 def _resize(image: Image.Image, scale: float) -> Image.Image:

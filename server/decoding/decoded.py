@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,14 +36,17 @@ class DecodedFile:
     seconds: float = 0.0
     frames: int = 0
     warnings: tuple[JobWarning, ...] = ()
+    thumbnail: bytes = b""
+    """Of an image: small, as a JPEG."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any], field: str) -> DecodedFile:
         """What a decoder answered about the file of a field."""
-        told = {name: value for name, value in answer.items() if name != "warnings"}
+        told = {name: value for name, value in answer.items() if name not in ("warnings", "thumbnail")}
         notes = answer.get("warnings", ())
         warnings = tuple(JobWarning(code=code, message=text, field=field) for code, text in notes)
-        return cls(**told, warnings=warnings)
+        thumbnail = base64.b64decode(answer.get("thumbnail", ""))
+        return cls(**told, warnings=warnings, thumbnail=thumbnail)
 
     @property
     def speech_length(self) -> SpeechLength:

@@ -7,6 +7,8 @@ header before anything is decoded.
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import mmap
 import struct
@@ -17,6 +19,7 @@ import PIL.WebPImagePlugin  # noqa: F401  Pillow would look for it, and so impor
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from contract.video import POSTER_HEIGHT
 from server.decoding import jpeg
 from server.decoding.colour import profile_of, to_srgb
 from server.decoding.formats import Limits, RejectedFileError, truncated
@@ -137,7 +140,7 @@ def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
 
 
 def decode_image(source: BinaryIO, target: BinaryIO, kind: str, limits: Limits) -> dict[str, object]:
-    """One upright RGB PNG in sRGB out of a photo. Raises RejectedFileError."""
+    """One upright RGB PNG in sRGB out of a photo, and a thumbnail of it. Raises RejectedFileError."""
     with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
         scans, head = _check_end(data, kind), data[:_HEAD_BYTES]
     source.seek(0)
@@ -147,4 +150,14 @@ def decode_image(source: BinaryIO, target: BinaryIO, kind: str, limits: Limits) 
     rgb = _upright(image, _opaque(_shrunk(_in_eight_bits(_load(image, kind))), profile))
     rgb.info = {}  # colour profiles and texts would be copied into the PNG
     rgb.save(target, "PNG", compress_level=1)
-    return {"width": rgb.width, "height": rgb.height}
+    return {"width": rgb.width, "height": rgb.height, "thumbnail": base64.b64encode(_thumbnail(rgb)).decode()}
+
+
+def _thumbnail(rgb: Image.Image) -> bytes:
+    """The photo, small, as a JPEG."""
+    scale = POSTER_HEIGHT / max(rgb.height, rgb.width / 2, POSTER_HEIGHT)
+    size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
+    small = rgb.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

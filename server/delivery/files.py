@@ -10,7 +10,9 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from contract.entries import ClipFinished
 from contract.job import StoredFile
+from contract.request import FILE_FIELDS
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, file_key
@@ -38,11 +40,45 @@ def finished_file(job: Job, stored: StoredFile | None, what: str) -> JobFile:
     raise ApiError("job_not_finished", "The job is not finished.", retry_after_s=2)
 
 
+def input_file(job: Job, field: str) -> JobFile:
+    """The decoded file of a field, as the model gets it. Raises ApiError if the job has none."""
+    stored: StoredFile | None = getattr(job.submitted.inputs, field) if field in FILE_FIELDS else None
+    if stored is None:
+        raise ApiError("not_found", "The job has no such input.")
+    return JobFile(job.id, stored, job.submitted.at, f"{job.id}-{field}{Path(stored.name).suffix}")
+
+
+def thumbnail_file(job: Job) -> JobFile:
+    """The poster of the newest clip that has one, or else the person's photo. Raises ApiError."""
+    for entry in reversed(job.clips):
+        if entry.poster is not None:
+            return JobFile(job.id, entry.poster, entry.at, f"{job.id}.jpg")
+    if job.poster is not None:
+        return finished_file(job, job.poster, "thumbnail")
+    if job.submitted.thumbnail is None:
+        raise ApiError("no_result", "The job was submitted to an older version, which made no thumbnails.")
+    return JobFile(job.id, job.submitted.thumbnail, job.submitted.at, f"{job.id}.jpg")
+
+
 def clip_file(job: Job, clip: int) -> JobFile:
     """The clip number `clip`, counted from 0. Raises ApiError if the job has no such clip, or not yet."""
+    entry = finished_clip(job, clip)
+    return JobFile(job.id, entry.video, entry.at, f"{job.id}-{clip}.mp4")
+
+
+def poster_file(job: Job, clip: int) -> JobFile:
+    """A still picture of a clip. Raises ApiError as `clip_file` does."""
+    entry = finished_clip(job, clip)
+    if entry.poster is None:
+        raise ApiError("no_result", "The clip was rendered by an older version, which made no posters.")
+    return JobFile(job.id, entry.poster, entry.at, f"{job.id}-{clip}.jpg")
+
+
+def finished_clip(job: Job, clip: int) -> ClipFinished:
+    """What the journal says about a clip. Raises ApiError if the job has no such clip, or not yet."""
     entry = next((entry for entry in job.clips if entry.clip == clip), None)
     if entry is not None:
-        return JobFile(job.id, entry.video, entry.at, f"{job.id}-{clip}.mp4")
+        return entry
     if clip < job.submitted.params.num_clips and not job.state.is_terminal:
         raise ApiError("job_not_finished", "The clip is not finished.", retry_after_s=2)
     raise ApiError("not_found", "The job has no such clip.")

@@ -42,7 +42,7 @@ from server.schemas import (
 )
 from server.submit.check import priority_of
 from server.submit.submit import dry_run, submit
-from server.views import clip_path, estimates, job_path, job_view, params_view
+from server.views import estimates, file_urls, job_path, job_view, params_view
 
 router = Router(prefix="/v1", tags=["jobs"], responses=PROBLEM)
 
@@ -224,8 +224,4 @@ def sign_urls(job: ReadableJob, services: ServicesOf, body: SignRequest | None =
     def signed(path: str) -> str:
         return services.settings.base_url + services.signer.sign(path, expires)
 
-    return SignedUrls(
-        expires_at=expires,
-        video=signed(f"{job_path(job.id)}/video") if job.video is not None else None,
-        clips=[signed(clip_path(job.id, entry.clip)) for entry in job.clips],
-    )
+    return SignedUrls(expires_at=expires, **dict(file_urls(job, signed)))

@@ -31,6 +31,7 @@ STORED_NAME: Final = {
     "audio": ("inputs/speech.wav", "audio/wav"),
     "pose_video": ("inputs/pose.mp4", "video/mp4"),
 }
+THUMBNAIL: Final = ("inputs/thumbnail.jpg", "image/jpeg")
 SAME_TYPES: Final = (
     frozenset({"image/jpeg", "image/jpg", "image/pjpeg", "image/mpo"}),
     frozenset({"image/png", "image/x-png", "image/apng"}),
@@ -141,6 +142,7 @@ async def check(draft: Draft, services: Services, principal: Principal, space: S
     check_fields(fields, card, services, principal)
     check_files(draft.files, card)
     decoded = await _decode(draft, services, space)
+    (space.folder / THUMBNAIL[0]).write_bytes(decoded["person_image"].thumbnail)
     default_steps = preset_defaults(card, fields.preset).num_inference_steps
     if fields.num_inference_steps is None and default_steps > settings.max_steps:
         fields = fields.model_copy(update={"num_inference_steps": settings.max_steps})

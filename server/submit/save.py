@@ -15,12 +15,11 @@ from jobs.journal import JobNotFound
 from server.access import Principal
 from server.errors import ApiError
 from server.services import Services
-from server.submit.check import STORED_NAME, Checked, priority_of
+from server.submit.check import STORED_NAME, THUMBNAIL, Checked, priority_of
 from server.submit.receive import Draft
 
 
-def _stored(folder: Path, field: str) -> StoredFile | None:
-    name, media_type = STORED_NAME[field]
+def _stored(folder: Path, name: str, media_type: str) -> StoredFile | None:
     path = folder / name
     if not path.exists():
         return None
@@ -38,7 +37,7 @@ def _save(
     claim: str | None = None,
 ) -> Job:
     """Make the folder of the checked request a job, and announce it."""
-    files = {field: _stored(checked.folder, field) for field in FILE_FIELDS}
+    files = {field: _stored(checked.folder, *STORED_NAME[field]) for field in FILE_FIELDS}
     submitted = Submitted(
         at=utcnow(),
         owner=principal.owner,
@@ -46,6 +45,7 @@ def _save(
         trained=checked.card.trained,
         params=checked.params,
         inputs=InputFiles.model_validate(files),
+        thumbnail=_stored(checked.folder, *THUMBNAIL),
         priority=priority_of(draft.fields, principal),
         metadata=draft.fields.metadata,
         webhook_url=draft.fields.webhook_url,

@@ -14,12 +14,12 @@ from tests.server.conftest import Api
 VIDEO = bytes(range(256)) * 40
 
 
-def put(api: Api, job_id: str, name: str, data: bytes) -> StoredFile:
+def put(api: Api, job_id: str, name: str, data: bytes, media_type: str = "video/mp4") -> StoredFile:
     path = api.store.scratch() / name
     path.write_bytes(data)
     assert api.store.put_file(path, f"{job_prefix(job_id)}/{name}")
     return StoredFile(
-        name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data), media_type="video/mp4"
+        name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data), media_type=media_type
     )
 
 
@@ -38,6 +38,7 @@ def finish_clip(
         clip=clip,
         video=put(api, job_id, f"clip-{clip}.mp4", VIDEO[:100]),
         motion=put(api, job_id, f"motion-{clip}.bin", b"motion"),
+        poster=put(api, job_id, f"poster-{clip}.jpg", b"poster %d" % clip, "image/jpeg"),
         gpu_seconds=gpu_seconds,
     )
     return api.services.journal.append(job, entry)

@@ -96,6 +96,7 @@ def test_every_route_of_a_job_hides_it_from_strangers_and_every_route_needs_a_ke
     assert len(routes) >= 14
     for method, path in routes:
         url = re.sub(r"\{(job_id|video_id)\}", job["id"], path).replace("{clip}", "0")
+        url = url.replace("{name}", "person_image")
         assert "{" not in url, f"the matrix does not know how to fill {path}"
         anonymous = api.client.request(method, url)
         if path in OPEN_ROUTES:
@@ -129,7 +130,11 @@ def test_links_can_be_signed_and_expire(api: Api, monkeypatch: pytest.MonkeyPatc
     links = answer.json()
     assert api.client.get(links["video"]).content == VIDEO
     assert api.client.get(links["video"], headers={"Range": "bytes=0-3"}).content == VIDEO[:4]
-    assert api.client.get(links["clips"][0]).status_code == 200
+    every_file = [*links["clips"], *links["posters"], links["thumbnail"], *links["inputs"].values()]
+    assert len(every_file) == 6
+    for link in every_file:
+        assert api.client.get(link).status_code == 200, link
+        assert api.client.get(link.partition("?")[0]).status_code == 401, link
     other_file = links["video"].replace("/video?", "/clips/0?")
     longer = re.sub(r"expires=\d+", "expires=99999999999", links["video"])
     for forged in (other_file, longer, links["video"][:-1], links["video"] + "é", longer.split("&")[0]):

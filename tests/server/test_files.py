@@ -164,7 +164,7 @@ def test_every_get_answers_a_head_with_the_same_headers_and_no_body(live: Live) 
         assert len(paths) > 8
         assert all("head" not in methods for methods in document["paths"].values())
         for path in [*paths, "/", "/docs", "/static/style.css", "/openapi.json"]:
-            url = path.format(job_id=job_id, clip=0)
+            url = path.format(job_id=job_id, clip=0, name="audio")
             head = client.head(url)
             assert head.content == b""
             if path.endswith("/events"):

@@ -15,7 +15,7 @@ from contract.job import JobState, OnProgress, Stage
 from contract.worker import WorkerInfo
 from tests.faults.stack import Stack
 from workers.attempt import Runner
-from workers.engines.engine import RenderedClip, RenderRequest
+from workers.engines.engine import ClipFiles, RenderedClip, RenderRequest
 from workers.engines.fake import FakeClip, FakeEngine, FakeSettings
 from workers.messages import Message, Progressed
 
@@ -49,13 +49,13 @@ class SlowClip:
     def index(self) -> int:
         return self.clip.index
 
-    def save(self, video: Path, motion: Path) -> None:
+    def save(self, files: ClipFiles) -> None:
         self.story.told.append(f"saving {self.index}")
         self.story.saving.set()
         assert self.story.may_save.wait(PATIENCE_S)
         if self.story.error is not None:
             raise self.story.error
-        self.clip.save(video, motion)
+        self.clip.save(files)
         self.story.told.append(f"saved {self.index}")
 
 

@@ -35,16 +35,25 @@ class RenderRequest:
     """The motion file of clip `first_clip - 1`."""
 
 
+@dataclass(frozen=True)
+class ClipFiles:
+    """Where the files of a clip are to be written."""
+
+    video: Path
+    motion: Path
+    """The frames that the next clip needs."""
+    poster: Path
+    """A frame from its middle, small (JPEG)."""
+
+
 class RenderedClip(Protocol):
     """A finished clip, still in memory."""
 
     @property
     def index(self) -> int: ...
 
-    def save(self, video: Path, motion: Path) -> None:
-        """Write the clip's video, and the frames that the next clip needs. Equal clips give equal bytes. It
-        may be called again.
-        """
+    def save(self, files: ClipFiles) -> None:
+        """Write the clip's files. Equal clips give equal bytes. It may be called again."""
 
 
 @dataclass(frozen=True)

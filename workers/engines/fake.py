@@ -25,7 +25,7 @@ from contract.job import OnProgress, Stage
 from contract.memory import MemoryMode
 from contract.params import GenerationParams
 from contract.video import FPS
-from workers.engines.engine import FinishedVideo, OutOfMemory, RenderRequest
+from workers.engines.engine import ClipFiles, FinishedVideo, OutOfMemory, RenderRequest
 
 FAKE_FILE = "fake.json"
 _FAULT = re.compile(r"fault:(?P<kind>kill|gil|oom|tight|error|hang)(=(?P<amount>[\d.]+))?")
@@ -81,14 +81,15 @@ class FakeClip:
     params: GenerationParams
     media: bool
 
-    def save(self, video: Path, motion: Path) -> None:
-        motion.write_bytes(self.digest)
+    def save(self, files: ClipFiles) -> None:
+        files.motion.write_bytes(self.digest)
         if self.media:
             from workers.engines.fake_media import encode_colours
 
-            encode_colours(self.params, self.index, self.digest, video)
+            encode_colours(self.params, self.index, self.digest, files)
         else:
-            video.write_bytes(synthetic_clip(self.index, self.digest))
+            files.video.write_bytes(synthetic_clip(self.index, self.digest))
+            files.poster.write_bytes(b"poster of clip %d" % self.index)
 
 
 class FakeEngine:

@@ -13,14 +13,17 @@ from PIL import Image
 
 from contract.params import GenerationParams
 from contract.video import CLIP_FRAMES
-from model.media import encode_clip, join_clips
+from model.media import encode_clip, join_clips, write_poster
+from workers.engines.engine import ClipFiles
 
 
-def encode_colours(params: GenerationParams, index: int, digest: bytes, path: Path) -> None:
-    """Frames of one colour each, drawn from `digest`, as clip `index`."""
+def encode_colours(params: GenerationParams, index: int, digest: bytes, files: ClipFiles) -> None:
+    """Frames of one colour each, drawn from `digest`, as clip `index`; its video and poster."""
     count = min(CLIP_FRAMES, params.num_frames - index * CLIP_FRAMES)
     colours = np.random.default_rng(list(digest)).integers(0, 256, (count, 1, 1, 3), np.uint8)
-    encode_clip(np.broadcast_to(colours, (count, params.height, params.width, 3)), path)
+    frames = np.broadcast_to(colours, (count, params.height, params.width, 3))
+    encode_clip(frames, files.video)
+    write_poster(frames, files.poster)
 
 
 def join(params: GenerationParams, clips: Sequence[Path], speech: Path, video: Path, poster: Path) -> None:

@@ -22,14 +22,14 @@ from model.attention_choice import choose_attention
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.inputs import VideoInputs
-from model.media import encode_clip, join_clips, load_audio, load_image, load_pose
+from model.media import encode_clip, join_clips, load_audio, load_image, load_pose, write_poster
 from model.memory.needs import tokens
 from model.memory.offload import next_mode
 from model.parallel.ranks import Place, Ranks
 from model.parallel.together import OutOfStep
 from model.pipeline import Clip
 from model.transformer import CoInteractTransformer3DModel
-from workers.engines.engine import DeviceFailed, FinishedVideo, OutOfMemory, RenderRequest
+from workers.engines.engine import ClipFiles, DeviceFailed, FinishedVideo, OutOfMemory, RenderRequest
 from workers.messages import ChildConfig
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,10 @@ class PipelineClip:
     def index(self) -> int:
         return self.clip.index
 
-    def save(self, video: Path, motion: Path) -> None:
-        encode_clip(self.clip.frames, video)
-        with motion.open("wb") as file:
+    def save(self, files: ClipFiles) -> None:
+        encode_clip(self.clip.frames, files.video)
+        write_poster(self.clip.frames, files.poster)
+        with files.motion.open("wb") as file:
             np.save(file, self.clip.motion_frames)
 
 
