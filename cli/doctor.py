@@ -20,14 +20,14 @@ from rich.table import Table
 
 from cli.attention import advice_for, measure_here, sentence
 from contract.attention import AttentionBackend
-from contract.card import CheckpointCard
+from contract.card import MANIFEST, CheckpointCard
 from contract.memory import MemoryMode
 from contract.settings import Settings
 from deploy.stack import StackError
 from deploy.up import checkpoint_card
 from jobs.artifacts import FolderStore, exposed_paths
 from jobs.redis_server import running_redis
-from model.checkpoints.writer import MANIFEST, verify_manifest
+from model.checkpoints.writer import verify_manifest
 from model.memory.host import host_memory_bytes
 from model.memory.needs import (
     OFFICIAL_SIZE,

@@ -13,6 +13,9 @@ from contract.video import CLIP_FRAMES, FPS
 CARD_FILE: Final = "cointeract.json"
 """Name of the card inside a checkpoint folder."""
 
+MANIFEST: Final = "SHA256SUMS"
+"""Name of the list of its files, in the format of `sha256sum`: `sha256sum -c SHA256SUMS` checks a copy."""
+
 
 class CheckpointDefaults(Frozen):
     """Sampling settings that a request leaves open."""

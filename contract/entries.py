@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from contract.attention import AttentionBackend
 from contract.frozen import Frozen
 from contract.job import CancelReason, InputFiles, JobError, Priority, StoredFile
+from contract.maker import Maker
 from contract.memory import MemoryMode
 from contract.params import GenerationParams
 from contract.warnings import JobWarning
@@ -44,6 +45,8 @@ class Submitted(Entry):
     """The claim in storage that leads a repeated submit to this job."""
     max_running: int | None = None
     """Jobs the owner may have running at once; the job waits while that many run. None: no limit."""
+    received: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each input as the client sent it, by field. `inputs` are decoded and written anew."""
     warnings: tuple[JobWarning, ...] = ()
     """What the submitter should know. The job tells it."""
 
@@ -54,6 +57,8 @@ class Started(Entry):
     worker: str
     attention: AttentionBackend | None = None
     """The attempt's attention backend. A request gives the same bits only on the same backend."""
+    maker: Maker | None = None
+    """What the attempt is rendered with, as far as its worker says."""
 
 
 class ClipFinished(Entry):

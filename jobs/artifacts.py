@@ -137,6 +137,7 @@ FOLDERS = (
     "done",
     "checkpoints",
     "tokenizers",
+    "sums",
     "keys",
     "idempotency",
     "usage",

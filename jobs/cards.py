@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from contract.card import CheckpointCard
@@ -10,8 +11,10 @@ from jobs.artifacts import ArtifactStore
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def publish_card(store: ArtifactStore, card: CheckpointCard, tokenizer: bytes | None = None) -> None:
-    """Make a checkpoint, with its `tokenizer.json`, known to every process that shares the store.
+def publish_card(
+    store: ArtifactStore, card: CheckpointCard, tokenizer: bytes | None = None, sums: bytes | None = None
+) -> None:
+    """Make a checkpoint, with its `tokenizer.json` and `SHA256SUMS`, known to all who share the store.
 
     Raises ValueError for a bad name.
     """
@@ -19,12 +22,24 @@ def publish_card(store: ArtifactStore, card: CheckpointCard, tokenizer: bytes | 
         raise ValueError(f"checkpoint name {card.name!r}: use 1–64 letters, digits, '.', '_' and '-'")
     if tokenizer is not None:
         store.write(_tokenizer_key(card.name), tokenizer)
+    if sums is not None:
+        store.write(_sums_key(hashlib.sha256(sums).hexdigest()), sums)
     store.write(f"checkpoints/{card.name}.json", card.model_dump_json().encode())
 
 
 def read_tokenizer(store: ArtifactStore, name: str) -> bytes | None:
     """The `tokenizer.json` of a checkpoint, if it was published."""
     return store.read(_tokenizer_key(name))
+
+
+def read_sums(store: ArtifactStore, digest: str) -> dict[str, str]:
+    """SHA-256 of each file of the checkpoint whose `SHA256SUMS` has this digest; empty if it is not known."""
+    lines = (store.read(_sums_key(digest)) or b"").decode(errors="replace").splitlines()
+    return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines) if name}
+
+
+def _sums_key(digest: str) -> str:
+    return f"sums/{digest}"
 
 
 def _tokenizer_key(name: str) -> str:

@@ -35,7 +35,7 @@ RULES: Final = (
         r"\(await (self\.job\(job\))\)\.is_final|await (self\.job\(job\))\.is_final",
         r"(await self.job(job)).is_final",
     ),
-    (r"await (self\._send\([^\n]*?\)\))\.content", r"(await \1).content"),
+    (r"await (self\._send\([^\n]*?\)\))\.(content|json)", r"(await \1).\2"),
     (r"await (self\._send\(\w+\))\.content", r"(await \1).content"),
     (r"( *)yield from page\.data\n", r"\1for job in page.data:\n\1    yield job\n"),
     (r"Ctrl-C cancels the job", "Canceling the task cancels the job"),

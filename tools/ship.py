@@ -20,11 +20,12 @@ import soundfile
 from diffusers import AutoencoderKLWan
 from safetensors import safe_open
 
+from contract.card import MANIFEST
 from contract.video import SAMPLE_RATE
 from deploy.samples import BUNDLED, Samples
 from deploy.up import BUNDLED_CHECKPOINT
 from model.checkpoints.card_file import read_card, write_card
-from model.checkpoints.writer import MANIFEST, sha256_of
+from model.checkpoints.writer import sha256_of
 from tools import ROOT
 from tools.showcase import save_showcase
 from training.small import SmallRecipe

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from contract.entries import ClipFinished, Failed, InterruptReason, JournalEntry, Started, Succeeded
 from contract.job import JobError, JobState, Stage, StoredFile, utcnow
+from contract.maker import Maker
 from contract.memory import MemoryMode
 from contract.settings import Settings
 from contract.speed import Speed, Stopwatch, Work
@@ -74,6 +75,7 @@ class Runner:
     tell: Callable[[Message], None]
     """Sends a message to the supervisor."""
     stopping: threading.Event
+    maker: Maker | None = None
     broken: bool = field(default=False, init=False)
     """Whether only a fresh process can go on rendering."""
     speed: Speed | None = field(default=None, init=False)
@@ -110,6 +112,7 @@ class Runner:
                     attempt=job.attempt + 1,
                     worker=self.worker,
                     attention=None if report is None else report.backend,
+                    maker=self.maker,
                 )
                 job = self.journal.append(job, started)
             else:

@@ -40,6 +40,7 @@ from workers.attempt import Runner
 from workers.engines.engine import Engine
 from workers.engines.fake import FAKE_FILE, FakeEngine, FakeSettings
 from workers.lifeline import end_with_supervisor
+from workers.maker import maker_of
 from workers.messages import LONGEST_CAUSE, ChildConfig, Message, Ready, Unloadable
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ def serve(config: ChildConfig, engine: Engine) -> int:
         engine=engine,
         tell=tell,
         stopping=threading.Event(),
+        maker=maker_of(engine, config.folder, len(config.devices)),
     )
 
     def stop(signum: int, frame: FrameType | None) -> None:

@@ -41,6 +41,7 @@ from jobs.queue import JobQueue
 from workers.followers import Followers, LostRank, environment
 from workers.heartbeat import Heartbeat
 from workers.lost_attempts import end_attempt
+from workers.maker import checkpoint_sums
 from workers.messages import (
     ChildConfig,
     ClipDone,
@@ -168,7 +169,12 @@ class Supervisor:
             return
         try:
             tokenizer = self.folder / "tokenizer" / "tokenizer.json"
-            publish_card(self.store, self.card, tokenizer.read_bytes() if tokenizer.is_file() else None)
+            publish_card(
+                self.store,
+                self.card,
+                tokenizer.read_bytes() if tokenizer.is_file() else None,
+                checkpoint_sums(self.folder),
+            )
             self._card_is_published = True
         except OSError as error:
             log.error("the checkpoint's card cannot be published: %s", error)

@@ -70,7 +70,7 @@ class AsyncClient:
         *,
         person_image: FileInput,
         audio: FileInput,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         product_image: FileInput | None = None,
         pose_video: FileInput | None = None,
         idempotency_key: str | None = None,
@@ -79,7 +79,8 @@ class AsyncClient:
         """Queue a job and return at once.
 
         `settings` are the other fields of `POST /v1/generate`: size, seed, num_inference_steps, preset,
-        metadata, webhook_url, … The request is repeated safely: it carries an Idempotency-Key.
+        metadata, webhook_url, … `params` of a finished job stands for all that is not given. The request
+        is repeated safely: it carries an Idempotency-Key.
 
         Raises ApiError, ConnectionFailed.
         """
@@ -92,7 +93,7 @@ class AsyncClient:
         *,
         person_image: FileInput,
         audio: FileInput,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         on_progress: Progress | None = None,
         timeout_s: float | None = None,
         **settings: Any,
@@ -109,7 +110,12 @@ class AsyncClient:
             raise
 
     async def validate(
-        self, *, person_image: FileInput, audio: FileInput, prompt: str | Sequence[str], **settings: Any
+        self,
+        *,
+        person_image: FileInput,
+        audio: FileInput,
+        prompt: str | Sequence[str] | None = None,
+        **settings: Any,
     ) -> Validation:
         """What a submit of the same would become. Queues nothing. Raises ApiError, ConnectionFailed."""
         names = ("product_image", "pose_video")
@@ -211,6 +217,11 @@ class AsyncClient:
             except httpx.TransportError as error:
                 failure = error
             await self._pause(retries, failure)
+
+    async def manifest(self, job: Job | str) -> dict[str, Any]:
+        """How the video was made: settings, seeds, hashes, versions. Raises ApiError, ConnectionFailed."""
+        found: dict[str, Any] = (await self._send(Call("GET", f"{_path(job)}/manifest"))).json()
+        return found
 
     async def cancel(self, job: Job | str) -> Job:
         """Stop a job for good. Finished clips stay. Raises ApiError (409 if it is over), ConnectionFailed."""

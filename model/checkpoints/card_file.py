@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from contract.card import CARD_FILE, CheckpointCard
-from model.checkpoints.writer import MANIFEST, sha256_of
+from contract.card import CARD_FILE, MANIFEST, CheckpointCard
+from model.checkpoints.writer import sha256_of
 
 
 def read_card(folder: str | Path) -> CheckpointCard:

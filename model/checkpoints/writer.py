@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from contract.card import MANIFEST
+
 MAX_SHARD_BYTES = 5 * 10**9
-MANIFEST = "SHA256SUMS"
-"""The manifest. It has the format of `sha256sum`, so `sha256sum -c SHA256SUMS` checks a copy."""
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 _LOCK = ".lock"

@@ -29,6 +29,7 @@ from server.delivery.files import clip_file, file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
 from server.index import JobFilter, label_of
+from server.manifest import Manifest, manifest_of
 from server.openapi import GENERATE_BODY, PROBLEM, VIDEO_FILE, Prefer
 from server.routing import Router
 from server.schemas import (
@@ -150,6 +151,12 @@ def list_jobs(
 @router.get("/jobs/{job_id}", response_model=JobView, summary="Look at a job")
 def get_job(job: ReadableJob, services: ServicesOf) -> JobView:
     return job_view(job, services.hints, services.settings.base_url)
+
+
+@router.get("/jobs/{job_id}/manifest", response_model=Manifest, summary="How the video was made")
+def get_manifest(job: ReadableJob, services: ServicesOf) -> Manifest:
+    """All that decides about the video's bits, with hashes of what went in and came out. As of now."""
+    return manifest_of(job, services)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=JobView, summary="Cancel a job")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from contract.card import MANIFEST
 from jobs.cards import publish_card
+from model.checkpoints.writer import sha256_of
 from server.app import create_app
 from tests.client.breaking_proxy import BreakingProxy
 from tests.faults.stack import Stack
@@ -36,6 +38,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     stack = Stack.create(folder, FakeSettings(seconds_per_step=0.05, media=True), min_free_bytes=0)
     publish_card(stack.store, write_fake_checkpoint(stack.checkpoint_folder, "fake", FakeSettings()))
+    sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(stack.checkpoint_folder.iterdir())]
+    (stack.checkpoint_folder / MANIFEST).write_text("".join(sums))
     stack.start_reaper()
     stack.start_worker()
     person, speech = folder / "person.png", folder / "speech.wav"

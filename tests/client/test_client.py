@@ -94,6 +94,39 @@ def test_pages_of_jobs_are_walked_through(service: Service) -> None:
     assert [job for job in listed if job in made] == made[::-1]
 
 
+def test_the_manifest_tells_what_made_the_video_and_sending_its_params_again_makes_the_same(
+    service: Service, tmp_path: Path
+) -> None:
+    with Client(service.url) as client:
+        first = client.generate(**ingredients(service, seed=11))  # type: ignore[arg-type]
+        made = client.manifest(first)
+        files = ingredients(service)
+        again = client.generate(
+            person_image=files["person_image"],  # type: ignore[arg-type]
+            audio=files["audio"],  # type: ignore[arg-type]
+            params=made["params"],
+        )
+        repeated = client.manifest(again)
+        video = client.download(first, tmp_path / "a.mp4").read_bytes()
+    assert made["video"]["sha256"] == hashlib.sha256(video).hexdigest()
+    assert (
+        made["inputs"]["audio"]["received_sha256"] == hashlib.sha256(service.speech.read_bytes()).hexdigest()
+    )
+    assert [(clip["clip"], clip["seed"], clip["prompt"]) for clip in made["clips"]] == [
+        (0, 11, "One."),
+        (1, 12, "Two."),
+    ]
+    (attempt,) = made["attempts"]
+    assert (attempt["device"], attempt["ranks"], attempt["memory_mode"]) == ("cpu", 1, "resident")
+    assert attempt["version"]
+    sums = (service.stack.checkpoint_folder / "SHA256SUMS").read_bytes()
+    assert attempt["checkpoint_sha256"] == hashlib.sha256(sums).hexdigest()
+    assert made["weights"][attempt["checkpoint_sha256"]]["cointeract.json"] == sums.decode().split()[0]
+    assert made["exact"] is True
+    for name in ("params", "inputs", "video", "weights"):
+        assert repeated[name] == made[name], name
+
+
 def test_jobs_are_found_by_what_they_were_submitted_with(service: Service) -> None:
     began = datetime.now()  # without a zone: local time, as people write it
     with Client(service.url) as client:

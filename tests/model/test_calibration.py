@@ -83,6 +83,7 @@ def test_likeness_of_clips() -> None:
 
 
 def test_a_calibrated_checkpoint_renders_what_its_card_says(tmp_path: Path) -> None:
+    from contract.card import MANIFEST
     from contract.request import fields_of
     from contract.resolve import resolve
     from contract.video import SpeechLength
@@ -90,7 +91,7 @@ def test_a_calibrated_checkpoint_renders_what_its_card_says(tmp_path: Path) -> N
     from model.checkpoints.card_file import read_card, rewrite_card
     from model.checkpoints.load import load_pipeline
     from model.checkpoints.tiny import write_tiny_checkpoint
-    from model.checkpoints.writer import MANIFEST, sha256_of, verify_manifest
+    from model.checkpoints.writer import sha256_of, verify_manifest
     from model.inputs import VideoInputs
     from tests.model.test_pipeline import photo, speech
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +63,14 @@ class FinishedVideo:
 
 class Engine(Protocol):
     """A model in this process."""
+
+    @property
+    def device_name(self) -> str:
+        """The model of its device, such as "NVIDIA H200", or "cpu"."""
+
+    @property
+    def libraries(self) -> Mapping[str, str]:
+        """Versions of what it computes with, by package."""
 
     @property
     def attention(self) -> AttentionReport | None:

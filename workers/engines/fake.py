@@ -15,11 +15,13 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from contract.card import CARD_FILE, CheckpointCard, CheckpointDefaults
+from contract.devices import CPU_NAME
 from contract.frozen import Frozen
 from contract.job import OnProgress, Stage
 from contract.memory import MemoryMode
@@ -96,6 +98,8 @@ class FakeEngine:
     """The engine that the module describes."""
 
     attention = None
+    device_name = CPU_NAME
+    libraries: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, settings: FakeSettings, memory_mode: MemoryMode | None = None) -> None:
         self.settings = settings

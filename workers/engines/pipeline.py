@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from contract.attention import AttentionBackend, AttentionReport
+from contract.devices import CPU_NAME
 from contract.job import OnProgress
 from contract.memory import MemoryMode
 from contract.video import FPS
@@ -87,6 +89,8 @@ class PipelineEngine:
         ranks = 1 if place is None else len(place.devices)
         self.pipeline = load_pipeline(folder, device=on, dtype=dtype_on(on), memory=memory_mode, ranks=ranks)
         self._on_gpu = on.type == "cuda"
+        self.device_name = torch.cuda.get_device_name(on) if self._on_gpu else CPU_NAME
+        self.libraries = library_versions()
         self.memory_mode = self.pipeline.streams.mode
         self.next_memory_mode = next_mode(folder, self.memory_mode, ranks) if self._on_gpu else None
         self._ranks = None if place is None else Ranks(place)
@@ -117,6 +121,12 @@ class PipelineEngine:
         gc.collect()  # an aborted attempt's traceback holds tensors in reference cycles
         if self._on_gpu:
             torch.cuda.empty_cache()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the packages that decide about a video's bits."""
+    found = {name: version(name) for name in ("torch", "diffusers", "transformers", "av")}
+    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 def place_of(config: ChildConfig) -> Place | None:
