@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_iter
 from model.checkpoints.official_names import dit_config
 from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 from model.vae import decode_latents, encode_pixels
+from model.vae_layers import use_fast_layers
 
 SIZES = {"480x832": (480, 832), "720x1280": (720, 1280)}
 
@@ -109,7 +110,7 @@ def main() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(torch.bfloat16)
         model = CoInteractTransformer3DModel(**dit_config({}, hoi_branch=False))
-        vae = AutoencoderKLWan()
+        vae = use_fast_layers(AutoencoderKLWan())
         torch.set_default_dtype(torch.float32)
         for name, (height, width) in SIZES.items():
             tokens, transformer = transformer_peak(model, height, width)

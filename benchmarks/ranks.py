@@ -31,6 +31,7 @@ from model.parallel.collectives import Group, Pending, Purpose, Traffic
 from model.parallel.conditioning import share_tokens
 from model.transformer import CoInteractTransformer3DModel, Conditioning, ConditioningInputs
 from model.vae import decode_latents
+from model.vae_layers import use_fast_layers
 
 DEVICES = (1, 2, 4, 8)
 STEPS = 40
@@ -141,13 +142,17 @@ def count(
             partners.gather(velocity, Purpose.VELOCITY)
             received += traffic.received.total()
     own = band(vae, h, w, devices, 0 if devices < 3 else 1) if devices > 1 else None  # an inner one is wider
-    with LiveBytes(vae) as decoding, counter() as decoding_flop, torch.no_grad():
-        decode_latents(
-            vae,
-            latents(MOTION_LATENT_FRAMES + CLIP_LATENT_FRAMES),
-            keep_from=MOTION_LATENT_FRAMES,
-            band=own,
+
+    def decode() -> torch.Tensor:
+        shown_before = MOTION_LATENT_FRAMES
+        return decode_latents(
+            vae, latents(shown_before + CLIP_LATENT_FRAMES), keep_from=shown_before, band=own
         )
+
+    with LiveBytes(vae) as decoding, torch.no_grad():
+        decode()
+    with counter() as decoding_flop, torch.no_grad():  # apart, because the counter keeps tensors alive
+        decode()
     return Counted(
         devices=devices,
         passes=passes,
@@ -202,7 +207,7 @@ def main() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(torch.bfloat16)
         model = CoInteractTransformer3DModel(**dit_config({}, hoi_branch=False))
-        vae = AutoencoderKLWan()
+        vae = use_fast_layers(AutoencoderKLWan())
         torch.set_default_dtype(torch.float32)
         for name, (height, width) in SIZES.items():
             found[name] = [count(model, vae, height, width, devices) for devices in DEVICES]

@@ -47,6 +47,7 @@ from model.speech_features import (
 from model.text_encoder import encode_prompts
 from model.transformer import CoInteractTransformer3DModel
 from model.vae import encode_pixels
+from model.vae_layers import use_fast_layers
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class CoInteractPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(
             transformer=transformer,
-            vae=vae,
+            vae=use_fast_layers(vae),
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             audio_encoder=audio_encoder,

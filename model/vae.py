@@ -10,9 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanCausalConv3d,
+    WanDecoder3d,
+    WanResample,
+    unpatchify,
+)
 
 from model.parallel.bands import Band
+from model.vae_layers import FastCausalConv3d, normed_conv
 
 TILE = (30, 52)
 TILE_STRIDE = (15, 26)
@@ -124,7 +130,7 @@ def _decode_chunks(
                 head_cache.rewind()
                 if band is not None:
                     x = band.cut(x, band.head)
-                x = _cached_conv(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(x)), head_cache)
+                x = _head(decoder, x, head_cache)
                 if band is not None:
                     x = band.cut(x, band.pixels)
         if f < keep_from:
@@ -143,6 +149,13 @@ class _Cache:
 
     def rewind(self) -> None:
         self.index[0] = 0
+
+
+def _head(decoder: WanDecoder3d, x: torch.Tensor, cache: _Cache) -> torch.Tensor:
+    """The decoder's last norm and convolution, in one of the two forms in which its layers compute."""
+    if isinstance(decoder.conv_out, FastCausalConv3d):
+        return normed_conv(decoder.norm_out, decoder.conv_out, x, cache.entries, cache.index)
+    return _cached_conv(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(x)), cache)
 
 
 def _cached_conv(conv: WanCausalConv3d, x: torch.Tensor, cache: _Cache) -> torch.Tensor:

@@ -25,8 +25,8 @@ HIDDEN_STATES_PER_TOKEN = 18.6
 is kept, and there is a pose.
 """
 
-DECODE_BYTES_PER_PIXEL = 10_700
-ENCODE_BYTES_PER_PIXEL = 7_900
+DECODE_BYTES_PER_PIXEL = 9_500
+ENCODE_BYTES_PER_PIXEL = 6_800
 """Peaks of the VAE in bf16, per pixel of a frame. Its causal cache makes the number of frames irrelevant."""
 
 CACHED_BYTES = 4_500

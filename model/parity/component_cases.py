@@ -25,6 +25,7 @@ from model.speech_features import clip_features, encode_audio
 from model.text_encoder import encode_tokens, tokenize
 from model.training_schedule import training_schedule
 from model.vae import decode_latents, encode_pixels
+from model.vae_layers import use_fast_layers
 
 COMPONENT_LIMIT = 1e-5
 
@@ -74,7 +75,7 @@ def run_component_cases(
             if checkpoint
             else build_vae(_weights(official, "vae."))
         )
-        yield from _vae(vae, cases)
+        yield from _vae(use_fast_layers(vae), cases)
 
 
 def _schedule(cases: Tensors) -> Iterator[CaseResult]:

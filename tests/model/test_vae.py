@@ -8,6 +8,7 @@ from model.parallel import bands
 from model.parallel.bands import COLUMNS, ROWS, band
 from model.parity.pipeline_cases import build_vae
 from model.vae import TILE, _tile_starts, blend_tiles, decode_latents, encode_pixels, tiles
+from model.vae_layers import use_fast_layers
 from tests.model.official_parts import recorded, vae_weights
 
 pytestmark = pytest.mark.slow
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLWan:
-    return build_vae(vae_weights())
+    return use_fast_layers(build_vae(vae_weights()))
 
 
 @pytest.fixture(scope="module")

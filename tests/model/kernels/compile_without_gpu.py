@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from model.kernels.triton.vae_norm import launch_norm_silu
 from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 from tests.model.kernels.patched import OPERATIONS, replace_operations
 
@@ -126,6 +127,8 @@ def full_width() -> None:
     }
     for name, (_, kernel) in OPERATIONS.items():
         kernel(*arguments[name])
+    frames = rows(1, 96, 4, 8, 8).contiguous(memory_format=torch.channels_last_3d)
+    launch_norm_silu(frames, rows(96), frames[:, :, :2], True)
 
 
 def spilled_bytes(kernel: Any) -> int:

@@ -14,6 +14,7 @@ from model.kernels.residual import gated_add_norm_reference, gated_add_reference
 from model.kernels.rms_norm import rms_norm_reference
 from model.kernels.rotary import norm_rotary_reference
 from model.kernels.router import router_logits_reference
+from model.kernels.vae_norm import norm_silu_reference
 
 pytest.importorskip("triton", reason="the GPU kernels are written in Triton")
 
@@ -22,6 +23,7 @@ from model.kernels.triton.residual import launch_gated_add, launch_gated_add_nor
 from model.kernels.triton.rms_norm import launch_rms_norm
 from model.kernels.triton.rotary import launch_norm_rotary
 from model.kernels.triton.router import launch_router_logits
+from model.kernels.triton.vae_norm import launch_norm_silu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BFLOAT16_ROUNDING = 2.0**-8 if DEVICE == "cuda" else 2.0**-7
@@ -149,6 +151,29 @@ def test_router_logits(samples, tokens, noisy, heads, head_dim) -> None:
         draw(3),
         1e-5,
     )
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize(("samples", "channels", "frames"), [(1, 6, 1), (1, 8, 3), (2, 12, 2)])
+@pytest.mark.parametrize("past", [0, 2])
+def test_the_vaes_norm_is_written_behind_the_past(samples, channels, frames, past, silu) -> None:
+    draw = numbers(6)
+
+    def with_flag(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *given: function(*given, silu)
+
+    values = draw(samples, channels, frames, 3, 5)
+    values[0, :, 0, 0, 0] = 0  # a black pixel has no direction
+    before = draw(samples, channels, past, 3, 5)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        given = values.contiguous(memory_format=layout)
+        check(
+            with_flag(norm_silu_reference),
+            with_flag(launch_norm_silu),
+            given,
+            1 + draw(channels) / 4,
+            before,
+        )
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="cuBLASLt's GELU epilogue exists on GPUs only")
