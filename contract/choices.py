@@ -33,6 +33,16 @@ class Preset(StrEnum):
         return self in (Preset.EXACT, Preset.PARITY)
 
 
+class WebhookEvent(StrEnum):
+    """What a webhook may be told. The names are `job.` and the type of a journal entry."""
+
+    STARTED = "job.started"
+    CLIP_FINISHED = "job.clip_finished"
+    SUCCEEDED = "job.succeeded"
+    FAILED = "job.failed"
+    CANCELED = "job.canceled"
+
+
 class WarningCode(StrEnum):
     """Every code a warning may have; docs/api.md says what they mean and a test keeps the two equal."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from contract.attention import AttentionBackend
+from contract.choices import WebhookEvent
 from contract.frozen import Frozen
 from contract.job import CancelReason, InputFiles, JobError, Priority, StoredFile
 from contract.maker import Maker
@@ -35,6 +36,8 @@ class Submitted(Entry):
     priority: Priority = Priority.NORMAL
     metadata: dict[str, str] = Field(default_factory=dict)
     webhook_url: str | None = None
+    webhook_events: tuple[WebhookEvent, ...] | None = None
+    """What the webhook is told; None: everything."""
     retention_s: int
     """Seconds after the terminal entry until the job and its files are removed."""
     cancel_after_s: int | None = None

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from contract.choices import Fit, Preset
+from contract.choices import Fit, Preset, WebhookEvent
 from contract.job import InputFiles, Priority
 from contract.params import GenerationParams
 
@@ -35,6 +35,9 @@ MOST_STEPS: Final = 1000
 
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
+
+MOST_EVENTS: Final = 16
+"""Most webhook events that a request may name."""
 
 LONGEST_DEADLINE_S: Final = 30 * 86_400
 
@@ -155,6 +158,12 @@ class GenerateFields(BaseModel):
     )
     webhook_url: WebhookUrl | None = Field(
         None, description="https: URL that is told about the job's events."
+    )
+    webhook_events: list[Annotated[WebhookEvent, Field(strict=False)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_EVENTS,
+        description="Events that the webhook is told; all if not given.",
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default_factory=dict, max_length=16, description="Strings of yours, given back with the job."

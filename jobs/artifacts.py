@@ -142,6 +142,7 @@ FOLDERS = (
     "idempotency",
     "usage",
     "webhooks",
+    "webhook-secrets",
     "farewells",
     "scratch",
     "trash",

@@ -26,6 +26,7 @@ from server.access import why_not_to_start
 from server.decoding.sandbox import Sandbox
 from server.decoding.seccomp import why_not_to_decode, why_unconfined
 from server.delivery.signing import UrlSigner
+from server.delivery.signing_secrets import SigningSecrets
 from server.delivery.standard_webhooks import webhook_secret
 from server.delivery.webhooks import WebhookSender
 from server.fetch import Fetcher
@@ -37,7 +38,7 @@ from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
-from server.routes import files, health, jobs, pages, videos
+from server.routes import files, health, jobs, pages, videos, webhooks
 from server.services import Services
 from server.storage_probe import StorageProbe
 
@@ -78,7 +79,9 @@ def _services(settings: Settings) -> Services:
         idempotency=IdempotencyKeys(store),
         signer=UrlSigner(store),
         metrics=Metrics(),
-        webhooks=WebhookSender(store, index, hints, fetcher, secret, settings.base_url),
+        webhooks=WebhookSender(
+            store, index, hints, fetcher, SigningSecrets(store, secret), settings.base_url
+        ),
         clock=Clock(store, queue.redis),
         storage=StorageProbe(store, settings.min_free_bytes),
     )
@@ -181,6 +184,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(files.router)
     app.include_router(videos.router)
+    app.include_router(webhooks.router)
     app.include_router(health.router)
     app.include_router(pages.router)
     app.add_middleware(Guard, services=services)

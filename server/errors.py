@@ -85,6 +85,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "queued_jobs_limit": 429,
     "gpu_seconds_limit": 429,
     "stored_bytes_limit": 429,
+    "deliveries_limit": 429,
     "too_many_streams": 429,
     "internal_error": 500,
     "job_unreadable": 500,

@@ -22,6 +22,8 @@ from cointeract_client.events import Event
 from cointeract_client.sync import Client
 from cointeract_client.types import (
     CheckpointUsed,
+    Delivery,
+    DeliveryTry,
     Job,
     JobError,
     JobPage,
@@ -42,6 +44,8 @@ __all__ = [
     "Client",
     "CoInteractError",
     "ConnectionFailed",
+    "Delivery",
+    "DeliveryTry",
     "DownloadDamaged",
     "Event",
     "Job",

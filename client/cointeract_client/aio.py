@@ -18,7 +18,17 @@ from cointeract_client import wire
 from cointeract_client.download import Download
 from cointeract_client.errors import ApiError, ConnectionFailed, JobFailed, WaitTimeout
 from cointeract_client.events import Event, EventReader
-from cointeract_client.types import Job, JobPage, JobStatus, Model, ModelList, SignedUrls, Validation
+from cointeract_client.types import (
+    Delivery,
+    DeliveryList,
+    Job,
+    JobPage,
+    JobStatus,
+    Model,
+    ModelList,
+    SignedUrls,
+    Validation,
+)
 from cointeract_client.wire import Call, FileInput, Retries
 
 Progress = Callable[[Job], None]
@@ -235,6 +245,28 @@ class AsyncClient:
         """Links to the job's files that need no key. Raises ApiError, ConnectionFailed."""
         call = Call("POST", f"{_path(job)}/signed-urls", json={"expires_in": expires_in_s})
         return SignedUrls.model_validate_json((await self._send(call)).content)
+
+    # Webhooks
+
+    async def deliveries(self, job: Job | str) -> list[Delivery]:
+        """What became of each message to the job's webhook. Raises ApiError, ConnectionFailed."""
+        call = Call("GET", f"{_path(job)}/deliveries")
+        return DeliveryList.model_validate_json((await self._send(call)).content).data
+
+    async def redeliver(self, job: Job | str, sequence: int) -> Delivery:
+        """Send the message with this number again. Raises ApiError, ConnectionFailed."""
+        call = Call("POST", f"{_path(job)}/deliveries/{sequence}/redeliver")
+        return Delivery.model_validate_json((await self._send(call)).content)
+
+    async def webhook_secret(self, *, renew: bool = False) -> str:
+        """The key's own webhook secret (404 if it has none); `renew` makes one, or the next one.
+
+        Raises ApiError, ConnectionFailed.
+        """
+        secret: str = (await self._send(Call("POST" if renew else "GET", "/v1/webhooks/secret"))).json()[
+            "secret"
+        ]
+        return secret
 
     # Files
 

@@ -100,6 +100,35 @@ class Job(_Answer):
         return self.status in FINAL_STATES
 
 
+class DeliveryTry(_Answer):
+    """One try to deliver a message to a webhook."""
+
+    at: datetime
+    seconds: float
+    status: int | None = None
+    error: str | None = None
+
+
+class Delivery(_Answer):
+    """A message to a job's webhook."""
+
+    id: str
+    """The `webhook-id` that it is sent with."""
+    sequence: int
+    event: str
+    event_at: datetime
+    state: str
+    """pending, delivered, failed or not_sent."""
+    next_try_at: datetime | None = None
+    tries: list[DeliveryTry] = Field(default_factory=list)
+
+
+class DeliveryList(_Answer):
+    """The messages to a job's webhook, oldest first."""
+
+    data: list[Delivery]
+
+
 class JobPage(_Answer):
     """One page of jobs, newest first."""
 

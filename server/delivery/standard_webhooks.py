@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 from jobs.artifacts import ArtifactStore
@@ -21,10 +22,15 @@ def webhook_secret(store: ArtifactStore, configured: str | None) -> str:
         _key(configured)
         return configured
     if (kept := store.read(_SECRET)) is None:
-        store.create(_SECRET, (_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()).encode())
+        store.create(_SECRET, new_secret().encode())
         kept = store.read(_SECRET)
     assert kept is not None
     return kept.decode()
+
+
+def new_secret() -> str:
+    """A secret that nobody knows."""
+    return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def _key(secret: str) -> bytes:
@@ -37,11 +43,12 @@ def _key(secret: str) -> bytes:
     return key
 
 
-def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers of the standard. The signature is HMAC-SHA256 of `id.timestamp.body`."""
-    signature = hmac.new(_key(secret), f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+def signed_headers(keys: Sequence[str], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The three headers of the standard; for each key a signature: HMAC-SHA256 of `id.timestamp.body`."""
+    content = f"{message_id}.{timestamp}.".encode() + body
+    signatures = [hmac.new(_key(secret), content, hashlib.sha256).digest() for secret in keys]
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
+        "webhook-signature": " ".join(f"v1,{base64.b64encode(each).decode()}" for each in signatures),
     }

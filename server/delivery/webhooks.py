@@ -20,14 +20,17 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from contract.choices import WebhookEvent
 from contract.entries import JournalEntry
 from contract.frozen import Frozen
 from contract.job import utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
 from jobs.journal import JobNotFound, Journal
+from server.delivery.delivery_log import Try, note_try
+from server.delivery.signing_secrets import SigningSecrets
 from server.delivery.standard_webhooks import signed_headers
-from server.errors import printable
+from server.errors import ApiError, printable
 from server.fetch import Fetcher, FetchError
 from server.hints import Hints
 from server.index import JobIndex
@@ -35,13 +38,8 @@ from server.shares import NoPlace, Places
 from server.views import job_view
 
 log = logging.getLogger(__name__)
-TOLD: Final = {
-    "started": "job.started",
-    "clip_finished": "job.clip_finished",
-    "succeeded": "job.succeeded",
-    "failed": "job.failed",
-    "canceled": "job.canceled",
-}
+TOLD: Final = {event.removeprefix("job."): event for event in WebhookEvent}
+"""The events that are told, by the type of their entry."""
 GIVE_UP_AFTER: Final = timedelta(days=1)
 LONGEST_PAUSE: Final = timedelta(hours=3)
 AT_ONCE: Final = 32
@@ -105,7 +103,7 @@ class WebhookSender:
     index: JobIndex
     hints: Hints
     fetcher: Fetcher
-    secret: str
+    secrets: SigningSecrets
     base_url: str = ""
     _cursors: dict[str, Cursor] = field(default_factory=dict)
     _states: dict[str, Job] = field(default_factory=dict)
@@ -174,11 +172,11 @@ class WebhookSender:
         try:
             # Another process may have told something since this one looked.
             cursor = await asyncio.to_thread(self._load, job_id)
+            told = self._states[job_id] = await asyncio.to_thread(self._as_told, job_id, cursor)
             for sequence, tries in cursor.failed.items():
                 if tries.next_at <= utcnow():
                     entry, job = await asyncio.to_thread(self._entry, job_id, sequence)
                     cursor = await self._told(job_id, cursor, entry, job)
-            told = await asyncio.to_thread(self._as_told, job_id, cursor)
             news = self._journal.follow(told)
             while not cursor.over and (step := await asyncio.to_thread(next, news, None)) is not None:
                 cursor = await self._told(job_id, cursor, *step)
@@ -192,7 +190,7 @@ class WebhookSender:
         failed, sequence = dict(cursor.failed), job.sequence
         tries = failed.pop(sequence, None)
         delivered: bool | None = True
-        if entry.type in TOLD:
+        if event_of(entry, job) is not None:
             await asyncio.to_thread(self.hints.claim, f"webhook {job_id}", CLAIM_S)
             delivered = await self._deliver(job, entry)
         if delivered is False and (again := after_failure(tries)) is not None:
@@ -238,14 +236,13 @@ class WebhookSender:
 
         `job` is over: deleting a job cancels it first.
         """
-        url = job.submitted.webhook_url
-        if url is None or self._load(job.id).over or job.completed_at is None:
+        url, event = job.submitted.webhook_url, WebhookEvent(f"job.{job.state.value}")
+        if url is None or not wants(job, event) or self._load(job.id).over or job.completed_at is None:
             return
-        event = f"job.{job.state.value}"
         farewell = Farewell(
             owner=job.submitted.owner,
             url=url,
-            message_id=_message_id(job),
+            message_id=message_id(job.id, job.sequence),
             body=self._body(event, job.completed_at, job),
             tries=Tries(first_at=utcnow(), next_at=utcnow()),
         )
@@ -266,8 +263,8 @@ class WebhookSender:
         try:
             if await asyncio.to_thread(self._farewell, name) != farewell:
                 return  # another process has just tried
-            delivered = await self._post(farewell.url, farewell.message_id, farewell.body)
-            again = after_failure(farewell.tries) if delivered is False else None
+            made = await self._post(farewell.url, farewell.owner, farewell.message_id, farewell.body)
+            again = after_failure(farewell.tries) if outcome_of(made) is False else None
             if again is None:
                 await asyncio.to_thread(self.store.remove, f"{_FAREWELLS}/{name}")
             else:
@@ -284,24 +281,49 @@ class WebhookSender:
         return json.dumps({"type": event, "timestamp": at.isoformat(), "data": view})
 
     async def _deliver(self, job: Job, entry: JournalEntry) -> bool | None:
+        request = job.submitted
         body = await asyncio.to_thread(self._body, TOLD[entry.type], entry.at, job)
-        return await self._post(job.submitted.webhook_url or "", _message_id(job), body)
+        made = await self._post(
+            request.webhook_url or "", request.owner, message_id(job.id, job.sequence), body
+        )
+        await asyncio.to_thread(note_try, self.store, job, made)
+        return outcome_of(made)
 
-    async def _post(self, url: str, message_id: str, body: str) -> bool | None:
-        """True if the receiver took the message, False to try again, None if it wants no more (410)."""
-        data = body.encode()
-        headers = signed_headers(self.secret, message_id, int(time.time()), data)
+    async def _post(self, url: str, owner: str, message: str, body: str) -> Try:
+        """Post a message, once. Raises OSError, ValueError if the owner's secret cannot be read."""
+        data, at, began = body.encode(), utcnow(), time.monotonic()
+        secrets = await asyncio.to_thread(self.secrets.signing, owner)
+        headers = signed_headers(secrets, message, int(time.time()), data)
         headers["Content-Type"] = "application/json"
+        status, error = None, None
         try:
             status = await self.fetcher.post(url, headers, data)
-        except FetchError as error:
-            log.warning("webhook %s: %s", message_id, error)
-            return False
-        if status == GONE:
-            return None
-        if not 200 <= status < 300:
-            log.warning("webhook %s: %s answered %d", message_id, printable(url, 80), status)
-        return 200 <= status < 300
+        except FetchError as why:
+            error = why.detail
+        made = Try(at=at, seconds=round(time.monotonic() - began, 3), status=status, error=error)
+        if not made.arrived and status != GONE:
+            log.warning("webhook %s: %s: %s", message, printable(url, 80), error or f"answered {status}")
+        return made
+
+    # Told again
+
+    def tell_again(self, job: Job, sequence: int) -> None:
+        """Let the message about an entry be sent anew with the next round. Raises ApiError (503) while
+        another process tells the job, OSError.
+        """
+        claim = f"webhook {job.id}"
+        if job.id in self._telling or not self.hints.claim(claim, CLAIM_S):
+            raise ApiError("busy", "Webhooks of this job are being sent; try again.", retry_after_s=2)
+        try:
+            cursor, now = self._load(job.id), utcnow()
+            failed = {**cursor.failed, sequence: Tries(first_at=now, next_at=now)}
+            self._save(job.id, cursor.model_copy(update={"failed": failed, "over": False}))
+        finally:
+            self.hints.release(claim)
+
+    def cursor_of(self, job_id: str) -> Cursor:
+        """How much of a job has been told. Raises OSError."""
+        return self._load(job_id)
 
 
 def _is_due(cursor: Cursor, newest: int, now: datetime) -> bool:
@@ -310,9 +332,27 @@ def _is_due(cursor: Cursor, newest: int, now: datetime) -> bool:
     return cursor.sequence <= newest or any(tries.next_at <= now for tries in cursor.failed.values())
 
 
+def wants(job: Job, event: WebhookEvent) -> bool:
+    """Whether a job's webhook is told of an event."""
+    chosen = job.submitted.webhook_events
+    return job.submitted.webhook_url is not None and (chosen is None or event in chosen)
+
+
+def event_of(entry: JournalEntry, job: Job) -> WebhookEvent | None:
+    """What the job's webhook is told of an entry; None: nothing."""
+    event = TOLD.get(entry.type)
+    return event if event is not None and wants(job, event) else None
+
+
+def outcome_of(made: Try) -> bool | None:
+    """True if the receiver took the message, False to try again, None if it wants no more (410)."""
+    return None if made.status == GONE else made.arrived
+
+
 def _cursor_key(job_id: str) -> str:
     return f"{_FOLDER}/{job_id}.json"
 
 
-def _message_id(job: Job) -> str:
-    return f"msg_{job.id}_{job.sequence}"
+def message_id(job_id: str, sequence: int) -> str:
+    """The `webhook-id` of the message about an entry."""
+    return f"msg_{job_id}_{sequence}"

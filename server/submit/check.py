@@ -102,6 +102,8 @@ def check_fields(
     if fields.retention_s is not None and fields.retention_s > settings.retention_s:
         raise ApiError("out_of_range", "Too long to keep.", field="retention_s", limit=settings.retention_s)
     priority_of(fields, principal)
+    if fields.webhook_events is not None and fields.webhook_url is None:
+        raise ApiError("missing_field", "webhook_events need a webhook_url.", field="webhook_url")
     if fields.webhook_url is not None:
         try:
             check_url(fields.webhook_url)

@@ -37,6 +37,7 @@ def _save(
     claim: str | None = None,
 ) -> Job:
     """Make the folder of the checked request a job, and announce it."""
+    events = draft.fields.webhook_events
     files = {field: _stored(checked.folder, *STORED_NAME[field]) for field in FILE_FIELDS}
     submitted = Submitted(
         at=utcnow(),
@@ -49,6 +50,7 @@ def _save(
         priority=priority_of(draft.fields, principal),
         metadata=draft.fields.metadata,
         webhook_url=draft.fields.webhook_url,
+        webhook_events=events and tuple(events),
         retention_s=draft.fields.retention_s or services.settings.retention_s,
         cancel_after_s=draft.fields.cancel_after,
         received={field: file.sha256 for field, file in draft.files.items()},

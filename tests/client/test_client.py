@@ -217,6 +217,25 @@ def test_the_async_client_is_written_from_the_blocking_one() -> None:
     assert TARGET.read_text() == written.stdout, "run: make client"
 
 
+def test_what_became_of_webhooks_can_be_looked_up(service: Service) -> None:
+    asked = {"webhook_url": "https://hooks.invalid/x", "webhook_events": ["job.succeeded"]}
+    with Client(service.url) as client:
+        job = client.generate(**ingredients(service, **asked))  # type: ignore[arg-type]
+        until = time.monotonic() + 30
+        while not (known := client.deliveries(job))[0].tries and time.monotonic() < until:
+            time.sleep(0.1)
+        (told,) = known
+        assert (told.event, told.state, told.tries[0].status) == ("job.succeeded", "pending", None)
+        assert told.tries[0].error
+        assert client.redeliver(job, told.sequence).id == told.id
+        with pytest.raises(ApiError) as refused:
+            client.webhook_secret()
+        assert refused.value.status == 404
+        made = client.webhook_secret(renew=True)
+        assert client.webhook_secret() == made
+        (service.stack.store.root / "webhook-secrets" / "local.json").unlink()
+
+
 def test_a_webhook_signed_by_the_standard_is_verified_and_a_forged_one_is_not(service: Service) -> None:
     with Client(service.url) as client:
         job = client.submit(**ingredients(service))  # type: ignore[arg-type]

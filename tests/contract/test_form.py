@@ -29,7 +29,9 @@ EVERYTHING: dict[str, Any] = {
     "audio_face_mask": True,
     "priority": "high",
     "retention_s": 600,
+    "cancel_after": 3600,
     "webhook_url": "https://example.com/hook",
+    "webhook_events": ["job.succeeded", "job.failed"],
     "metadata": {"order": "7", "note": '{"a": 1}'},
 }
 
@@ -60,8 +62,8 @@ def test_an_empty_negative_prompt_stays_one_though_an_empty_text_is_not_given() 
     assert values_of_form({"negative_prompt": [""], "seed": [""]}) == {}
 
 
-def test_only_prompts_repeat() -> None:
-    assert set(REPEATABLE) == {"prompt", "computed_steps"}
+def test_only_lists_repeat() -> None:
+    assert set(REPEATABLE) == {"prompt", "computed_steps", "webhook_events"}
 
 
 @pytest.mark.parametrize(

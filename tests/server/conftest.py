@@ -104,7 +104,17 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iter
 def api(shared_api: Api, redis_url: str) -> Api:
     """An application with default settings and nothing stored. Shared: starting one takes a second."""
     Redis.from_url(redis_url).flushall()
-    for folder in ("jobs", "keys", "idempotency", "usage", "webhooks", "scratch", "checkpoints"):
+    for folder in (
+        "jobs",
+        "keys",
+        "idempotency",
+        "usage",
+        "webhooks",
+        "farewells",
+        "webhook-secrets",
+        "scratch",
+        "checkpoints",
+    ):
         for name in shared_api.store.list_names(folder):
             path = shared_api.store.root / folder / name
             if path.is_dir():

@@ -80,7 +80,15 @@ def test_scopes_are_kept_apart(api: Api) -> None:
 
 
 OPEN_ROUTES = {"/healthz", "/readyz"}
-SHARED_ROUTES = {"/v1/models", "/v1/jobs", "/v1/generate", "/v1/validate", "/metrics", "/v1/videos"}
+SHARED_ROUTES = {
+    "/v1/models",
+    "/v1/jobs",
+    "/v1/generate",
+    "/v1/validate",
+    "/metrics",
+    "/v1/videos",
+    "/v1/webhooks/secret",
+}
 
 
 def operations(api: Api) -> list[tuple[str, str]]:
@@ -95,7 +103,11 @@ def test_every_route_of_a_job_hides_it_from_strangers_and_every_route_needs_a_ke
     routes = operations(api)
     assert len(routes) >= 14
     for method, path in routes:
-        url = re.sub(r"\{(job_id|video_id)\}", job["id"], path).replace("{clip}", "0")
+        url = (
+            re.sub(r"\{(job_id|video_id)\}", job["id"], path)
+            .replace("{clip}", "0")
+            .replace("{sequence}", "1")
+        )
         url = url.replace("{name}", "person_image")
         assert "{" not in url, f"the matrix does not know how to fill {path}"
         anonymous = api.client.request(method, url)

@@ -17,6 +17,7 @@ from standardwebhooks import Webhook
 
 from contract.job import utcnow
 from contract.video import CLIP_FRAMES, FPS
+from server.delivery.signing_secrets import SigningSecrets
 from server.delivery.standard_webhooks import webhook_secret
 from server.delivery.webhooks import (
     AT_ONCE_PER_HOST,
@@ -73,9 +74,9 @@ def sender_of(api: Api, authority: trustme.CA, policy: Callable[[str], bool]) ->
     async def resolver(host: str, port: int) -> Sequence[str]:
         return ["127.0.0.1"]
 
-    secret = webhook_secret(api.store, None)
+    secrets = SigningSecrets(api.store, webhook_secret(api.store, None))
     fetcher = Fetcher(5.0, resolver, policy, trusting)
-    return WebhookSender(api.store, api.services.index, api.services.hints, fetcher, secret)
+    return WebhookSender(api.store, api.services.index, api.services.hints, fetcher, secrets)
 
 
 async def rounds(sender: WebhookSender, count: int = 1) -> None:
@@ -209,7 +210,7 @@ def test_several_api_processes_tell_each_event_once(api: Api, authority: trustme
     async def story(sender: WebhookSender, receiver: Receiver) -> None:
         others = [
             WebhookSender(
-                sender.store, sender.index, Hints(sender.hints._queue), sender.fetcher, sender.secret
+                sender.store, sender.index, Hints(sender.hints._queue), sender.fetcher, sender.secrets
             )
             for _ in range(3)
         ]
@@ -241,8 +242,10 @@ def test_silent_receivers_hold_up_nobody_else(api: Api, authority: trustme.CA) -
         object.__setattr__(sender.fetcher, "post", black_hole)
         sender.index.refresh()
         await sender.round()
-        assert len(sender._telling) == AT_ONCE_PER_HOST + 1
-        await sender._telling[heard]
+        told = sender._telling.get(heard)  # None: it is through already
+        assert len(sender._telling) == AT_ONCE_PER_HOST + (told is not None)
+        if told is not None:
+            await told
         assert len(receiver.messages) == 1
         await sender.stop()
         assert sender._hosts.total() == sender._places.held == 0
@@ -256,7 +259,7 @@ def test_a_restart_tells_nothing_twice_and_forgets_nothing(api: Api, authority: 
 
     async def story(sender: WebhookSender, receiver: Receiver) -> None:
         await rounds(sender)
-        restarted = WebhookSender(sender.store, sender.index, sender.hints, sender.fetcher, sender.secret)
+        restarted = WebhookSender(sender.store, sender.index, sender.hints, sender.fetcher, sender.secrets)
         await rounds(restarted)
         assert len(receiver.messages) == 1
         api.client.post(f"/v1/jobs/{job_id}/cancel")

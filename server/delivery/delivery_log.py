@@ -1,0 +1,68 @@
+"""What became of a job's webhooks: each try of each message, kept with the job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+
+from contract.frozen import Frozen
+from contract.state import Job
+from jobs.artifacts import ArtifactStore, NoFileOfOurs
+from jobs.journal import job_prefix
+
+MOST_TRIES_KEPT: Final = 30
+"""Of one message; the oldest go first."""
+
+
+class Try(Frozen):
+    """One try to deliver a message."""
+
+    at: datetime
+    seconds: float
+    """Until the answer, or until it was given up."""
+    status: int | None = None
+    """Of the answer; None if there was none."""
+    error: str | None = None
+    """Why there was no answer."""
+
+    @property
+    def arrived(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+class DeliveryLog(Frozen):
+    """The tries of each message, by the number of its journal entry, oldest first."""
+
+    tries: Mapping[int, tuple[Try, ...]] = {}
+
+    def noted(self, sequence: int, made: Try) -> DeliveryLog:
+        """The log with one more try."""
+        known = (*self.tries.get(sequence, ()), made)[-MOST_TRIES_KEPT:]
+        return DeliveryLog(tries={**self.tries, sequence: known})
+
+
+def read_log(store: ArtifactStore, job_id: str) -> DeliveryLog:
+    """The log of a job; an empty one if none is kept, or it cannot be read. Raises OSError."""
+    try:
+        data = store.read(_path(job_id))
+        return DeliveryLog() if data is None else DeliveryLog.stored(data)
+    except (ValueError, NoFileOfOurs) as error:
+        store.passed_over.note("cursor", f"{job_id}: deliveries", error)
+        return DeliveryLog()
+
+
+def note_try(store: ArtifactStore, job: Job, made: Try) -> None:
+    """Note one more try of the message about entry `job.sequence`. Only who tells the job calls it.
+
+    Raises OSError.
+    """
+    log = read_log(store, job.id).noted(job.sequence, made)
+    try:
+        store.write(_path(job.id), log.model_dump_json().encode())
+    except FileNotFoundError:
+        return  # the job was removed meanwhile
+
+
+def _path(job_id: str) -> str:
+    return f"{job_prefix(job_id)}/deliveries.json"
