@@ -90,6 +90,15 @@ class Settings(BaseSettings):
         description="Submits being received at once; more are refused with 429. A tenant (API key, or "
         "address without keys) may hold as many of them as it leaves free.",
     )
+    max_files: int = Field(
+        1000, gt=0, description="Files that a key may keep (`POST /v1/files`); more are refused with 429."
+    )
+    max_files_bytes: int = Field(
+        2 * 2**30, gt=0, description="Bytes of all decoded files that a key may keep."
+    )
+    file_retention_s: int = Field(
+        7 * 86400, ge=60, description="Seconds that a file is kept after it was last sent."
+    )
     decode_timeout_s: float = Field(
         60.0, gt=0, description="Seconds the sandbox may take to decode one request's files."
     )

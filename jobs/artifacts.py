@@ -134,6 +134,7 @@ def exposed_paths(root: Path) -> list[Path]:
 SYNCS_AT_ONCE = 16
 FOLDERS = (
     "jobs",
+    "files",
     "done",
     "checkpoints",
     "tokenizers",

@@ -20,6 +20,7 @@ from contract.version import installed_version
 from jobs.artifacts import FolderStore
 from jobs.clock import Clock, ClockNotTrusted
 from jobs.journal import Journal
+from jobs.kept_files import KeptFiles
 from jobs.queue import JobQueue
 from server import errors
 from server.access import why_not_to_start
@@ -38,7 +39,7 @@ from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
-from server.routes import files, health, jobs, pages, videos, webhooks
+from server.routes import files, health, jobs, kept_files, pages, videos, webhooks
 from server.services import Services
 from server.storage_probe import StorageProbe
 
@@ -129,6 +130,7 @@ def _forget_old(services: Services) -> None:
         log.error("%s", reason)
         return
     services.idempotency.expire(now)
+    KeptFiles(services.store).expire(now)
     services.index.expire(now)
 
 
@@ -183,6 +185,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     app.include_router(jobs.router)
     app.include_router(files.router)
+    app.include_router(kept_files.router)
     app.include_router(videos.router)
     app.include_router(webhooks.router)
     app.include_router(health.router)

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from contract.request import FieldError, field_error
 from jobs.artifacts import DISK_FULL, STORAGE_AWAY
 from jobs.journal import JobNotFound, Outdated, UnreadableJob
+from jobs.kept_files import FileNotKept
 from jobs.logs import one_line
 from server.fetch import FetchedNothing, FetchError, FetchRefused, FetchTooLarge
 
@@ -35,6 +36,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "bad_signature": 403,
     "not_found": 404,
     "job_not_found": 404,
+    "file_not_found": 404,
     "method_not_allowed": 405,
     "upload_timeout": 408,
     "client_closed_request": 499,
@@ -52,6 +54,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "control_characters": 422,
     "conflicting_fields": 422,
     "unknown_model": 422,
+    "unknown_file": 422,
     "unsupported_size": 422,
     "pose_not_supported": 422,
     "preset_not_supported": 422,
@@ -85,6 +88,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "queued_jobs_limit": 429,
     "gpu_seconds_limit": 429,
     "stored_bytes_limit": 429,
+    "files_limit": 429,
     "deliveries_limit": 429,
     "too_many_streams": 429,
     "internal_error": 500,
@@ -208,6 +212,8 @@ def api_error_of(error: Exception, field: str | None = None) -> ApiError:
             return ApiError("fetch_failed", error.detail, field, error.limit)
         case JobNotFound():
             return ApiError("job_not_found", "There is no such job.")
+        case FileNotKept():
+            return ApiError("file_not_found", "There is no such file.")
         case Outdated():
             return ApiError("busy", "The job is changing; try again.", retry_after_s=1)
         case OSError() if error.errno in DISK_FULL:
@@ -253,6 +259,7 @@ def install(app: FastAPI) -> None:
         ApiError,
         FieldError,
         JobNotFound,
+        FileNotKept,
         Outdated,
         ClientDisconnect,
         RequestValidationError,

@@ -222,6 +222,14 @@ class JobIndex:
         with self._lock:
             return {job.id: job for job in self._jobs.values() if job.webhook_host}
 
+    def stored_bytes(self, owner: str) -> int:
+        """What an owner's jobs take, with what the unfinished ones will still store."""
+        with self._lock:
+            return self._stored_bytes(owner)
+
+    def _stored_bytes(self, owner: str) -> int:
+        return sum(job.stored_bytes for job in self._jobs.values() if job.owner == owner)
+
     def counts(self) -> dict[JobState, int]:
         """How many jobs are stored, by state."""
         with self._lock:
@@ -281,11 +289,10 @@ class JobIndex:
             self._check_reserves(owner, limits)
 
     def _check_reserves(self, owner: str, limits: KeyLimits) -> None:
-        if limits.max_stored_bytes is not None:
-            stored = sum(job.stored_bytes for job in self._jobs.values() if job.owner == owner)
-            if stored >= limits.max_stored_bytes:
-                detail = "This key's jobs take as much space as they may; delete some."
-                raise ApiError("stored_bytes_limit", detail, limit=limits.max_stored_bytes, retry_after_s=60)
+        most = limits.max_stored_bytes
+        if most is not None and self._stored_bytes(owner) >= most:
+            detail = "This key's jobs take as much space as they may; delete some."
+            raise ApiError("stored_bytes_limit", detail, limit=most, retry_after_s=60)
         limit = limits.gpu_seconds_per_day
         if limit is not None and self._spent(owner) + self._expected(owner, limit) >= limit:
             detail = "This key has used its GPU time of the last 24 hours, or its unfinished jobs will."

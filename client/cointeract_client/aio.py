@@ -24,6 +24,8 @@ from cointeract_client.types import (
     Job,
     JobPage,
     JobStatus,
+    KeptFile,
+    KeptFileList,
     Model,
     ModelList,
     SignedUrls,
@@ -245,6 +247,29 @@ class AsyncClient:
         """Links to the job's files that need no key. Raises ApiError, ConnectionFailed."""
         call = Call("POST", f"{_path(job)}/signed-urls", json={"expires_in": expires_in_s})
         return SignedUrls.model_validate_json((await self._send(call)).content)
+
+    # Kept files
+
+    async def keep(self, file: FileInput, *, kind: str | None = None) -> KeptFile:
+        """Send a file once, to give its `id` in any number of submits.
+
+        Args:
+            kind: image, audio or video; None: as the file says.
+
+        Raises ApiError, ConnectionFailed.
+        """
+        call = Call("POST", "/v1/files", form={"kind": [kind]} if kind else None, files={"file": file})
+        return KeptFile.model_validate_json((await self._send(call)).content)
+
+    async def kept_files(self) -> list[KeptFile]:
+        """All files that are kept. Raises ApiError, ConnectionFailed."""
+        return KeptFileList.model_validate_json((await self._send(Call("GET", "/v1/files"))).content).data
+
+    async def forget(self, file: KeptFile | str) -> None:
+        """Delete a kept file; jobs that were submitted with it keep theirs. Raises ApiError,
+        ConnectionFailed.
+        """
+        await self._send(Call("DELETE", f"/v1/files/{file if isinstance(file, str) else file.id}"))
 
     # Webhooks
 

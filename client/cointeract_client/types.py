@@ -100,6 +100,28 @@ class Job(_Answer):
         return self.status in FINAL_STATES
 
 
+class KeptFile(_Answer):
+    """A file that the server keeps for submits."""
+
+    id: str
+    """Give it in a submit instead of the file."""
+    kind: str
+    format: str
+    sha256: str
+    bytes: int
+    width: int | None = None
+    height: int | None = None
+    seconds: float | None = None
+    created_at: datetime
+    expires_at: datetime
+
+
+class KeptFileList(_Answer):
+    """All kept files, newest first."""
+
+    data: list[KeptFile]
+
+
 class DeliveryTry(_Answer):
     """One try to deliver a message to a webhook."""
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from cointeract_client.errors import ApiError, ConnectionFailed, Problem
 
 FileInput = Union[str, "os.PathLike[str]", bytes, BinaryIO]
-"""A path, the bytes themselves, an open binary file, or a `https:` or `data:` URL."""
+"""A path, the bytes themselves, an open binary file, a `https:` or `data:` URL, or the id of a kept file."""
 
 Answer = TypeVar("Answer", bound=BaseModel)
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
@@ -68,15 +68,18 @@ def _part(name: str, given: FileInput, opened: ExitStack) -> tuple[str, BinaryIO
 def submit_call(
     path: str, files: Mapping[str, FileInput | None], settings: Mapping[str, Any], idempotency_key: str | None
 ) -> Call:
-    """A submit, as a form; as JSON where a file is given by its URL."""
-    given = {name: file for name, file in files.items() if file is not None}
+    """A submit: as a form or, if no file is to be sent or one is a `data:` URL, as JSON."""
+    given: dict[str, FileInput] = {name: file for name, file in files.items() if file is not None}
     values = {name: value for name, value in settings.items() if value is not None}
     headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-    if any(_is_reference(file) for file in given.values()):
+    references = {name: file for name, file in given.items() if _is_reference(file)}
+    in_the_text = any(isinstance(file, str) and file.startswith("data:") for file in references.values())
+    if in_the_text or len(references) == len(given):
         body = values | {name: _as_reference(file) for name, file in given.items()}
         return Call("POST", path, headers=headers, json=body)
-    form = {name: _form_texts(value) for name, value in values.items()}
-    return Call("POST", path, headers=headers, form=form, files=given)
+    form = {name: _form_texts(value) for name, value in {**values, **references}.items()}
+    files = {name: file for name, file in given.items() if name not in references}
+    return Call("POST", path, headers=headers, form=form, files=files)
 
 
 def _is_reference(given: FileInput) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from contract.settings import Settings
@@ -47,6 +47,13 @@ class DecodedFile:
         warnings = tuple(JobWarning(code=code, message=text, field=field) for code, text in notes)
         thumbnail = base64.b64decode(answer.get("thumbnail", ""))
         return cls(**told, warnings=warnings, thumbnail=thumbnail)
+
+    def as_answer(self) -> dict[str, Any]:
+        """What a decoder would answer: `of` gives this back, for any field."""
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        warnings = [(warning.code, warning.message) for warning in self.warnings]
+        thumbnail = base64.b64encode(self.thumbnail).decode()
+        return {**told, "warnings": warnings, "thumbnail": thumbnail}
 
     @property
     def speech_length(self) -> SpeechLength:

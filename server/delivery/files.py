@@ -16,6 +16,7 @@ from contract.request import FILE_FIELDS
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, file_key
+from jobs.kept_files import FileNotKept, KeptFile, KeptFiles
 from server.delivery.conditional import conditional_file
 from server.errors import ApiError
 
@@ -86,19 +87,32 @@ def finished_clip(job: Job, clip: int) -> ClipFinished:
 
 def file_response(store: ArtifactStore, file: JobFile, request: Request) -> Response:
     """The answer to a GET or HEAD of a file. Raises ApiError, JobNotFound."""
-    stored = file.stored
     try:
-        path = store.local_path(file_key(file.job_id, stored))
-        status = path.stat()
+        path = store.local_path(file_key(file.job_id, file.stored))
+        return _response(path, file.stored, file.made_at, file.filename, request)
     except FileNotFoundError as error:
         raise JobNotFound(file.job_id) from error  # expired or deleted a moment ago
+
+
+def kept_file_response(store: ArtifactStore, file: KeptFile, request: Request) -> Response:
+    """The answer to a GET or HEAD of a kept file. Raises ApiError, FileNotKept."""
+    name = file.id + Path(file.decoded.name).suffix
+    try:
+        return _response(KeptFiles(store).path(file), file.decoded, file.created_at, name, request)
+    except FileNotFoundError as error:
+        raise FileNotKept(file.id) from error
+
+
+def _response(path: Path, stored: StoredFile, made_at: datetime, filename: str, request: Request) -> Response:
+    """Raises ApiError, FileNotFoundError."""
+    status = path.stat()
     if status.st_size != stored.size:
         raise ApiError("no_result", "The file is damaged in storage.")
     headers = {
         "ETag": f'"{stored.sha256}"',
-        "Last-Modified": format_datetime(file.made_at.replace(microsecond=0), usegmt=True),
+        "Last-Modified": format_datetime(made_at.replace(microsecond=0), usegmt=True),
         "Cache-Control": "private, no-cache",
         "Cross-Origin-Resource-Policy": "cross-origin",  # whoever has a key or a signed link may embed it
-        "Content-Disposition": f'inline; filename="{file.filename}"',
+        "Content-Disposition": f'inline; filename="{filename}"',
     }
     return conditional_file(path, request, status, stored.media_type, headers)

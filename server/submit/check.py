@@ -22,6 +22,7 @@ from server.decoding.sandbox import DecodeTask
 from server.errors import ApiError, api_error_of, printable
 from server.fetch import FetchRefused, check_url
 from server.services import Services
+from server.submit.kept import link
 from server.submit.prompt_tokens import warnings_about_length
 from server.submit.receive import Draft, Scratch
 
@@ -142,7 +143,7 @@ async def check(draft: Draft, services: Services, principal: Principal, space: S
     fields, settings = draft.fields, services.settings
     card = await asyncio.to_thread(choose_card, services, fields.model)
     check_fields(fields, card, services, principal)
-    check_files(draft.files, card)
+    check_files({*draft.files, *draft.kept}, card)
     decoded = await _decode(draft, services, space)
     (space.folder / THUMBNAIL[0]).write_bytes(decoded["person_image"].thumbnail)
     default_steps = preset_defaults(card, fields.preset).num_inference_steps
@@ -176,9 +177,13 @@ async def _decode(draft: Draft, services: Services, space: Scratch) -> dict[str,
         )
         for field in fields
     ]
-    answers = await services.sandbox.decode(tasks, space.tenant)
+    answers = await services.sandbox.decode(tasks, space.tenant) if tasks else []
     decoded = dict(zip(fields, answers, strict=True))
     if services.settings.strict_media_types:
         for field, file in decoded.items():
             _check_declared_type(field, draft.files[field].declared_type, file.format)
+    for field, kept in draft.kept.items():
+        decoded[field] = await asyncio.to_thread(
+            link, kept, field, space.folder / STORED_NAME[field][0], services
+        )
     return decoded

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from dataclasses import field as member
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
@@ -31,7 +32,8 @@ from contract.request import (
     fields_of,
 )
 from contract.settings import Settings
-from server.decoding.formats import KIND_OF_FIELD
+from jobs.kept_files import FILE_ID, KeptFile
+from server.decoding.formats import KIND_OF_FIELD, Kind
 from server.errors import ApiError, api_error_of
 from server.fetch import Fetcher, FetchError
 from server.idempotency import fingerprint
@@ -53,12 +55,18 @@ class Draft:
 
     fields: GenerateFields
     files: Mapping[str, ReceivedFile]
+    references: Mapping[str, str] = member(default_factory=dict)
+    """Ids of kept files, by field."""
+    kept: Mapping[str, KeptFile] = member(default_factory=dict)
+    """The files that these are."""
+
+    def received(self) -> dict[str, str]:
+        """SHA-256 of each file as it was sent, by field. It makes no difference when it was sent."""
+        kept = {name: file.received_sha256 for name, file in self.kept.items()}
+        return kept | {name: file.sha256 for name, file in self.files.items()}
 
     def fingerprint(self) -> str:
-        return fingerprint(
-            self.fields.model_dump(exclude_unset=True),
-            {name: file.sha256 for name, file in self.files.items()},
-        )
+        return fingerprint(self.fields.model_dump(exclude_unset=True), self.received())
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,18 @@ async def scratch(services: Services, tenant: str) -> AsyncIterator[Scratch]:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-def file_limits(services: Services) -> dict[str, int]:
-    settings = services.settings
-    limits = {
+def kind_limits(settings: Settings) -> dict[Kind, int]:
+    """The most bytes of a file of each kind."""
+    return {
         "image": settings.max_image_bytes,
         "audio": settings.max_audio_bytes,
         "video": settings.max_video_bytes,
     }
+
+
+def file_limits(services: Services) -> dict[str, int]:
+    """The most bytes of a file, by field."""
+    limits = kind_limits(services.settings)
     return {field: limits[kind] for field, kind in KIND_OF_FIELD.items()}
 
 
@@ -119,10 +132,12 @@ def body_type(request: Request) -> Literal["multipart/form-data", "application/j
 async def receive(request: Request, services: Services, scratch: Scratch) -> Draft:
     """Receive a body, as multipart or JSON. Raises ApiError, FieldError, ClientDisconnect."""
     if body_type(request) == "multipart/form-data":
-        texts = frozenset(GenerateFields.model_fields) | {PARAMS_FIELD}
+        texts = frozenset({*GenerateFields.model_fields, PARAMS_FIELD, *FILE_FIELDS})
         rules = FormRules(file_limits(services), texts, REPEATABLE)
         form = await receive_form(request, scratch, rules, services.settings)
-        values, files = values_of_form(form.texts), dict(form.files)
+        given = {name: texts[0] for name, texts in form.texts.items() if name in FILE_FIELDS and texts[0]}
+        values = values_of_form({name: form.texts[name] for name in form.texts if name not in FILE_FIELDS})
+        files = {**form.files, **await from_urls(given, services, scratch)}
     else:
         values, files = await receive_json(request, services, scratch, _urls_of)
     return draft_of(values, files)
@@ -134,13 +149,19 @@ def _urls_of(values: dict[str, Any]) -> dict[str, object]:
     return {field: url for field, url in given.items() if url is not None}
 
 
-def draft_of(values: Mapping[str, Any], files: Mapping[str, ReceivedFile]) -> Draft:
+GivenFile = ReceivedFile | str
+"""A file, or the id of a kept one."""
+
+
+def draft_of(values: Mapping[str, Any], files: Mapping[str, GivenFile]) -> Draft:
     """The checked settings with their files. Raises FieldError."""
     fields = fields_of(values)
     for field in REQUIRED_FILES:
         if field not in files:
             raise FieldError("missing_field", "This file is needed.", field)
-    return Draft(fields, files)
+    received = {field: file for field, file in files.items() if isinstance(file, ReceivedFile)}
+    references = {field: file for field, file in files.items() if isinstance(file, str)}
+    return Draft(fields, received, references)
 
 
 def _declared_bytes(request: Request) -> int | None:
@@ -177,13 +198,13 @@ TakeUrls = Callable[[dict[str, Any]], Mapping[str, object]]
 
 async def receive_json(
     request: Request, services: Services, scratch: Scratch, take_urls: TakeUrls
-) -> tuple[dict[str, Any], dict[str, ReceivedFile]]:
+) -> tuple[dict[str, Any], dict[str, GivenFile]]:
     """Receive a JSON object: its values, and the files that it names. Raises ApiError, ClientDisconnect."""
     body = scratch.new_file(_declared_bytes(request))
     async for chunk in _capped_body(request, services.settings.max_json_bytes):
         body.write(chunk)
 
-    def read() -> tuple[dict[str, Any], Mapping[str, object], dict[str, ReceivedFile]]:
+    def read() -> tuple[dict[str, Any], Mapping[str, object], dict[str, GivenFile]]:
         body.seek(0)
         values = parse_object(body.read())
         urls = take_urls(values)
@@ -194,28 +215,29 @@ async def receive_json(
     return values, files | await _fetch_all(links, services, scratch)
 
 
-async def from_urls(
-    urls: Mapping[str, object], services: Services, scratch: Scratch
-) -> dict[str, ReceivedFile]:
-    """The files behind data: and https: URLs, by field. Raises ApiError."""
+async def from_urls(urls: Mapping[str, object], services: Services, scratch: Scratch) -> dict[str, GivenFile]:
+    """The files behind data: and https: URLs, and the ids of kept ones, by field. Raises ApiError."""
     links, files = await asyncio.to_thread(_split, urls, services, scratch)
     return files | await _fetch_all(links, services, scratch)
 
 
 def _split(
     urls: Mapping[str, object], services: Services, scratch: Scratch
-) -> tuple[dict[str, object], dict[str, ReceivedFile]]:
-    """The https: URLs, and the files of the data: URLs."""
+) -> tuple[dict[str, object], dict[str, GivenFile]]:
+    """The https: URLs, and the files of the data: URLs with the ids of kept ones."""
     limits = file_limits(services)
     links: dict[str, object] = {}
-    files = {}
+    files: dict[str, GivenFile] = {}
     for field, url in urls.items():
         if isinstance(url, str) and url[:5].lower() == "data:":
             files[field] = decode_data_url(url, scratch, limits[field], field)
         elif isinstance(url, str) and url[:6].lower() == "https:":
             links[field] = url
+        elif isinstance(url, str) and FILE_ID.fullmatch(url):
+            files[field] = url
         else:
-            raise ApiError("invalid_value", "Expected a data: or https: URL.", field=field)
+            detail = "Expected a file, a data: or https: URL, or the id of a kept file."
+            raise ApiError("invalid_value", detail, field=field)
     return links, files
 
 

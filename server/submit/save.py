@@ -53,7 +53,7 @@ def _save(
         webhook_events=events and tuple(events),
         retention_s=draft.fields.retention_s or services.settings.retention_s,
         cancel_after_s=draft.fields.cancel_after,
-        received={field: file.sha256 for field, file in draft.files.items()},
+        received=draft.received(),
         cost=checked.params.cost(),
         warnings=checked.warnings,
         max_running=principal.limits.max_running,

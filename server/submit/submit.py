@@ -15,6 +15,7 @@ from server.errors import ApiError, api_error_of
 from server.services import Services
 from server.shares import NoPlace
 from server.submit.check import Checked, check
+from server.submit.kept import with_kept
 from server.submit.receive import Draft, Scratch, drain, receive, scratch
 from server.submit.save import known_job, save
 
@@ -22,7 +23,7 @@ Receiver = Callable[[Request, Services, Scratch], Awaitable[Draft]]
 
 
 @asynccontextmanager
-async def _receiving(request: Request, services: Services, tenant: str) -> AsyncIterator[None]:
+async def receiving(request: Request, services: Services, tenant: str) -> AsyncIterator[None]:
     """Take one of the `max_concurrent_uploads` places while a submit is received.
 
     The rest of a refused request is read for a moment; if it does not end, the connection is closed.
@@ -44,7 +45,7 @@ async def _receiving(request: Request, services: Services, tenant: str) -> Async
         raise
 
 
-def _check_space(services: Services) -> None:
+def check_space(services: Services) -> None:
     settings = services.settings
     if services.store.free_bytes() < settings.min_free_bytes + settings.max_upload_bytes:
         raise ApiError(
@@ -60,12 +61,13 @@ async def submit(
     # A repetition of a stored request needs no place in the queue, so no limit may refuse it.
     admission = nullcontext() if repeated else services.index.admission(principal.owner, principal.limits)
     tenant = tenant_of(principal, request)
-    async with _receiving(request, services, tenant):
+    async with receiving(request, services, tenant):
         with admission:
             if not repeated:
-                _check_space(services)
+                check_space(services)
             async with scratch(services, tenant) as space:
                 draft = await receiver(request, services, space)
+                draft = await asyncio.to_thread(with_kept, draft, services, principal)
                 turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
                 async with turn:
                     if key is not None and services.idempotency.known(principal.owner, key):
@@ -79,7 +81,8 @@ async def submit(
 async def dry_run(request: Request, services: Services, principal: Principal) -> tuple[Draft, Checked]:
     """Take in and check a submit, and forget it. Raises ApiError, ClientDisconnect."""
     tenant = tenant_of(principal, request)
-    async with _receiving(request, services, tenant), scratch(services, tenant) as space:
-        _check_space(services)
+    async with receiving(request, services, tenant), scratch(services, tenant) as space:
+        check_space(services)
         draft = await receive(request, services, space)
+        draft = await asyncio.to_thread(with_kept, draft, services, principal)
         return draft, await check(draft, services, principal, space)

@@ -217,6 +217,23 @@ def test_the_async_client_is_written_from_the_blocking_one() -> None:
     assert TARGET.read_text() == written.stdout, "run: make client"
 
 
+def test_a_file_is_sent_once_and_named_in_submits(service: Service) -> None:
+    with Client(service.url) as client:
+        person, speech = client.keep(service.person), client.keep(service.speech.read_bytes(), kind="audio")
+        assert {file.id for file in client.kept_files()} >= {person.id, speech.id}
+        mixed = client.submit(person_image=person.id, audio=service.speech, prompt="One.")
+        named = client.submit(person_image=person.id, audio=speech.id, prompt="One.")
+        stored = [service.stack.journal.read(job.id).submitted.inputs for job in (mixed, named)]
+        assert stored[0].audio.sha256 == stored[1].audio.sha256
+        client.forget(person)
+        client.forget(speech.id)
+        with pytest.raises(ApiError) as refused:
+            client.submit(person_image=person.id, audio=service.speech, prompt="One.")
+        assert (refused.value.code, refused.value.field) == ("unknown_file", "person_image")
+        for job in (mixed, named):
+            client.delete(job)
+
+
 def test_what_became_of_webhooks_can_be_looked_up(service: Service) -> None:
     asked = {"webhook_url": "https://hooks.invalid/x", "webhook_events": ["job.succeeded"]}
     with Client(service.url) as client:

@@ -106,6 +106,7 @@ def api(shared_api: Api, redis_url: str) -> Api:
     Redis.from_url(redis_url).flushall()
     for folder in (
         "jobs",
+        "files",
         "keys",
         "idempotency",
         "usage",

@@ -22,7 +22,7 @@ from server.access import why_not_to_start
 from server.app import StartRefusedError, create_app
 from server.keys import KeyLimits, NewKey, Scope, authenticate, create_key, list_keys, revoke_key
 from tests.server.conftest import BASE_URL, Api, ApiFactory, make_settings
-from tests.server.inputs import audio_bytes, form
+from tests.server.inputs import audio_bytes, form, image_bytes
 from tests.server.journals import VIDEO, finish_clip, start, succeed
 
 
@@ -88,6 +88,7 @@ SHARED_ROUTES = {
     "/metrics",
     "/v1/videos",
     "/v1/webhooks/secret",
+    "/v1/files",
 }
 
 
@@ -100,6 +101,7 @@ def test_every_route_of_a_job_hides_it_from_strangers_and_every_route_needs_a_ke
     owner, stranger = create_key(api.store, "owner"), create_key(api.store, "stranger")
     job = submit(api, owner, audio=audio_bytes(seconds=1)).json()
     succeed(api, job["id"])
+    kept = api.client.post("/v1/files", files={"file": ("x", image_bytes())}, headers=bearer(owner)).json()
     routes = operations(api)
     assert len(routes) >= 14
     for method, path in routes:
@@ -108,7 +110,7 @@ def test_every_route_of_a_job_hides_it_from_strangers_and_every_route_needs_a_ke
             .replace("{clip}", "0")
             .replace("{sequence}", "1")
         )
-        url = url.replace("{name}", "person_image")
+        url = url.replace("{name}", "person_image").replace("{file_id}", kept["id"])
         assert "{" not in url, f"the matrix does not know how to fill {path}"
         anonymous = api.client.request(method, url)
         if path in OPEN_ROUTES:
@@ -118,18 +120,19 @@ def test_every_route_of_a_job_hides_it_from_strangers_and_every_route_needs_a_ke
         theirs = api.client.request(method, url, headers=bearer(stranger))
         if path in SHARED_ROUTES:
             assert job["id"] not in theirs.text, (method, path)
+            assert kept["id"] not in theirs.text, (method, path)
         else:
             assert (theirs.status_code, theirs.json().get("code", theirs.json().get("error", {}))) in (
-                (404, "job_not_found"),
+                (404, "file_not_found" if "{file_id}" in path else "job_not_found"),
                 (404, {"message": "There is no such job.", "type": "invalid_request_error", "param": None,
                        "code": "job_not_found"}),
             ), (method, path)  # fmt: skip
             # Exactly what a job that never was looks like.
-            never = api.client.request(
-                method, url.replace(job["id"], "job_" + "0" * 36), headers=bearer(stranger)
-            )
+            unknown = url.replace(job["id"], "job_" + "0" * 36).replace(kept["id"], "file_" + "0" * 36)
+            never = api.client.request(method, unknown, headers=bearer(stranger))
             assert (never.status_code, never.content) == (theirs.status_code, theirs.content)
     assert api.client.get(job["urls"]["self"], headers=bearer(owner)).json()["status"] == "succeeded"
+    assert api.client.get(f"/v1/files/{kept['id']}", headers=bearer(owner)).status_code == 200
 
 
 def test_links_can_be_signed_and_expire(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,119 @@
+"""Files that clients keep on the server, to submit them again and again: decoded, by owner and content."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from contract.frozen import Frozen
+from contract.job import StoredFile
+from jobs.artifacts import ArtifactStore, NoFileOfOurs
+
+FILE_ID: Final = re.compile(r"file_[0-9a-v]{36}")
+_FOLDER: Final = "files"
+_RECORD: Final = "file.json"
+
+
+class FileNotKept(Exception):
+    """This owner keeps no such file: it never was, was deleted, or has expired."""
+
+
+class KeptFile(Frozen):
+    """A decoded file that its owner may name in a submit."""
+
+    id: str
+    owner: str
+    kind: str
+    """image, audio or video."""
+    received_sha256: str
+    """Of the file as it was sent."""
+    received_bytes: int
+    decoded: StoredFile
+    """Decoded. `name` is relative to the file's folder."""
+    answer: Mapping[str, Any]
+    """What the decoder found out."""
+    created_at: datetime
+    expires_at: datetime
+
+
+def file_id(owner: str, kind: str, received_sha256: str) -> str:
+    """The id of a file: the same for the same owner, kind and content."""
+    digest = hashlib.sha256(f"{owner}/{kind}/{received_sha256}".encode()).digest()
+    return "file_" + base64.b32hexencode(digest).decode().lower()[:36]
+
+
+@dataclass(frozen=True)
+class KeptFiles:
+    """The kept files of a store."""
+
+    store: ArtifactStore
+
+    def put(self, file: KeptFile, folder: Path) -> bool:
+        """Keep the decoded file in the local folder `folder`. False if somebody was faster: then it is kept
+        until the new `expires_at`. Raises OSError.
+        """
+        (folder / _RECORD).write_text(file.model_dump_json(), encoding="utf-8")
+        try:
+            self.store.adopt_folder(folder, _prefix(file.owner, file.id))
+        except FileExistsError:
+            self.keep_on(file)
+            return False
+        return True
+
+    def keep_on(self, file: KeptFile) -> None:
+        """Keep a file until the new `expires_at`. Raises FileNotKept, OSError."""
+        try:
+            self.store.write(f"{_prefix(file.owner, file.id)}/{_RECORD}", file.model_dump_json().encode())
+        except FileNotFoundError as error:
+            raise FileNotKept(file.id) from error
+
+    def get(self, owner: str, file: str, now: datetime) -> KeptFile:
+        """Raises FileNotKept, OSError."""
+        found = self._read(owner, file) if FILE_ID.fullmatch(file) else None
+        if found is None or found.expires_at <= now:
+            raise FileNotKept(file)
+        return found
+
+    def of(self, owner: str, now: datetime) -> list[KeptFile]:
+        """All files that an owner keeps, newest first. Raises OSError."""
+        names = [name for name in self.store.list_names(f"{_FOLDER}/{owner}") if FILE_ID.fullmatch(name)]
+        found = (self._read(owner, name) for name in names)
+        kept = [file for file in found if file is not None and file.expires_at > now]
+        return sorted(kept, key=lambda file: (file.created_at, file.id), reverse=True)
+
+    def path(self, file: KeptFile) -> Path:
+        """The decoded file. Raises FileNotKept, OSError."""
+        try:
+            return self.store.local_path(f"{_prefix(file.owner, file.id)}/{file.decoded.name}")
+        except FileNotFoundError as error:
+            raise FileNotKept(file.id) from error
+
+    def remove(self, file: KeptFile) -> None:
+        """Remove a file. Jobs that were submitted with it keep theirs. Raises OSError."""
+        self.store.remove_folder(_prefix(file.owner, file.id))
+
+    def expire(self, now: float) -> None:
+        """Remove what has expired at `now`. Raises OSError."""
+        for owner in self.store.list_names(_FOLDER):
+            for name in self.store.list_names(f"{_FOLDER}/{owner}"):
+                file = self._read(owner, name)
+                if file is not None and file.expires_at.timestamp() <= now:
+                    self.remove(file)
+
+    def _read(self, owner: str, name: str) -> KeptFile | None:
+        try:
+            data = self.store.read(f"{_prefix(owner, name)}/{_RECORD}")
+            return None if data is None else KeptFile.stored(data)
+        except (ValueError, NoFileOfOurs) as error:
+            self.store.passed_over.note("stray", _prefix(owner, name), error)
+            return None
+
+
+def _prefix(owner: str, file: str) -> str:
+    return f"{_FOLDER}/{owner}/{file}"

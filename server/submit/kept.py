@@ -1,0 +1,51 @@
+"""Kept files in a submit: found by the ids that it names, and linked into the job instead of decoded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from contract.job import utcnow
+from jobs.kept_files import FileNotKept, KeptFile, KeptFiles
+from server.access import Principal
+from server.decoding.decoded import DecodedFile
+from server.decoding.formats import KIND_OF_FIELD
+from server.errors import ApiError
+from server.services import Services
+from server.submit.receive import Draft
+
+
+def with_kept(draft: Draft, services: Services, principal: Principal) -> Draft:
+    """The draft with the kept files that it names. Raises ApiError, OSError."""
+    found = {field: _kept(field, file, services, principal.owner) for field, file in draft.references.items()}
+    return replace(draft, kept=found)
+
+
+def _kept(field: str, file: str, services: Services, owner: str) -> KeptFile:
+    try:
+        found = KeptFiles(services.store).get(owner, file, utcnow())
+    except FileNotKept as error:
+        detail = "You keep no file with this id: it was deleted, has expired, or never was."
+        raise ApiError("unknown_file", detail, field=field) from error
+    expected = KIND_OF_FIELD[field]
+    if found.kind != expected:
+        detail = f"The file was sent as {found.kind}; send it again with kind={expected}."
+        raise ApiError("unknown_file", detail, field=field, limit=expected)
+    return found
+
+
+def link(file: KeptFile, field: str, target: Path, services: Services) -> DecodedFile:
+    """Put a kept file where a decoder would have written it. Raises ApiError, OSError."""
+    try:
+        source = KeptFiles(services.store).path(file)
+        try:
+            os.link(source, target)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, target)
+    except (FileNotKept, FileNotFoundError) as error:
+        raise ApiError("unknown_file", "The file has just been deleted.", field=field) from error
+    return DecodedFile.of(file.answer, field)
