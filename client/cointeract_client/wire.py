@@ -78,8 +78,8 @@ def submit_call(
         body = values | {name: _as_reference(file) for name, file in given.items()}
         return Call("POST", path, headers=headers, json=body)
     form = {name: _form_texts(value) for name, value in {**values, **references}.items()}
-    files = {name: file for name, file in given.items() if name not in references}
-    return Call("POST", path, headers=headers, form=form, files=files)
+    upload = {name: file for name, file in given.items() if name not in references}
+    return Call("POST", path, headers=headers, form=form, files=upload)
 
 
 def _is_reference(given: FileInput) -> bool:
