@@ -1,8 +1,12 @@
-"""Which addresses mean this machine itself."""
+"""Which addresses mean this machine itself, and which networks are the operator's own."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 
@@ -24,3 +28,66 @@ def is_loopback(host: str) -> bool:
 def goes_through_proxies(url: str) -> bool:
     """Whether the environment's proxies are to be used for `url`: never on the way to this machine itself."""
     return not is_loopback(urlsplit(url).hostname or "")
+
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_PRIVATE_USE: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+)
+"""What networks of one's own use. This machine itself and link-local addresses, where clouds tell secrets to
+whoever asks, are not among them: they must be named as addresses.
+"""
+_HOST_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_-]+)*")
+
+
+@dataclass(frozen=True)
+class PrivateNetworks:
+    """Hosts and networks of the operator's own to which requests may lead, though they are not public.
+
+    A host that is named may have addresses of private use; other addresses must lie in a network that is.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    """Names, or name:port."""
+    networks: tuple[IpNetwork, ...] = ()
+
+    @classmethod
+    def parse(cls, entries: Iterable[str]) -> PrivateNetworks:
+        """Of host names, names with a port, addresses and CIDRs. Raises ValueError naming a bad one."""
+        hosts, networks = set(), []
+        for entry in entries:
+            try:
+                networks.append(ipaddress.ip_network(entry.strip("[]")))
+                continue
+            except ValueError as error:
+                if "/" in entry:
+                    raise ValueError(f"{entry!r} is no network: {error}") from error
+            name, colon, port = entry.lower().partition(":")
+            if not _HOST_NAME.fullmatch(name) or (colon and not (port.isdecimal() and 0 < int(port) < 65536)):
+                raise ValueError(f"{entry!r} is neither a host name, with or without port, nor a network")
+            hosts.add(entry.lower())
+        return cls(frozenset(hosts), tuple(networks))
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is named."""
+        return bool(self.hosts or self.networks)
+
+    def allows(self, host: str, port: int, address: str) -> bool:
+        """Whether a connection to this address of the host may be made."""
+        try:
+            ip: IpAddress = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        if isinstance(ip, ipaddress.IPv6Address):
+            if ip.scope_id is not None:
+                return False
+            ip = ip.ipv4_mapped or ip
+        named = host.lower() in self.hosts or f"{host.lower()}:{port}" in self.hosts
+        return _lies_in(ip, self.networks) or (named and _lies_in(ip, _PRIVATE_USE))
+
+
+def _lies_in(ip: IpAddress, networks: Iterable[IpNetwork]) -> bool:
+    return any(ip.version == network.version and ip in network for network in networks)

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contract.attention import AttentionBackend
+from contract.network import PrivateNetworks
 from contract.video import CLIP_FRAMES, MAX_DROPPED_FRAMES
 
 ENV_PREFIX: Final = "COINTERACT_"
@@ -111,6 +112,13 @@ class Settings(BaseSettings):
         200, gt=0, description="Open event streams; more are refused with 429. Shared as uploads are."
     )
 
+    allowed_networks: CommaSeparated = Field(
+        (),
+        description="Hosts (with or without port) and networks of your own, separated by commas, to which "
+        "input URLs and webhooks may lead, by http: too, such as minio.internal,10.1.0.0/16. Others must be "
+        "public, and https:.",
+    )
+
     # Under which name, and for whose pages
     public_url: str | None = Field(
         None,
@@ -189,6 +197,17 @@ class Settings(BaseSettings):
 
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(False, description="Write log lines as JSON objects.")
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _are_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        PrivateNetworks.parse(entries)
+        return entries
+
+    @property
+    def private_networks(self) -> PrivateNetworks:
+        """`allowed_networks`, understood."""
+        return PrivateNetworks.parse(self.allowed_networks)
 
     @property
     def base_url(self) -> str:

@@ -64,7 +64,7 @@ def _services(settings: Settings) -> Services:
     queue = JobQueue(settings, settings.redis_url)
     hints = Hints(queue)
     index = JobIndex(store, settings.max_queued_jobs)
-    fetcher = Fetcher(settings.fetch_timeout_s)
+    fetcher = Fetcher(settings.fetch_timeout_s, private=settings.private_networks)
     try:
         secret = webhook_secret(store, settings.webhook_secret)
     except ValueError as error:

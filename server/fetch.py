@@ -3,7 +3,8 @@
 A host name is resolved once. If any of its addresses is not a public one, the URL is refused. Otherwise the
 connection goes to exactly one of the addresses that were checked, so that a second answer of the name server
 changes nothing. TLS checks the certificate against the name. There are no redirects and no proxies. The head
-of an answer, its body and the time for all of it are bounded.
+of an answer, its body and the time for all of it are bounded. Networks that the operator names may be opened,
+too, and only there without TLS.
 """
 
 from __future__ import annotations
@@ -14,20 +15,30 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO, Final
 from urllib.parse import SplitResult, urlsplit
 
 import anyio
 import httpcore
 
+from contract.network import PrivateNetworks
+
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 Policy = Callable[[str], bool]
 LONGEST_URL: Final = 2048
+RESOLVING_AT_ONCE: Final = 16
+LOOK_UP_S: Final = 2.0
+"""How long a submit waits to learn whether its webhook can be reached at all."""
+PORT_OF_SCHEME: Final = {"https": 443, "http": 80}
+NO_NETWORKS: Final = PrivateNetworks()
 USER_AGENT: Final = "cointeract-server"
 _BROKEN: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
 """Not OSError, which would say that our own disk is full."""
+NOT_OPENED: Final = "The host of this URL has an address that is not public, or http: is not allowed there."
 _GLOBAL_IPV6: Final = ipaddress.ip_network("2000::/3")
 """All that is assigned for global unicast. Site-local (fec0::/10), NAT64 and IPv4 in IPv6 lie outside."""
 _DOCUMENTATION_IPV6: Final = ipaddress.ip_network("3fff::/20")  # Python 3.11 takes it for global
@@ -81,14 +92,25 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-async def resolve(host: str, port: int) -> Sequence[str]:
-    """All addresses of a host name, by the system's resolver."""
-    answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(answer[4][0]) for answer in answers]
+class SystemResolver:
+    """The system's resolver, in threads of its own: a name server that does not answer holds up no disk."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(RESOLVING_AT_ONCE, thread_name_prefix="dns")
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        """All addresses of a host name. Raises OSError."""
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        answers = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        return [str(answer[4][0]) for answer in answers]
 
 
-def check_url(url: str) -> SplitResult:
-    """Parse a URL that we are to open. Raises FetchRefused unless it is a plain https: URL."""
+def check_url(url: str, private: PrivateNetworks = NO_NETWORKS) -> SplitResult:
+    """Parse a URL that we are to open.
+
+    Raises FetchRefused unless it is a plain https: URL, or http: where there are private networks; whether it
+    leads there shows when its host is resolved.
+    """
     refused = FetchRefused("Only plain https: URLs with a host name are fetched.")
     if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         raise refused
@@ -97,7 +119,8 @@ def check_url(url: str) -> SplitResult:
         port = parts.port
     except ValueError as error:
         raise refused from error
-    if parts.scheme != "https" or not parts.hostname or parts.username is not None or port == 0:
+    schemes = ("https", "http") if private.any else ("https",)
+    if parts.scheme not in schemes or not parts.hostname or parts.username is not None or port == 0:
         raise refused
     return parts
 
@@ -107,7 +130,8 @@ class _CheckedAddresses(httpcore.AsyncNetworkBackend):
     """Connects to a checked address of the host, and keeps the connections to close them for certain."""
 
     resolver: Resolver
-    policy: Policy
+    may_open: Callable[[str], bool]
+    """Whether a connection to an address may be made."""
     opened: list[httpcore.AsyncNetworkStream] = field(default_factory=list)
 
     async def connect_tcp(
@@ -122,8 +146,8 @@ class _CheckedAddresses(httpcore.AsyncNetworkBackend):
             addresses = await self.resolver(host, port)
         except (OSError, UnicodeError) as error:
             raise FetchFailed("The host of this URL is not known.") from error
-        if not addresses or not all(self.policy(address) for address in addresses):
-            raise FetchRefused("The host of this URL has an address that is not public.")
+        if not addresses or not all(self.may_open(address) for address in addresses):
+            raise FetchRefused(NOT_OPENED)
         stream = await httpcore.AnyIOBackend().connect_tcp(
             addresses[0], port, timeout, local_address, socket_options
         )
@@ -139,12 +163,37 @@ class _CheckedAddresses(httpcore.AsyncNetworkBackend):
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Opens https: URLs. Tests replace `resolver`, `policy` and `tls`; the defaults are the real ones."""
+    """Opens URLs. Tests replace `resolver`, `policy` and `tls`; the defaults are the real ones."""
 
     timeout_s: float
-    resolver: Resolver = resolve
+    resolver: Resolver = field(default_factory=SystemResolver)
     policy: Policy = is_public
+    """Whether an address is public."""
     tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    private: PrivateNetworks = NO_NETWORKS
+    """The operator's own networks, to which URLs may lead, too."""
+
+    def _may_open(self, parts: SplitResult, address: str) -> bool:
+        """Whether the URL may lead to this address: public and https:, or one of our own networks."""
+        port = parts.port or PORT_OF_SCHEME[parts.scheme]
+        if self.private.allows(parts.hostname or "", port, address):
+            return True
+        return parts.scheme == "https" and self.policy(address)
+
+    async def check(self, url: str) -> None:
+        """Refuse a URL that could never be opened. Raises FetchRefused.
+
+        A name that is not known now may be known later.
+        """
+        parts = check_url(url, self.private)
+        host, port = parts.hostname or "", parts.port or PORT_OF_SCHEME[parts.scheme]
+        try:
+            async with asyncio.timeout(LOOK_UP_S):
+                addresses = await self.resolver(host, port)
+        except (OSError, UnicodeError):  # TimeoutError is one
+            return
+        if not all(self._may_open(parts, address) for address in addresses):
+            raise FetchRefused(NOT_OPENED)
 
     async def fetch(self, url: str, file: BinaryIO, limit: int) -> Fetched:
         """Get `url` into `file`, at most `limit` bytes. Raises FetchError."""
@@ -180,14 +229,17 @@ class Fetcher:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> AsyncIterator[httpcore.Response]:
         """The head of an answer, its body still to be read, all within the deadline. Raises FetchError."""
-        parts = check_url(url)
+        parts = check_url(url, self.private)
         # From the parts that were checked: a second parser might find another host in the same text.
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         opened = httpcore.URL(
-            scheme="https", host=str(parts.hostname), port=parts.port or 443, target=target.encode()
+            scheme=parts.scheme,
+            host=str(parts.hostname),
+            port=parts.port or PORT_OF_SCHEME[parts.scheme],
+            target=target.encode(),
         )
         all_headers = {"Host": parts.netloc, "User-Agent": USER_AGENT, "Connection": "close", **headers}
-        backend = _CheckedAddresses(self.resolver, self.policy)
+        backend = _CheckedAddresses(self.resolver, partial(self._may_open, parts))
         try:
             async with (
                 asyncio.timeout(self.timeout_s),

@@ -20,7 +20,7 @@ from server.decoding.decoded import DecodedFile
 from server.decoding.formats import KIND_OF_FIELD
 from server.decoding.sandbox import DecodeTask
 from server.errors import ApiError, api_error_of, printable
-from server.fetch import FetchRefused, check_url
+from server.fetch import FetchRefused
 from server.services import Services
 from server.submit.kept import link
 from server.submit.prompt_tokens import warnings_about_length
@@ -105,9 +105,13 @@ def check_fields(
     priority_of(fields, principal)
     if fields.webhook_events is not None and fields.webhook_url is None:
         raise ApiError("missing_field", "webhook_events need a webhook_url.", field="webhook_url")
+
+
+async def _check_webhook(fields: GenerateFields, services: Services) -> None:
+    """Raises ApiError for an address to which nothing could ever be delivered."""
     if fields.webhook_url is not None:
         try:
-            check_url(fields.webhook_url)
+            await services.fetcher.check(fields.webhook_url)
         except FetchRefused as error:
             raise api_error_of(error, "webhook_url") from error
 
@@ -143,6 +147,7 @@ async def check(draft: Draft, services: Services, principal: Principal, space: S
     fields, settings = draft.fields, services.settings
     card = await asyncio.to_thread(choose_card, services, fields.model)
     check_fields(fields, card, services, principal)
+    await _check_webhook(fields, services)
     check_files({*draft.files, *draft.kept}, card)
     decoded = await _decode(draft, services, space)
     (space.folder / THUMBNAIL[0]).write_bytes(decoded["person_image"].thumbnail)

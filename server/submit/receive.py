@@ -226,12 +226,13 @@ def _split(
 ) -> tuple[dict[str, object], dict[str, GivenFile]]:
     """The https: URLs, and the files of the data: URLs with the ids of kept ones."""
     limits = file_limits(services)
+    schemes = ("https", "http") if services.fetcher.private.any else ("https",)
     links: dict[str, object] = {}
     files: dict[str, GivenFile] = {}
     for field, url in urls.items():
         if isinstance(url, str) and url[:5].lower() == "data:":
             files[field] = decode_data_url(url, scratch, limits[field], field)
-        elif isinstance(url, str) and url[:6].lower() == "https:":
+        elif isinstance(url, str) and url.partition(":")[0].lower() in schemes:
             links[field] = url
         elif isinstance(url, str) and FILE_ID.fullmatch(url):
             files[field] = url

@@ -25,8 +25,8 @@ from server.fetch import (
     FetchFailed,
     FetchRefused,
     FetchTooLarge,
+    SystemResolver,
     is_public,
-    resolve,
 )
 
 HOST = "files.example"
@@ -300,5 +300,5 @@ def test_with_the_real_policy_nothing_of_ours_is_reached(url: str, monkeypatch: 
 
 
 def test_the_resolver_is_the_systems() -> None:
-    assert set(asyncio.run(resolve("localhost", 443))) <= {"127.0.0.1", "::1"}
+    assert set(asyncio.run(SystemResolver()("localhost", 443))) <= {"127.0.0.1", "::1"}
     assert socket.gethostbyname("localhost") == "127.0.0.1"
