@@ -23,6 +23,15 @@ class Entry(Frozen):
     at: datetime
 
 
+class SpokenText(Frozen):
+    """A text that was given instead of speech."""
+
+    text: str
+    voice: str
+    model: str
+    """Of the speech server."""
+
+
 class Submitted(Entry):
     type: Literal["submitted"] = "submitted"
     owner: str
@@ -48,6 +57,8 @@ class Submitted(Entry):
     """The claim in storage that leads a repeated submit to this job."""
     max_running: int | None = None
     """Jobs the owner may have running at once; the job waits while that many run. None: no limit."""
+    speech: SpokenText | None = None
+    """The text that the audio was made from, if it was."""
     received: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each input as the client sent it, by field. `inputs` are decoded and written anew."""
     warnings: tuple[JobWarning, ...] = ()

@@ -43,6 +43,8 @@ LONGEST_DEADLINE_S: Final = 30 * 86_400
 
 FILE_FIELDS: Final = tuple(InputFiles.model_fields)
 REQUIRED_FILES: Final = tuple(name for name, field in InputFiles.model_fields.items() if field.is_required())
+SPOKEN_FILE: Final = "audio"
+"""The file that `speech_text` may stand for."""
 
 _CODE_OF_PYDANTIC: Final = {
     "missing": "missing_field",
@@ -143,6 +145,10 @@ class GenerateFields(BaseModel):
         description="For preset balanced and fast, instead of the checkpoint's own choice: the steps, from "
         "0, that the network computes. The others are interpolated.",
     )
+    speech_text: Text | None = Field(
+        None, description="Instead of audio, where the server makes speech: what the person says."
+    )
+    voice: ModelName | None = Field(None, description="Who says speech_text; see /v1/models.")
     audio_face_mask: bool = Field(False, description="Let the speech move the face only.")
     priority: Priority | None = Field(
         None, strict=False, description="Normal if not given, or the highest that the key may ask for."

@@ -119,6 +119,23 @@ class Settings(BaseSettings):
         "public, and https:.",
     )
 
+    # Speech from text
+    speech_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+(/[^?#\s]*)?$",
+        description="Base URL of an OpenAI-compatible speech server, such as http://kokoro:8880/v1: with it, "
+        "requests may give speech_text instead of audio.",
+    )
+    speech_api_key: str | None = Field(None, repr=False, description="Key that the speech server asks for.")
+    speech_model: str = Field("tts-1", description="Model that the speech server is asked for.")
+    speech_voices: CommaSeparated = Field(
+        ("alloy",),
+        min_length=1,
+        description="Voices that a request may choose, separated by commas; the first is the default.",
+    )
+    speech_timeout_s: float = Field(120.0, gt=0, description="Seconds to wait for speech from text.")
+    max_speech_chars: int = Field(4096, gt=0, description="Characters of a speech_text.")
+
     # Under which name, and for whose pages
     public_url: str | None = Field(
         None,

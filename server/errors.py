@@ -55,6 +55,8 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "conflicting_fields": 422,
     "unknown_model": 422,
     "unknown_file": 422,
+    "speech_not_offered": 422,
+    "speech_refused": 422,
     "unsupported_size": 422,
     "pose_not_supported": 422,
     "preset_not_supported": 422,
@@ -95,6 +97,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "job_unreadable": 500,
     "busy": 503,
     "no_checkpoint": 503,
+    "speech_unavailable": 503,
     "storage_unavailable": 503,
     "insufficient_storage": 507,
 }

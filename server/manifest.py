@@ -14,7 +14,7 @@ from contract.job import JobState, StoredFile
 from contract.memory import MemoryMode
 from contract.state import Job
 from jobs.cards import read_sums
-from server.schemas import CheckpointView, ParamsView, Wire
+from server.schemas import CheckpointView, ParamsView, SpeechView, Wire
 from server.services import Services
 from server.views import params_view
 
@@ -73,6 +73,7 @@ class Manifest(Wire):
     exact: bool = Field(description="Whether the video is what the checkpoint's own sampling gives.")
     params: ParamsView
     inputs: dict[str, InputHash]
+    speech: SpeechView | None = Field(description="What the audio was made from, if it was a text.")
     clips: list[ClipManifest]
     attempts: list[AttemptManifest]
     video: FileHash | None
@@ -125,6 +126,7 @@ def manifest_of(job: Job, services: Services) -> Manifest:
         exact=params.preset.is_exact,
         params=params_view(params),
         inputs=_inputs_of(job),
+        speech=submitted.speech and SpeechView(**submitted.speech.model_dump()),
         clips=[
             ClipManifest(
                 **_hash_of(entry.video).model_dump(),

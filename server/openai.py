@@ -74,7 +74,9 @@ class CreateVideo(Wire):
         description="The person: a file, a URL, or an object with one."
     )
     image_reference: str | dict[str, str] | None = Field(None, description="The product.")
-    audio_reference: str | dict[str, str] = Field(description="The speech.")
+    audio_reference: str | dict[str, str] | None = Field(
+        None, description="The speech. Or speech_text in extra_params."
+    )
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     flow_shift: float | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import Header
 
-from contract.request import FILE_FIELDS, REQUIRED_FILES, GenerateFields
+from contract.request import FILE_FIELDS, REQUIRED_FILES, SPOKEN_FILE, GenerateFields
 from server.errors import PROBLEM_MEDIA_TYPE
 from server.openai import CreateVideo
 from server.schemas import GenerateJson, ProblemDocument
@@ -52,7 +52,7 @@ def _generate_body() -> dict[str, Any]:
         "minItems": 1,
         "items": {"type": "string", "minLength": 1},
     }
-    form["required"] = ["prompt", *REQUIRED_FILES]
+    form["required"] = ["prompt", *(name for name in REQUIRED_FILES if name != SPOKEN_FILE)]
     as_json = GenerateJson.model_json_schema()
     for schema in (form, as_json):
         for name, definition in schema.pop("$defs", {}).items():

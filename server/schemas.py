@@ -17,10 +17,12 @@ from contract.warnings import JobWarning
 
 
 class GenerateJson(GenerateFields):
-    """A submit as JSON. Files are `data:` or `https:` URLs."""
+    """A submit as JSON. Files are `data:` or `https:` URLs, or ids of kept files."""
 
     person_image: str = Field(description="Photo of the person: JPEG, PNG, WebP, HEIC or AVIF.")
-    audio: str = Field(description="Speech: WAV, MP3, FLAC, OGG, M4A, MP4, MOV, WebM, AAC or AIFF.")
+    audio: str | None = Field(
+        None, description="Speech: WAV, MP3, FLAC, OGG, M4A, MP4, MOV, WebM, AAC or AIFF. Or speech_text."
+    )
     product_image: str | None = Field(
         None, description="Photo of the product: JPEG, PNG, WebP, HEIC or AVIF."
     )
@@ -31,6 +33,14 @@ class Wire(BaseModel):
     """The base of all answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SpeechView(Wire):
+    """What the person says, if it was given as text."""
+
+    text: str
+    voice: str
+    model: str = Field(description="Of the speech server.")
 
 
 class CheckpointView(Wire):
@@ -110,6 +120,7 @@ class JobView(Wire):
     duration_s: float | None
     urls: JobUrls
     error: JobErrorView | None
+    speech: SpeechView | None = Field(description="Set if speech_text was given instead of audio.")
     warnings: list[JobWarning] = Field(description="What is probably not as meant, or was changed.")
     usage: Usage
 
@@ -169,6 +180,9 @@ class ModelView(Wire):
 class ModelList(Wire):
     object: Literal["list"] = "list"
     data: list[ModelView]
+    voices: list[str] = Field(
+        description="Voices for speech_text, the default first; empty if the server makes no speech."
+    )
 
 
 class SignRequest(BaseModel):

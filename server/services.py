@@ -41,6 +41,8 @@ class Services:
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))
     """JSON bodies hold whole files in memory, so only so many are read at the same time."""
+    speaking: Turns = field(default_factory=lambda: Turns(4))
+    """The speech server is asked for so many texts at the same time."""
     storing: KeyedLocks = field(default_factory=KeyedLocks)
     """Submits of a key with limits are stored one after the other."""
     uploads: Places = field(init=False)

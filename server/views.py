@@ -26,6 +26,7 @@ from server.schemas import (
     ModelView,
     ParamsView,
     PresetView,
+    SpeechView,
     Usage,
 )
 
@@ -148,6 +149,7 @@ def job_view(job: Job, hints: Hints | None, base_url: str = "") -> JobView:
             **dict(file_urls(job, lambda of_file: base_url + of_file)),
         ),
         error=error,
+        speech=submitted.speech and SpeechView(**submitted.speech.model_dump()),
         warnings=list(submitted.warnings),
         usage=Usage(gpu_seconds=round(job.gpu_seconds, 3)),
     )

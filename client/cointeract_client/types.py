@@ -91,6 +91,7 @@ class Job(_Answer):
     duration_s: float | None = None
     urls: JobUrls = Field(default_factory=JobUrls)
     error: JobError | None = None
+    speech: Speech | None = None
     usage: Usage = Field(default_factory=Usage)
     warnings: list[Warn] = Field(default_factory=list)
 
@@ -98,6 +99,14 @@ class Job(_Answer):
     def is_final(self) -> bool:
         """Whether the job will not change any more."""
         return self.status in FINAL_STATES
+
+
+class Speech(_Answer):
+    """What the person says, if it was given as text."""
+
+    text: str
+    voice: str
+    model: str
 
 
 class KeptFile(_Answer):

@@ -74,4 +74,5 @@ def list_models(services: ServicesOf, principal: Reader) -> ModelList:
     cards = read_cards(services.store)
     default = choose_card(services, None).name if cards else None
     ordered = sorted(cards.values(), key=lambda card: card.name)
-    return ModelList(data=[model_view(card, card.name == default) for card in ordered])
+    voices = list(services.settings.speech_voices) if services.settings.speech_url else []
+    return ModelList(data=[model_view(card, card.name == default) for card in ordered], voices=voices)

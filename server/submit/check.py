@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,7 @@ from contract.card import CheckpointCard
 from contract.job import Priority
 from contract.params import GenerationParams
 from contract.presets import check_preset, preset_defaults
-from contract.request import FILE_FIELDS, GenerateFields
+from contract.request import FILE_FIELDS, SPOKEN_FILE, GenerateFields
 from contract.resolve import check_files, check_prompts, frame_size, resolve
 from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from jobs.cards import read_cards
@@ -25,6 +25,7 @@ from server.services import Services
 from server.submit.kept import link
 from server.submit.prompt_tokens import warnings_about_length
 from server.submit.receive import Draft, Scratch
+from server.submit.speak import check_speech, speak
 
 STORED_NAME: Final = {
     "person_image": ("inputs/person.png", "image/png"),
@@ -149,7 +150,8 @@ async def check(draft: Draft, services: Services, principal: Principal, space: S
     check_fields(fields, card, services, principal)
     await _check_webhook(fields, services)
     check_files({*draft.files, *draft.kept}, card)
-    decoded = await _decode(draft, services, space)
+    check_speech(fields, SPOKEN_FILE in {*draft.files, *draft.kept}, settings)
+    decoded = await _decode_all(draft, services, space)
     (space.folder / THUMBNAIL[0]).write_bytes(decoded["person_image"].thumbnail)
     default_steps = preset_defaults(card, fields.preset).num_inference_steps
     if fields.num_inference_steps is None and default_steps > settings.max_steps:
@@ -172,6 +174,19 @@ def _prompts(fields: GenerateFields) -> list[tuple[str, str]]:
     """All prompts with the fields that they came in."""
     negative = [("negative_prompt", fields.negative_prompt)] if fields.negative_prompt else []
     return [*(("prompt", prompt) for prompt in fields.prompt), *negative]
+
+
+async def _decode_all(draft: Draft, services: Services, space: Scratch) -> dict[str, DecodedFile]:
+    """Decode all files of a request, and the speech made from its text. Raises ApiError."""
+    spoken = await speak(draft.fields, services, space)
+    if spoken is None:
+        return await _decode(draft, services, space)
+    try:
+        return await _decode(replace(draft, files={**draft.files, SPOKEN_FILE: spoken}), services, space)
+    except ApiError as error:
+        if error.field == SPOKEN_FILE:
+            error.field = "speech_text"
+        raise
 
 
 async def _decode(draft: Draft, services: Services, space: Scratch) -> dict[str, DecodedFile]:

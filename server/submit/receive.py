@@ -27,6 +27,7 @@ from contract.request import (
     FILE_FIELDS,
     PARAMS_FIELD,
     REQUIRED_FILES,
+    SPOKEN_FILE,
     FieldError,
     GenerateFields,
     fields_of,
@@ -157,7 +158,8 @@ def draft_of(values: Mapping[str, Any], files: Mapping[str, GivenFile]) -> Draft
     """The checked settings with their files. Raises FieldError."""
     fields = fields_of(values)
     for field in REQUIRED_FILES:
-        if field not in files:
+        is_spoken = field == SPOKEN_FILE and fields.speech_text is not None
+        if field not in files and not is_spoken:
             raise FieldError("missing_field", "This file is needed.", field)
     received = {field: file for field, file in files.items() if isinstance(file, ReceivedFile)}
     references = {field: file for field, file in files.items() if isinstance(file, str)}

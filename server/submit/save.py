@@ -7,7 +7,7 @@ import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 
-from contract.entries import Submitted
+from contract.entries import SpokenText, Submitted
 from contract.job import InputFiles, StoredFile, new_job_id, utcnow
 from contract.request import FILE_FIELDS
 from contract.state import Job
@@ -17,6 +17,7 @@ from server.errors import ApiError
 from server.services import Services
 from server.submit.check import STORED_NAME, THUMBNAIL, Checked, priority_of
 from server.submit.receive import Draft
+from server.submit.speak import voice_of
 
 
 def _stored(folder: Path, name: str, media_type: str) -> StoredFile | None:
@@ -26,6 +27,15 @@ def _stored(folder: Path, name: str, media_type: str) -> StoredFile | None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return StoredFile(name=name, sha256=digest, size=path.stat().st_size, media_type=media_type)
+
+
+def _speech(draft: Draft, services: Services) -> SpokenText | None:
+    """The text that was spoken instead of sent as audio."""
+    settings, text = services.settings, draft.fields.speech_text
+    voice = voice_of(draft.fields, settings)
+    if text is None or voice is None:
+        return None
+    return SpokenText(text=text, voice=voice, model=settings.speech_model)
 
 
 def _save(
@@ -53,6 +63,7 @@ def _save(
         webhook_events=events and tuple(events),
         retention_s=draft.fields.retention_s or services.settings.retention_s,
         cancel_after_s=draft.fields.cancel_after,
+        speech=_speech(draft, services),
         received=draft.received(),
         cost=checked.params.cost(),
         warnings=checked.warnings,

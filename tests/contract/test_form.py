@@ -26,6 +26,8 @@ EVERYTHING: dict[str, Any] = {
     "fit": "contain",
     "preset": "parity",
     "computed_steps": [0, 3, 6],
+    "speech_text": "Good morning.\nHow are you?",
+    "voice": "alloy",
     "audio_face_mask": True,
     "priority": "high",
     "retention_s": 600,
