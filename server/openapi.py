@@ -74,6 +74,15 @@ def _inline(schema: Any, reference: str, definition: dict[str, Any]) -> None:
 
 
 GENERATE_BODY: Final = {"requestBody": _generate_body()}
+
+
+def form_fields() -> dict[str, Any]:
+    """JSON Schemas of the fields of a submit as a form, by their names."""
+    content: Any = GENERATE_BODY["requestBody"]["content"]
+    fields: dict[str, Any] = content["multipart/form-data"]["schema"]["properties"]
+    return fields
+
+
 _VIDEO_SCHEMA: Final = CreateVideo.model_json_schema()
 VIDEO_BODY: Final = {
     "requestBody": {

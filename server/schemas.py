@@ -185,6 +185,40 @@ class ModelList(Wire):
     )
 
 
+class FileLimits(Wire):
+    """What a file may be: bytes, pixels (width × height), shortest side in pixels, seconds of sound."""
+
+    request_bytes: int = Field(description="Of one whole request, all files together.")
+    image_bytes: int
+    image_pixels: int
+    image_min_side: int
+    audio_bytes: int
+    audio_seconds: float
+    audio_min_seconds: float
+    video_bytes: int
+
+
+class KeyView(Wire):
+    """The API key that asks."""
+
+    id: str
+    scopes: list[str]
+    highest_priority: Priority
+    limits: dict[str, Any] = Field(description="As `cointeract keys create` set them; null: no limit.")
+
+
+class LimitsView(Wire):
+    """What a submit is checked against."""
+
+    files: FileLimits
+    max_prompts: int
+    max_prompt_chars: int
+    max_clips: int
+    max_steps: int
+    fields: dict[str, Any] = Field(description="JSON Schema of each field of a submit that is no file.")
+    key: KeyView | None = Field(description="Null on a server without keys.")
+
+
 class SignRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

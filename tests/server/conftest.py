@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import pytest
 import uvicorn
@@ -100,30 +101,32 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iter
         yield api
 
 
-@pytest.fixture
-def api(shared_api: Api, redis_url: str) -> Api:
-    """An application with default settings and nothing stored. Shared: starting one takes a second."""
+STORED: Final = (
+    *("jobs", "files", "keys", "idempotency", "usage", "webhooks", "farewells"),
+    *("webhook-secrets", "scratch", "checkpoints"),
+)
+"""Folders of a store."""
+
+
+def empty(services: Services, redis_url: str) -> None:
+    """Remove everything that is stored, but for one checkpoint."""
     Redis.from_url(redis_url).flushall()
-    for folder in (
-        "jobs",
-        "files",
-        "keys",
-        "idempotency",
-        "usage",
-        "webhooks",
-        "farewells",
-        "webhook-secrets",
-        "scratch",
-        "checkpoints",
-    ):
-        for name in shared_api.store.list_names(folder):
-            path = shared_api.store.root / folder / name
+    assert isinstance(services.store, FolderStore)
+    for folder in STORED:
+        for name in services.store.list_names(folder):
+            path = services.store.root / folder / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-    publish_card(shared_api.store, CARD)
-    shared_api.services.index.refresh()
+    publish_card(services.store, CARD)
+    services.index.refresh()
+
+
+@pytest.fixture
+def api(shared_api: Api, redis_url: str) -> Api:
+    """An application with default settings and nothing stored. Shared: starting one takes a second."""
+    empty(shared_api.services, redis_url)
     shared_api.client.headers.pop("Authorization", None)
     return shared_api
 

@@ -29,26 +29,39 @@ def start(api: Api, job_id: str) -> Job:
 
 
 def finish_clip(
-    api: Api, job_id: str, clip: int, gpu_seconds: float = 1.5, at: datetime | None = None
+    api: Api,
+    job_id: str,
+    clip: int,
+    gpu_seconds: float = 1.5,
+    at: datetime | None = None,
+    video: bytes = VIDEO[:100],
+    poster: bytes | None = None,
 ) -> Job:
     job = api.services.journal.read(job_id)
     entry = ClipFinished(
         at=at or utcnow(),
         attempt=job.attempt,
         clip=clip,
-        video=put(api, job_id, f"clip-{clip}.mp4", VIDEO[:100]),
+        video=put(api, job_id, f"clip-{clip}.mp4", video),
         motion=put(api, job_id, f"motion-{clip}.bin", b"motion"),
-        poster=put(api, job_id, f"poster-{clip}.jpg", b"poster %d" % clip, "image/jpeg"),
+        poster=put(api, job_id, f"poster-{clip}.jpg", poster or b"poster %d" % clip, "image/jpeg"),
         gpu_seconds=gpu_seconds,
     )
     return api.services.journal.append(job, entry)
 
 
-def succeed(api: Api, job_id: str, video: bytes = VIDEO, started: bool = False) -> Job:
+def succeed(
+    api: Api,
+    job_id: str,
+    video: bytes = VIDEO,
+    started: bool = False,
+    clip: bytes = VIDEO[:100],
+    poster: bytes | None = None,
+) -> Job:
     """Start the job unless it is, finish its clips, publish a video."""
     job = api.services.journal.read(job_id) if started else start(api, job_id)
-    for clip in range(job.submitted.params.num_clips):
-        job = finish_clip(api, job_id, clip)
+    for number in range(len(job.clips), job.submitted.params.num_clips):
+        job = finish_clip(api, job_id, number, video=clip, poster=poster)
     entry = Succeeded(
         at=utcnow(),
         attempt=job.attempt,

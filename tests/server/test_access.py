@@ -82,6 +82,7 @@ def test_scopes_are_kept_apart(api: Api) -> None:
 OPEN_ROUTES = {"/healthz", "/readyz"}
 SHARED_ROUTES = {
     "/v1/models",
+    "/v1/limits",
     "/v1/jobs",
     "/v1/generate",
     "/v1/validate",

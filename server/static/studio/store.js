@@ -1,0 +1,52 @@
+// The one state of the page. Whoever changes it does so inside `change`, and everything is drawn again.
+
+export const state = {
+  view: { job: null },        // the id of the open job; null: the draft
+  tab: "photos",              // what a phone shows
+  jobs: new Map(),            // every job that is known, by id
+  moreJobs: false,            // whether the server has older ones
+  search: "",
+  selecting: false,
+  selected: new Set(),
+  leaving: new Map(),         // jobs that can still be brought back: id → { timer }
+  draft: null,                // see draft.js
+  errors: {},                 // field → sentence
+  sending: null,              // an upload: { sent, total, waiting }
+  estimate: null,             // the answer to /v1/validate for the draft as it is
+  checking: false,
+  recorder: "idle",           // idle, asking, recording, reading
+  recordedFor: 0,
+  level: 0,
+  models: [],
+  limits: null,
+  examples: [],
+  online: true,
+  ready: null,                // the answer to /readyz
+  keyNeeded: false,
+  toast: null,                // { text, action, label }
+  said: "",                   // what a screen reader is told
+  playing: null,              // { job, clip } or { speech: clip }
+  problem: {},                // job id → why its file could not be fetched
+};
+
+const listeners = new Set();
+let due = false;
+
+export function subscribe(listener) {
+  listeners.add(listener);
+}
+
+export function change(mutate) {
+  mutate(state);
+  if (due) return;
+  due = true;
+  queueMicrotask(() => {
+    due = false;
+    for (const listener of listeners) listener();
+  });
+}
+
+/** Tell a screen reader, once. */
+export function say(text) {
+  if (text !== state.said) change((now) => { now.said = text; });
+}
