@@ -32,6 +32,22 @@ class SpokenText(Frozen):
     """Of the speech server."""
 
 
+class ClipFinished(Entry):
+    """A finished clip. A later attempt continues after it instead of rendering it again."""
+
+    type: Literal["clip_finished"] = "clip_finished"
+    attempt: int
+    clip: int
+    video: StoredFile
+    motion: StoredFile | None
+    """The frames that the next clip needs; None in a job that shares the clip and does not need them."""
+    poster: StoredFile | None = None
+    """A frame from its middle, small, as a JPEG."""
+    seed: int | None = None
+    """Of its noise, if that is not what follows from the job's settings: another job rendered it."""
+    gpu_seconds: float
+
+
 class Submitted(Entry):
     type: Literal["submitted"] = "submitted"
     owner: str
@@ -63,6 +79,12 @@ class Submitted(Entry):
     """SHA-256 of each input as the client sent it, by field. `inputs` are decoded and written anew."""
     warnings: tuple[JobWarning, ...] = ()
     """What the submitter should know. The job tells it."""
+    keep_motion: bool = False
+    """Whether the frames between clips are kept with the job, so that others can continue from any clip."""
+    parent: str | None = None
+    """The job that this one was made from. It may be gone."""
+    clips: tuple[ClipFinished, ...] = ()
+    """Finished clips that this job shares with its parent; it has files of its own with their content."""
 
 
 class Started(Entry):
@@ -73,19 +95,6 @@ class Started(Entry):
     """The attempt's attention backend. A request gives the same bits only on the same backend."""
     maker: Maker | None = None
     """What the attempt is rendered with, as far as its worker says."""
-
-
-class ClipFinished(Entry):
-    """A finished clip. A later attempt continues after it instead of rendering it again."""
-
-    type: Literal["clip_finished"] = "clip_finished"
-    attempt: int
-    clip: int
-    video: StoredFile
-    motion: StoredFile
-    poster: StoredFile | None = None
-    """A frame from its middle, small, as a JPEG."""
-    gpu_seconds: float
 
 
 InterruptReason = Literal["shutdown", "worker_lost", "child_died", "out_of_memory", "error", "stalled"]

@@ -17,6 +17,10 @@ H264_BYTES_PER_PIXEL: Final = 0.1
 """Bytes of encoded video per pixel and frame: a rough, generous figure for the limits on stored bytes."""
 
 
+MOTION_BYTES_PER_PIXEL: Final = 1.0
+"""Likewise of the frames between clips, which are kept without loss."""
+
+
 class GenerationParams(Frozen):
     """All settings of one video, fully resolved: a worker needs nothing else but the input files."""
 
@@ -68,10 +72,11 @@ class GenerationParams(Frozen):
         """Estimated work in clip·step·megapixels."""
         return self.num_clips * self.num_computed_steps * self.width * self.height / 1e6
 
-    def expected_bytes(self) -> int:
+    def expected_bytes(self, keep_motion: bool) -> int:
         """About how many bytes the video, its clips and the frames kept between clips take in storage."""
-        pixels = self.width * self.height
-        return int(2 * H264_BYTES_PER_PIXEL * pixels * self.num_frames) + 3 * pixels * MOTION_FRAMES
+        pixels, motions = self.width * self.height, self.num_clips if keep_motion else 1
+        motion_bytes = int(MOTION_BYTES_PER_PIXEL * pixels * MOTION_FRAMES)
+        return int(2 * H264_BYTES_PER_PIXEL * pixels * self.num_frames) + motions * motion_bytes
 
 
 def draw_seed() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -105,12 +105,15 @@ MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(
 MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_clean)]
 
 
+Prompts = Annotated[list[Text], FailFast(), BeforeValidator(_one_or_many)]
+
+
 class GenerateFields(BaseModel):
     """The settings of one video. What is left out gets the checkpoint's default. No type is guessed."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    prompt: Annotated[list[Text], FailFast(), BeforeValidator(_one_or_many)] = Field(
+    prompt: Prompts = Field(
         min_length=1,
         description="One prompt per clip of 3.2 seconds, in order; the last is used again as needed.",
     )
@@ -174,6 +177,52 @@ class GenerateFields(BaseModel):
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default_factory=dict, max_length=16, description="Strings of yours, given back with the job."
     )
+
+
+class RetryFields(BaseModel):
+    """What may be changed when a job is tried again: nothing."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ExtendFields(RetryFields):
+    """What a job gets when it is extended, beside more speech."""
+
+    prompt: Prompts = Field(
+        default_factory=list,
+        min_length=1,
+        description="One prompt for each clip that is rendered, in order; the last is used again as needed. "
+        "If not given, the job's own go on.",
+    )
+
+
+class RedoFields(RetryFields):
+    """What may be changed when a job is rendered anew from some clip on."""
+
+    prompt: Prompts = Field(
+        default_factory=list,
+        min_length=1,
+        description="Prompts of the clip and those behind it, in order. Clips for which none is given keep "
+        "theirs.",
+    )
+    seed: int | None = Field(
+        None,
+        ge=-1,
+        le=LARGEST_SEED,
+        description="Clip k uses seed + k. If not given: the job's own with a prompt, a random one without.",
+    )
+
+
+Changes = TypeVar("Changes", bound=RetryFields)
+
+
+def changes_of(values: Mapping[str, Any], model: type[Changes]) -> Changes:
+    """The checked changes to a job; null is the same as not given. Raises FieldError."""
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise field_error(dict(error.errors()[0]), model.model_fields) from error
 
 
 def fields_of(values: Mapping[str, Any]) -> GenerateFields:

@@ -5,7 +5,7 @@ The API, `cointeract generate` without a server and the tests all decide here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
 from contract.card import CheckpointCard
@@ -29,7 +29,7 @@ def resolve(
 
     Without a seed, one is drawn. Raises FieldError.
     """
-    check_prompts(fields)
+    check_prompts(fields.prompt)
     width, height = frame_size(fields, card)
     parity = fields.preset is Preset.PARITY  # the official code drops no clip and stretches the person
     num_clips, num_frames = video_length(speech, fields.num_clips, 0 if parity else max_dropped_frames)
@@ -59,9 +59,9 @@ def resolve(
     )
 
 
-def check_prompts(fields: GenerateFields) -> None:
+def check_prompts(prompts: Iterable[str]) -> None:
     """Raises FieldError if a prompt says nothing."""
-    for prompt in fields.prompt:
+    for prompt in prompts:
         if not prompt.strip():
             raise FieldError("invalid_value", "A prompt is empty.", "prompt")
 

@@ -191,6 +191,11 @@ class Settings(BaseSettings):
         25.0, gt=0, description="Seconds a worker has to put its job back on SIGTERM."
     )
     retention_s: int = Field(7 * 86400, gt=0, description="Seconds a finished job and its files are kept.")
+    keep_motion: bool = Field(
+        True,
+        description="Keep with a job the frames between its clips, so that it can be extended, and its clips "
+        "made anew. They are packed without loss and count as stored bytes.",
+    )
     watchdog_s: float = Field(
         30.0,
         gt=0,

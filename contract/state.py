@@ -34,6 +34,7 @@ class Job(Frozen):
     """Start of the first attempt."""
     completed_at: datetime | None = None
     clips: tuple[ClipFinished, ...] = ()
+    """Finished clips, the shared ones first."""
     video: StoredFile | None = None
     poster: StoredFile | None = None
     duration_s: float | None = None

@@ -156,7 +156,7 @@ def apply(job: Job, entry: JournalEntry) -> Job:
 
 def submitted_job(job_id: str, submitted: Submitted) -> Job:
     """The job after entry 0."""
-    return Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED)
+    return Job(id=job_id, sequence=0, submitted=submitted, state=JobState.QUEUED, clips=submitted.clips)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
-from server.routes import files, health, jobs, kept_files, limits, pages, videos, webhooks
+from server.routes import derived, files, health, jobs, kept_files, limits, pages, videos, webhooks
 from server.services import Services
 from server.storage_probe import StorageProbe
 
@@ -186,6 +186,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(files.router)
     app.include_router(kept_files.router)
+    app.include_router(derived.router)
     app.include_router(videos.router)
     app.include_router(webhooks.router)
     app.include_router(health.router)

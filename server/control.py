@@ -8,6 +8,8 @@ import time
 from dataclasses import replace
 from typing import Final
 
+from starlette.responses import JSONResponse, Response
+
 from contract.entries import Canceled
 from contract.job import utcnow
 from contract.state import Job
@@ -17,6 +19,7 @@ from server.errors import ApiError
 from server.index import JobFilter
 from server.keys import ANONYMOUS_OWNER
 from server.services import Services
+from server.views import job_path, job_view
 
 WAIT_POLL_S: Final = 0.2
 CANCEL_TRIES: Final = 50
@@ -67,6 +70,21 @@ async def finished(job: Job, seconds: float, services: Services) -> Job:
         await asyncio.sleep(WAIT_POLL_S)
         job = await asyncio.to_thread(services.journal.read, job.id)
     return job
+
+
+async def accepted(job: Job, is_new: bool, prefer: str | None, services: Services) -> Response:
+    """The answer to a request for a job that is stored now, held as long as the Prefer header asks for."""
+    wait = wait_of(prefer, services.settings.max_wait_s)
+    if wait is not None:
+        job = await finished(job, wait, services)
+    view = await asyncio.to_thread(job_view, job, services.hints, services.settings.base_url)
+    headers = {"Location": services.settings.base_url + job_path(job.id)}
+    if wait is not None:
+        headers["Preference-Applied"] = f"wait={wait:g}"
+    if not is_new:
+        headers["Idempotency-Replayed"] = "true"
+    status = 200 if job.state.is_terminal else 202
+    return JSONResponse(view.model_dump(mode="json"), status_code=status, headers=headers)
 
 
 def cancel(job: Job, services: Services, principal: Principal) -> Job:

@@ -58,14 +58,18 @@ class JobSummary:
         ]
         files += [job.video, job.poster, job.submitted.thumbnail]
         files += [file for clip in job.clips for file in (clip.video, clip.poster)]
-        if job.clips and job.video is None:
-            files.append(
-                job.clips[-1].motion
-            )  # workers keep the newest only, and none once the video is there
+        if job.submitted.keep_motion:
+            files += [clip.motion for clip in job.clips]
+        elif job.clips and job.video is None:  # else workers keep the newest only, until the video is there
+            files.append(job.clips[-1].motion)
         stored = sum(file.size for file in files if file is not None)
         params, remaining = job.submitted.params, None
         if not job.state.is_terminal:
-            stored = max(stored, params.expected_bytes() + sum(file.size for file in files[:4] if file))
+            stored = max(
+                stored,
+                params.expected_bytes(job.submitted.keep_motion)
+                + sum(file.size for file in files[:4] if file),
+            )
             remaining = Work.of(params, params.num_clips - len(job.clips))
         return JobSummary(
             id=job.id,

@@ -39,7 +39,7 @@ class ClipManifest(FileHash):
     clip: int = Field(description="Counted from 0.")
     seed: int
     prompt: str
-    attempt: int = Field(description="The attempt that rendered it.")
+    attempt: int = Field(description="The attempt that rendered it; 0: the parent did.")
 
 
 class AttemptManifest(Wire):
@@ -131,7 +131,7 @@ def manifest_of(job: Job, services: Services) -> Manifest:
             ClipManifest(
                 **_hash_of(entry.video).model_dump(),
                 clip=entry.clip,
-                seed=params.seed + entry.clip,
+                seed=params.seed + entry.clip if entry.seed is None else entry.seed,
                 prompt=params.prompt_of(entry.clip),
                 attempt=entry.attempt,
             )

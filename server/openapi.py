@@ -6,12 +6,20 @@ from typing import Annotated, Any, Final
 
 from fastapi import Header
 
-from contract.request import FILE_FIELDS, REQUIRED_FILES, SPOKEN_FILE, GenerateFields
+from contract.request import (
+    FILE_FIELDS,
+    REQUIRED_FILES,
+    SPOKEN_FILE,
+    ExtendFields,
+    GenerateFields,
+    RedoFields,
+)
 from server.errors import PROBLEM_MEDIA_TYPE
 from server.openai import CreateVideo
-from server.schemas import GenerateJson, ProblemDocument
+from server.schemas import GenerateJson, JobView, ProblemDocument
 
 Responses = dict[int | str, dict[str, Any]]
+IdempotencyKey = Annotated[str | None, Header(description="Makes repeating the request safe for 48 h.")]
 Prefer = Annotated[
     str | None,
     Header(
@@ -38,6 +46,7 @@ def file_of(*media_types: str) -> Responses:
     }
 
 
+FINISHED_ALREADY: Final[Responses] = {200: {"model": JobView, "description": "Finished already."}}
 VIDEO_FILE: Final = file_of("video/mp4")
 PICTURE_FILE: Final = file_of("image/jpeg")
 
@@ -73,6 +82,23 @@ def _inline(schema: Any, reference: str, definition: dict[str, Any]) -> None:
         schema.update({key: value for key, value in definition.items() if key not in schema})
 
 
+def _body(form: dict[str, Any], as_json: dict[str, Any], required: bool) -> dict[str, Any]:
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": as_json}}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def _extend_body() -> dict[str, Any]:
+    """More speech, as a file or as a URL, and prompts."""
+    form, as_json = ExtendFields.model_json_schema(), ExtendFields.model_json_schema()
+    form["properties"] |= {"audio": {"type": "string", "format": "binary"}}
+    as_json["properties"] |= {"audio": GenerateJson.model_json_schema()["properties"]["audio"]}
+    for schema in (form, as_json):
+        schema["required"] = ["audio"]
+    return _body(form, as_json, required=True)
+
+
+EXTEND_BODY: Final = _extend_body()
+REDO_BODY: Final = _body(RedoFields.model_json_schema(), RedoFields.model_json_schema(), required=False)
 GENERATE_BODY: Final = {"requestBody": _generate_body()}
 
 

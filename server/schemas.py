@@ -110,6 +110,7 @@ class JobView(Wire):
     exact: bool = Field(description="Whether the video is what the checkpoint's own sampling gives.")
     priority: Priority
     metadata: dict[str, str]
+    parent: str | None = Field(description="The job that this one was made from. It may be gone.")
     attempts: int
     attention: AttentionBackend | None = Field(
         description="Kernel of the newest attempt's attention. Bits repeat on the same one only."

@@ -138,6 +138,7 @@ def job_view(job: Job, hints: Hints | None, base_url: str = "") -> JobView:
         exact=params.preset.is_exact,
         priority=submitted.priority,
         metadata=submitted.metadata,
+        parent=submitted.parent,
         attempts=job.attempt,
         attention=job.attention,
         memory_mode=job.memory_mode,

@@ -6,7 +6,6 @@ The journal decides who has the job. Redis only makes things faster.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import shutil
 import threading
@@ -17,24 +16,25 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from redis.exceptions import RedisError
 
 from contract.entries import ClipFinished, Failed, InterruptReason, JournalEntry, Started, Succeeded
-from contract.job import JobError, JobState, Stage, StoredFile, utcnow
+from contract.job import JobError, JobState, Stage, utcnow
 from contract.maker import Maker
 from contract.memory import MemoryMode
 from contract.settings import Settings
 from contract.speed import Speed, Stopwatch, Work
 from contract.state import Job
 from contract.worker import LiveProgress, RunningJob
-from jobs.artifacts import DISK_FULL, STORAGE_AWAY, ArtifactStore
-from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, file_key, verdict
+from jobs.artifacts import STORAGE_AWAY, ArtifactStore
+from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, verdict
 from jobs.queue import JobQueue
 from jobs.scheduling import may_start
 from jobs.usage import SpentUsage, note_usage
 from workers.engines.engine import ClipFiles, DeviceFailed, Engine, OutOfMemory, RenderedClip, RenderRequest
+from workers.job_files import JobFiles, Superseded
 from workers.lost_attempts import announce_again
 from workers.messages import ClipDone, Ended, Message, Progressed, Working
 from workers.one_behind import OneBehind
@@ -42,20 +42,12 @@ from workers.scratch import attempt_folder
 
 log = logging.getLogger(__name__)
 
-Written = TypeVar("Written")
-
 STORAGE_RETRY_S = 1.0
-MOST_OWN_FAILURES = 10
-"""How often in a row one file may fail while the rest of storage works."""
 
 OUT_OF_MEMORY_ADVICE = (
     "The device ran out of memory. Ask for a smaller size, start the worker with offloading or a quantised "
     "checkpoint, or use a larger device."
 )
-
-
-class Superseded(Exception):
-    """The job was canceled or removed, or another attempt has it. The work of this attempt is of no use."""
 
 
 class ShuttingDown(Exception):
@@ -130,13 +122,6 @@ class Runner:
             self.queue.withdraw(job_id, checkpoint)
         return job
 
-    def storage_works(self) -> bool:
-        try:
-            self.store.check()
-        except OSError:
-            return False
-        return True
-
 
 class _Attempt:
     """One attempt. `self.job` is the state after this attempt's own entries.
@@ -162,6 +147,7 @@ class _Attempt:
         self.unkept: deque[float] = deque()
         """Seconds of clips that are rendered but not yet in the journal."""
         self.about = {"job_id": job.id, "attempt": job.attempt}
+        self.files = JobFiles(runner.store, job.id, self.about, self._pause)
 
     def run(self) -> None:
         runner, job = self.runner, self.job
@@ -241,7 +227,7 @@ class _Attempt:
         """
         if not isinstance(error, OSError) or error.errno not in STORAGE_AWAY:
             return False
-        return error.errno != errno.EIO or not self.runner.storage_works()
+        return error.errno != errno.EIO or not self.files.storage_works()
 
     def _fall_back(self, error: OutOfMemory) -> tuple[str, bool]:
         """Choose how the worker goes on; returns what to say and whether the attempt counts.
@@ -275,19 +261,43 @@ class _Attempt:
     # Rendering
 
     def _render(self, workdir: Path) -> None:
-        self._durably(partial(_make_empty, workdir))
+        self.files.durably(partial(_make_empty, workdir))
         engine, params = self.runner.engine, self.job.submitted.params
         inputs = self.job.submitted.inputs
+        is_unfinished = 0 < self.done_at_start < params.num_clips
         request = RenderRequest(
             params=params,
-            person_image=self._local(inputs.person_image),
-            audio=self._local(inputs.audio),
-            product_image=self._local_or_none(inputs.product_image),
-            pose_video=self._local_or_none(inputs.pose_video),
+            person_image=self.files.local(inputs.person_image),
+            audio=self.files.local(inputs.audio),
+            product_image=self.files.local_or_none(inputs.product_image),
+            pose_video=self.files.local_or_none(inputs.pose_video),
             first_clip=self.done_at_start,
-            motion=self._local(self.job.clips[-1].motion) if self.job.clips else None,
+            motion=self.files.local_or_none(self.job.clips[-1].motion if is_unfinished else None),
         )
         self._on_progress(Stage.LOADING, self.done_at_start, 0)
+        self.clip_began = started = time.monotonic()
+        if self.done_at_start < params.num_clips:
+            started = self._render_clips(request, workdir)
+        self._on_progress(Stage.MUXING, params.num_clips, 0)
+        clips = [self.files.local(clip.video) for clip in self.job.clips]
+        video, poster = workdir / "video.mp4", workdir / "poster.jpg"
+        finished = self.files.durably(lambda: engine.finish(request, clips, video, poster))
+        # Each attempt has file names of its own, so a stale attempt can never replace a published file.
+        entry = Succeeded(
+            at=utcnow(),
+            attempt=self.job.attempt,
+            video=self.files.put(video, f"video-{self.job.attempt}.mp4", "video/mp4"),
+            poster=self.files.put(poster, f"poster-{self.job.attempt}.jpg", "image/jpeg"),
+            duration_s=finished.duration_s,
+            gpu_seconds=time.monotonic() - started,
+        )
+        self._append(entry)
+        if self.job.clips and not self.job.submitted.keep_motion:
+            self.files.drop(self.job.clips[-1].motion)
+        log.info("succeeded", extra=self.about)
+
+    def _render_clips(self, request: RenderRequest, workdir: Path) -> float:
+        """Render and keep the clips that are missing. Returns when the last one was rendered."""
         self.clip_began = started = time.monotonic()
         with OneBehind("storing", self._still_there) as storing:
 
@@ -295,31 +305,14 @@ class _Attempt:
                 storing.check()
                 self._on_progress(stage, clip, step)
 
-            for clip in engine.render(request, on_progress):
+            for clip in self.runner.engine.render(request, on_progress):
                 seconds = time.monotonic() - started
                 self.clip_began = time.monotonic()
                 self.unkept.append(seconds)
                 self.runner.speed = speed = self.stopwatch.clip_ends()
                 storing.start(partial(self._keep_clip, clip, workdir, seconds, speed))
                 self.clip_began = started = time.monotonic()
-
-        self._on_progress(Stage.MUXING, params.num_clips, 0)
-        clips = [self._local(clip.video) for clip in self.job.clips]
-        video, poster = workdir / "video.mp4", workdir / "poster.jpg"
-        finished = self._durably(lambda: engine.finish(request, clips, video, poster))
-        # Each attempt has file names of its own, so a stale attempt can never replace a published file.
-        entry = Succeeded(
-            at=utcnow(),
-            attempt=self.job.attempt,
-            video=self._put(video, f"video-{self.job.attempt}.mp4", "video/mp4"),
-            poster=self._put(poster, f"poster-{self.job.attempt}.jpg", "image/jpeg"),
-            duration_s=finished.duration_s,
-            gpu_seconds=time.monotonic() - started,
-        )
-        self._append(entry)
-        if self.job.clips:
-            self._drop(self.job.clips[-1].motion)
-        log.info("succeeded", extra=self.about)
+        return started
 
     def _keep_clip(self, clip: RenderedClip, workdir: Path, seconds: float, speed: Speed | None) -> None:
         """Keep a finished clip, rendered in `seconds`, so that a later attempt can continue after it."""
@@ -329,21 +322,21 @@ class _Attempt:
             motion=workdir / f"{index}.motion",
             poster=workdir / f"{index}.jpg",
         )
-        self._durably(partial(clip.save, files))
+        self.files.durably(partial(clip.save, files))
         before = self.job.clips[-1].motion if self.job.clips else None
         self._append(
             ClipFinished(
                 at=utcnow(),
                 attempt=self.job.attempt,
                 clip=index,
-                video=self._put(files.video, f"clip-{name}.mp4", "video/mp4"),
-                motion=self._put(files.motion, f"motion-{name}.bin", "application/octet-stream"),
-                poster=self._put(files.poster, f"poster-{name}.jpg", "image/jpeg"),
+                video=self.files.put(files.video, f"clip-{name}.mp4", "video/mp4"),
+                motion=self.files.put(files.motion, f"motion-{name}.bin", "application/octet-stream"),
+                poster=self.files.put(files.poster, f"poster-{name}.jpg", "image/jpeg"),
                 gpu_seconds=seconds,
             )
         )
-        if before is not None:  # up to 200 MB that nobody needs now
-            self._drop(before)
+        if not self.job.submitted.keep_motion:  # up to 75 MB that nobody needs now
+            self.files.drop(before)
         self.unkept.popleft()
         self.runner.tell(ClipDone(seconds=seconds, speed=speed))
         log.info("clip %d finished in %.1f s", index, seconds, extra=self.about)
@@ -363,12 +356,27 @@ class _Attempt:
 
     def _check(self) -> None:
         with self.appending:
-            job = self.job
-            newest = self._newest(job)
-        if newest.sequence != job.sequence:
-            raise Superseded(f"the job is {newest.state}, attempt {newest.attempt}")
+            self._catch_up()
         if self.runner.stopping.is_set():
             raise ShuttingDown
+
+    def _catch_up(self) -> bool:
+        """Take in what others wrote about the job, such as new metadata; returns whether they did.
+
+        Raises Superseded if the job is not this attempt's any more.
+        """
+        newest = self._newest(self.job)
+        if newest.state is not JobState.PROCESSING or newest.attempt != self.job.attempt:
+            raise Superseded(f"the job is {newest.state}, attempt {newest.attempt}")
+        is_new = newest.sequence != self.job.sequence
+        self.job = newest
+        return is_new
+
+    def _pause(self) -> None:
+        """Wait a moment for storage to come back. Raises as `_on_progress` does."""
+        self._still_there()
+        self._check()
+        self.runner.stopping.wait(STORAGE_RETRY_S)
 
     def _newest(self, job: Job) -> Job:
         """What the journal says now."""
@@ -403,54 +411,15 @@ class _Attempt:
     def _append(self, entry: JournalEntry) -> None:
         def append() -> None:
             with self.appending:
-                self.job = self.runner.journal.append(self.job, entry)
+                while True:
+                    try:
+                        self.job = self.runner.journal.append(self.job, entry)
+                        return
+                    except Outdated:
+                        if not self._catch_up():
+                            raise
 
-        self._durably(append)
-
-    def _put(self, path: Path, name: str, media_type: str) -> StoredFile:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        stored = StoredFile(name=name, sha256=digest, size=path.stat().st_size, media_type=media_type)
-        if not self._durably(lambda: self.runner.store.put_file(path, file_key(self.job.id, stored))):
-            raise Superseded("the job was removed")
-        return stored
-
-    def _durably(self, write: Callable[[], Written]) -> Written:
-        """Call `write()` again and again while storage is full or away: a finished clip is too costly to
-        lose.
-        """
-        tries = own_failures = 0
-        while True:
-            try:
-                return write()
-            except OSError as error:
-                # A full storage may have room for the few bytes of a check, so the check is of use for other
-                # errors only.
-                if error.errno not in DISK_FULL and self.runner.storage_works():
-                    own_failures += 1
-                if error.errno not in STORAGE_AWAY or own_failures > MOST_OWN_FAILURES:
-                    raise
-                what = "the disk is full" if error.errno in DISK_FULL else f"storage fails ({error.strerror})"
-            if not tries:
-                log.error("%s; trying again until it works", what, extra=self.about)
-            tries += 1
-            self._still_there()
-            self._check()
-            self.runner.stopping.wait(STORAGE_RETRY_S)
-
-    def _drop(self, file: StoredFile) -> None:
-        """Remove a file that nobody needs now. If that fails, it is removed with its job."""
-        with suppress(OSError):
-            self.runner.store.remove(file_key(self.job.id, file))
-
-    def _local(self, file: StoredFile) -> Path:
-        try:
-            return self.runner.store.local_path(file_key(self.job.id, file))
-        except FileNotFoundError:
-            raise Superseded(f"{file.name} is gone: the job was removed") from None
-
-    def _local_or_none(self, file: StoredFile | None) -> Path | None:
-        return None if file is None else self._local(file)
+        self.files.durably(append)
 
     def _charge_broken_clip(self) -> None:
         """Record the GPU time of a clip that the user broke off by a cancel or a deletion. Without this, a

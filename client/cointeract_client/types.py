@@ -85,6 +85,8 @@ class Job(_Answer):
     """Whether the video is what the checkpoint's own sampling gives."""
     priority: str = "normal"
     metadata: dict[str, str] = Field(default_factory=dict)
+    parent: str | None = None
+    """The job that this one was made from. It may be gone."""
     attempts: int = 0
     memory_mode: str | None = None
     """Set when a worker had too little device memory for this job and went on in this mode."""

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from pydantic import AwareDatetime
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import StreamingResponse
 
 from contract.job import JobState
 from contract.speed import Work
@@ -23,14 +23,14 @@ from server.access import (
     Submitter,
     WritableJob,
 )
-from server.control import cancel, delete, finished, listed, wait_of
+from server.control import accepted, cancel, delete, listed
 from server.delivery.events import event_stream
 from server.delivery.files import clip_file, file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
 from server.index import JobFilter, label_of
 from server.manifest import Manifest, manifest_of
-from server.openapi import GENERATE_BODY, PROBLEM, VIDEO_FILE, Prefer
+from server.openapi import FINISHED_ALREADY, GENERATE_BODY, PROBLEM, VIDEO_FILE, IdempotencyKey, Prefer
 from server.routing import Router
 from server.schemas import (
     CheckpointView,
@@ -43,7 +43,7 @@ from server.schemas import (
 )
 from server.submit.check import priority_of
 from server.submit.submit import dry_run, submit
-from server.views import estimates, file_urls, job_path, job_view, params_view
+from server.views import estimates, file_urls, job_view, params_view
 
 router = Router(prefix="/v1", tags=["jobs"], responses=PROBLEM)
 
@@ -54,31 +54,19 @@ router = Router(prefix="/v1", tags=["jobs"], responses=PROBLEM)
     response_model=JobView,
     openapi_extra=GENERATE_BODY,
     summary="Submit a job",
-    responses={200: {"model": JobView, "description": "Finished already."}},
+    responses=FINISHED_ALREADY,
 )
 async def generate(
     request: Request,
     services: ServicesOf,
     principal: Submitter,
-    idempotency_key: Annotated[
-        str | None, Header(description="Makes repeating the request safe for 48 h.")
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
     """Store a job durably, and queue it. After the answer 202 it is not lost, whatever crashes."""
     key = checked_key(idempotency_key)
     job, created = await submit(request, key, services, principal)
-    wait = wait_of(prefer, services.settings.max_wait_s)
-    if wait is not None:
-        job = await finished(job, wait, services)
-    view = await asyncio.to_thread(job_view, job, services.hints, services.settings.base_url)
-    headers = {"Location": services.settings.base_url + job_path(job.id)}
-    if wait is not None:
-        headers["Preference-Applied"] = f"wait={wait:g}"
-    if not created:
-        headers["Idempotency-Replayed"] = "true"
-    status = 200 if job.state.is_terminal else 202
-    return JSONResponse(view.model_dump(mode="json"), status_code=status, headers=headers)
+    return await accepted(job, created, prefer, services)
 
 
 @router.post(
@@ -90,7 +78,7 @@ async def validate(request: Request, services: ServicesOf, principal: Submitter)
     newcomer = WaitingJob(
         "new",
         principal.owner,
-        priority_of(draft.fields, principal),
+        priority_of(draft.fields.priority, principal),
         checked.params.cost(),
         work=Work.of(checked.params),
     )

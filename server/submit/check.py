@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from contract.params import GenerationParams
 from contract.presets import check_preset, preset_defaults
 from contract.request import FILE_FIELDS, SPOKEN_FILE, GenerateFields
 from contract.resolve import check_files, check_prompts, frame_size, resolve
+from contract.settings import Settings
 from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from jobs.cards import read_cards
 from server.access import Principal
@@ -88,13 +90,9 @@ def check_fields(
     """Check what depends on the server or on the checkpoint. Raises ApiError, FieldError."""
     settings = services.settings
     frame_size(fields, card)
-    if len(fields.prompt) > settings.max_prompts:
-        raise ApiError("too_many", "Too many prompts.", field="prompt", limit=settings.max_prompts)
-    check_prompts(fields)
+    check_prompts_fit(fields.prompt, settings)
     check_preset(fields, card)
-    for name, texts in (("prompt", fields.prompt), ("negative_prompt", [fields.negative_prompt or ""])):
-        if any(len(text) > settings.max_prompt_chars for text in texts):
-            raise ApiError("too_long", "Too many characters.", field=name, limit=settings.max_prompt_chars)
+    _check_length(fields.negative_prompt or "", "negative_prompt", settings)
     if fields.num_inference_steps is not None and fields.num_inference_steps > settings.max_steps:
         raise ApiError(
             "out_of_range", "Too many steps.", field="num_inference_steps", limit=settings.max_steps
@@ -103,7 +101,7 @@ def check_fields(
         raise ApiError("out_of_range", "Too many clips.", field="num_clips", limit=settings.max_clips)
     if fields.retention_s is not None and fields.retention_s > settings.retention_s:
         raise ApiError("out_of_range", "Too long to keep.", field="retention_s", limit=settings.retention_s)
-    priority_of(fields, principal)
+    priority_of(fields.priority, principal)
     if fields.webhook_events is not None and fields.webhook_url is None:
         raise ApiError("missing_field", "webhook_events need a webhook_url.", field="webhook_url")
 
@@ -117,22 +115,46 @@ async def _check_webhook(fields: GenerateFields, services: Services) -> None:
             raise api_error_of(error, "webhook_url") from error
 
 
-def priority_of(fields: GenerateFields, principal: Principal) -> Priority:
+def check_prompts_fit(prompts: Collection[str], settings: Settings) -> None:
+    """Check the prompts of a video. Raises ApiError, FieldError."""
+    if len(prompts) > settings.max_prompts:
+        raise ApiError("too_many", "Too many prompts.", field="prompt", limit=settings.max_prompts)
+    check_prompts(prompts)
+    for prompt in prompts:
+        _check_length(prompt, "prompt", settings)
+
+
+def _check_length(text: str, field: str, settings: Settings) -> None:
+    if len(text) > settings.max_prompt_chars:
+        raise ApiError("too_long", "Too many characters.", field=field, limit=settings.max_prompt_chars)
+
+
+def check_clips(num_clips: int, settings: Settings) -> None:
+    """Raises ApiError if the speech needs more clips than a video may have."""
+    if num_clips > settings.max_clips:
+        detail = f"The speech needs {num_clips} clips; give num_clips to render its beginning."
+        raise ApiError("audio_too_long", detail, field="audio", limit=settings.max_clips)
+
+
+def highest_allowed(wanted: Priority, principal: Principal) -> Priority:
+    """The priority, or the highest that the key may have if that is lower."""
+    order = [Priority.LOW, Priority.NORMAL, Priority.HIGH]
+    return min(wanted, principal.highest_priority, key=order.index)
+
+
+def priority_of(wanted: Priority | None, principal: Principal) -> Priority:
     """The priority of a request: as asked for, or normal, or the highest that the key may have.
 
     Raises ApiError if the request asks for more.
     """
-    order = [Priority.LOW, Priority.NORMAL, Priority.HIGH]
-    highest = order.index(principal.highest_priority)
-    if fields.priority is None:
-        return order[min(order.index(Priority.NORMAL), highest)]
-    if order.index(fields.priority) > highest:
-        detail = f"This key may ask for {order[highest].value!r} at most."
-        raise ApiError("out_of_range", detail, field="priority", limit=order[highest].value)
-    return fields.priority
+    highest = highest_allowed(wanted or Priority.NORMAL, principal)
+    if wanted is not None and highest is not wanted:
+        detail = f"This key may ask for {highest.value!r} at most."
+        raise ApiError("out_of_range", detail, field="priority", limit=highest.value)
+    return highest
 
 
-def _check_declared_type(field: str, declared: str, found: str) -> None:
+def check_declared_type(field: str, declared: str, found: str) -> None:
     """With strict_media_types, a file must be what its declared type says. A missing or general type says
     nothing.
     """
@@ -158,9 +180,7 @@ async def check(draft: Draft, services: Services, principal: Principal, space: S
         fields = fields.model_copy(update={"num_inference_steps": settings.max_steps})
     speech, dropped = decoded["audio"].speech_length, settings.max_dropped_frames
     params = resolve(fields, card, speech, dropped)
-    if params.num_clips > settings.max_clips:
-        detail = f"The speech needs {params.num_clips} clips; give num_clips to render its beginning."
-        raise ApiError("audio_too_long", detail, field="audio", limit=settings.max_clips)
+    check_clips(params.num_clips, settings)
     warnings = (
         *(warning for file in decoded.values() for warning in file.warnings),
         *warnings_about_frames(params, speech, dropped),
@@ -201,7 +221,7 @@ async def _decode(draft: Draft, services: Services, space: Scratch) -> dict[str,
     decoded = dict(zip(fields, answers, strict=True))
     if services.settings.strict_media_types:
         for field, file in decoded.items():
-            _check_declared_type(field, draft.files[field].declared_type, file.format)
+            check_declared_type(field, draft.files[field].declared_type, file.format)
     for field, kept in draft.kept.items():
         decoded[field] = await asyncio.to_thread(
             link, kept, field, space.folder / STORED_NAME[field][0], services

@@ -19,11 +19,14 @@ from server.submit.receive import Draft
 
 def with_kept(draft: Draft, services: Services, principal: Principal) -> Draft:
     """The draft with the kept files that it names. Raises ApiError, OSError."""
-    found = {field: _kept(field, file, services, principal.owner) for field, file in draft.references.items()}
+    found = {
+        field: kept_file(field, file, services, principal.owner) for field, file in draft.references.items()
+    }
     return replace(draft, kept=found)
 
 
-def _kept(field: str, file: str, services: Services, owner: str) -> KeptFile:
+def kept_file(field: str, file: str, services: Services, owner: str) -> KeptFile:
+    """The kept file with that id, which a field names. Raises ApiError, OSError."""
     try:
         found = KeptFiles(services.store).get(owner, file, utcnow())
     except FileNotKept as error:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from dataclasses import field as member
@@ -140,13 +140,13 @@ async def receive(request: Request, services: Services, scratch: Scratch) -> Dra
         values = values_of_form({name: form.texts[name] for name in form.texts if name not in FILE_FIELDS})
         files = {**form.files, **await from_urls(given, services, scratch)}
     else:
-        values, files = await receive_json(request, services, scratch, _urls_of)
+        values, files = await receive_json(request, services, scratch, take_urls)
     return draft_of(values, files)
 
 
-def _urls_of(values: dict[str, Any]) -> dict[str, object]:
+def take_urls(values: dict[str, Any], fields: Collection[str] = FILE_FIELDS) -> dict[str, object]:
     """Take the URLs of files out of a JSON submit."""
-    given = {field: values.pop(field, None) for field in FILE_FIELDS}
+    given = {field: values.pop(field, None) for field in fields}
     return {field: url for field, url in given.items() if url is not None}
 
 

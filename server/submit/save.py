@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from contract.entries import SpokenText, Submitted
@@ -20,7 +22,20 @@ from server.submit.receive import Draft
 from server.submit.speak import voice_of
 
 
-def _stored(folder: Path, name: str, media_type: str) -> StoredFile | None:
+@dataclass(frozen=True)
+class NewJob:
+    """A job that can be stored: a folder with all its files, and its first entry."""
+
+    folder: Path
+    submitted: Submitted
+
+
+MakeJob = Callable[[], NewJob]
+"""Makes the job that a checked request asks for. It reads and writes files: call it in a thread."""
+
+
+def stored_file(folder: Path, name: str, media_type: str) -> StoredFile | None:
+    """What is to be known about a file of a job in its folder; None if there is none."""
     path = folder / name
     if not path.exists():
         return None
@@ -38,17 +53,10 @@ def _speech(draft: Draft, services: Services) -> SpokenText | None:
     return SpokenText(text=text, voice=voice, model=settings.speech_model)
 
 
-def _save(
-    job_id: str,
-    draft: Draft,
-    checked: Checked,
-    services: Services,
-    principal: Principal,
-    claim: str | None = None,
-) -> Job:
-    """Make the folder of the checked request a job, and announce it."""
+def new_job(draft: Draft, checked: Checked, services: Services, principal: Principal) -> NewJob:
+    """The job that a checked submit asks for."""
     events = draft.fields.webhook_events
-    files = {field: _stored(checked.folder, *STORED_NAME[field]) for field in FILE_FIELDS}
+    files = {field: stored_file(checked.folder, *STORED_NAME[field]) for field in FILE_FIELDS}
     submitted = Submitted(
         at=utcnow(),
         owner=principal.owner,
@@ -56,8 +64,8 @@ def _save(
         trained=checked.card.trained,
         params=checked.params,
         inputs=InputFiles.model_validate(files),
-        thumbnail=_stored(checked.folder, *THUMBNAIL),
-        priority=priority_of(draft.fields, principal),
+        thumbnail=stored_file(checked.folder, *THUMBNAIL),
+        priority=priority_of(draft.fields.priority, principal),
         metadata=draft.fields.metadata,
         webhook_url=draft.fields.webhook_url,
         webhook_events=events and tuple(events),
@@ -68,58 +76,65 @@ def _save(
         cost=checked.params.cost(),
         warnings=checked.warnings,
         max_running=principal.limits.max_running,
-        idempotency_claim=claim,
+        keep_motion=services.settings.keep_motion,
     )
-    job = services.journal.submit(job_id, checked.folder, submitted)
+    return NewJob(checked.folder, submitted)
+
+
+def _save(job_id: str, make: MakeJob, services: Services, claim: str | None = None) -> Job:
+    """Store the job, and announce it."""
+    new = make()
+    submitted = new.submitted.model_copy(update={"idempotency_claim": claim})
+    job = services.journal.submit(job_id, new.folder, submitted)
     services.index.put(job)
     services.hints.announce(job)
     return job
 
 
-def _save_once(
-    key: str, draft: Draft, checked: Checked, services: Services, principal: Principal
-) -> tuple[Job, bool]:
+def _save_once(key: str, request: str, make: MakeJob, services: Services, owner: str) -> tuple[Job, bool]:
     """Store the job under the id that its idempotency key has claimed, or read the one that is stored there.
 
     Also returns whether the job is new.
     """
     keys = services.idempotency
-    job_id = keys.claim(principal.owner, key, draft.fingerprint(), new_job_id())
+    job_id = keys.claim(owner, key, request, new_job_id())
     try:
         job, created = services.journal.read(job_id), False
     except JobNotFound as error:
-        if keys.is_gone(principal.owner, key):
+        if keys.is_gone(owner, key):
             detail = "The job of this Idempotency-Key was deleted or has expired."
             raise ApiError("idempotent_job_gone", detail, field="Idempotency-Key") from error
         try:
-            claim = keys.claim_key(principal.owner, key)
-            job, created = _save(job_id, draft, checked, services, principal, claim), True
+            job, created = _save(job_id, make, services, keys.claim_key(owner, key)), True
         except FileExistsError:
             job, created = services.journal.read(job_id), False
     return job, created
 
 
 async def save(
-    draft: Draft, checked: Checked, key: str | None, services: Services, principal: Principal
+    make: MakeJob, key: str | None, request: str, services: Services, principal: Principal
 ) -> tuple[Job, bool]:
-    """Store the job durably, and announce it. Also returns whether it is new, or known by its key."""
+    """Store the job durably, and announce it. Also returns whether it is new, or known by its key.
+
+    `request` is the fingerprint of the request.
+    """
     owner, limits = principal.owner, principal.limits
     # A burst has passed the limits together, before its jobs were known. So one is stored after the other.
     async with services.storing.turn(owner) if limits.are_reserved else nullcontext():
         services.index.check_reserves(owner, limits)
         if key is None:
-            return await asyncio.to_thread(_save, new_job_id(), draft, checked, services, principal), True
-        return await asyncio.to_thread(_save_once, key, draft, checked, services, principal)
+            return await asyncio.to_thread(_save, new_job_id(), make, services), True
+        return await asyncio.to_thread(_save_once, key, request, make, services, owner)
 
 
-def known_job(key: str, draft: Draft, services: Services, principal: Principal) -> Job | None:
+def known_job(key: str, request: str, services: Services, owner: str) -> Job | None:
     """The job that this very request has made before, or None.
 
     Raises ApiError if the key was used for another request.
     """
-    if not services.idempotency.known(principal.owner, key):
+    if not services.idempotency.known(owner, key):
         return None
-    job_id = services.idempotency.claim(principal.owner, key, draft.fingerprint(), new_job_id())
+    job_id = services.idempotency.claim(owner, key, request, new_job_id())
     try:
         return services.journal.read(job_id)
     except JobNotFound:

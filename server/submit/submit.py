@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import Request
 
@@ -17,7 +19,7 @@ from server.shares import NoPlace
 from server.submit.check import Checked, check
 from server.submit.kept import with_kept
 from server.submit.receive import Draft, Scratch, drain, receive, scratch
-from server.submit.save import known_job, save
+from server.submit.save import MakeJob, known_job, new_job, save
 
 Receiver = Callable[[Request, Services, Scratch], Awaitable[Draft]]
 
@@ -53,29 +55,59 @@ def check_space(services: Services) -> None:
         )
 
 
-async def submit(
-    request: Request, key: str | None, services: Services, principal: Principal, receiver: Receiver = receive
+@dataclass(frozen=True)
+class Order:
+    """A request for a new job, received whole. `check` does what takes long, and may refuse it."""
+
+    fingerprint: str
+    check: Callable[[], Awaitable[MakeJob]]
+
+
+async def place(
+    request: Request,
+    key: str | None,
+    services: Services,
+    principal: Principal,
+    receive_order: Callable[[Scratch], Awaitable[Order]],
 ) -> tuple[Job, bool]:
     """Receive, check and store a job, or find the one of an earlier try. Also returns whether it is new."""
-    repeated = key is not None and services.idempotency.known(principal.owner, key)
+    owner = principal.owner
+    repeated = key is not None and services.idempotency.known(owner, key)
     # A repetition of a stored request needs no place in the queue, so no limit may refuse it.
-    admission = nullcontext() if repeated else services.index.admission(principal.owner, principal.limits)
+    admission = nullcontext() if repeated else services.index.admission(owner, principal.limits)
     tenant = tenant_of(principal, request)
     async with receiving(request, services, tenant):
         with admission:
             if not repeated:
                 check_space(services)
             async with scratch(services, tenant) as space:
-                draft = await receiver(request, services, space)
-                draft = await asyncio.to_thread(with_kept, draft, services, principal)
-                turn = nullcontext() if key is None else services.idempotency.turn(principal.owner, key)
+                order = await receive_order(space)
+                turn = nullcontext() if key is None else services.idempotency.turn(owner, key)
                 async with turn:
-                    if key is not None and services.idempotency.known(principal.owner, key):
-                        known = await asyncio.to_thread(known_job, key, draft, services, principal)
+                    if key is not None and services.idempotency.known(owner, key):
+                        known = await asyncio.to_thread(known_job, key, order.fingerprint, services, owner)
                         if known is not None:
                             return known, False
-                    checked = await check(draft, services, principal, space)
-                    return await save(draft, checked, key, services, principal)
+                    make = await order.check()
+                    return await save(make, key, order.fingerprint, services, principal)
+
+
+async def submit(
+    request: Request, key: str | None, services: Services, principal: Principal, receiver: Receiver = receive
+) -> tuple[Job, bool]:
+    """Place the order of a whole new video. Also returns whether the job is new."""
+
+    async def receive_order(space: Scratch) -> Order:
+        draft = await receiver(request, services, space)
+        draft = await asyncio.to_thread(with_kept, draft, services, principal)
+
+        async def checked() -> MakeJob:
+            result = await check(draft, services, principal, space)
+            return partial(new_job, draft, result, services, principal)
+
+        return Order(draft.fingerprint(), checked)
+
+    return await place(request, key, services, principal, receive_order)
 
 
 async def dry_run(request: Request, services: Services, principal: Principal) -> tuple[Draft, Checked]:

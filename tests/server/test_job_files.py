@@ -114,6 +114,5 @@ def test_pictures_and_inputs_count_as_stored(api: Api) -> None:
     (summary,) = api.services.index._jobs.values()
     folder = api.store.root / "jobs" / job["id"]
     files = [path for path in folder.rglob("*") if path.is_file() and "journal" not in path.parts]
-    kept = [path for path in files if not path.name.startswith("motion")]
-    assert summary.stored_bytes == sum(path.stat().st_size for path in kept)
+    assert summary.stored_bytes == sum(path.stat().st_size for path in files)
     assert POSTER_HEIGHT == 360

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import imageio.v3 as iio
-import numpy as np
 import torch
 
 from contract.attention import AttentionBackend, AttentionReport
@@ -24,7 +23,16 @@ from model.attention_choice import choose_attention
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.inputs import VideoInputs
-from model.media import encode_clip, join_clips, load_audio, load_image, load_pose, write_poster
+from model.media import (
+    encode_clip,
+    join_clips,
+    load_audio,
+    load_image,
+    load_pose,
+    read_motion,
+    write_motion,
+    write_poster,
+)
 from model.memory.needs import tokens
 from model.memory.offload import next_mode
 from model.parallel.ranks import Place, Ranks
@@ -50,8 +58,7 @@ class PipelineClip:
     def save(self, files: ClipFiles) -> None:
         encode_clip(self.clip.frames, files.video)
         write_poster(self.clip.frames, files.poster)
-        with files.motion.open("wb") as file:
-            np.save(file, self.clip.motion_frames)
+        write_motion(self.clip.motion_frames, files.motion)
 
 
 def dtype_on(device: str | torch.device) -> torch.dtype:
@@ -102,7 +109,7 @@ class PipelineEngine:
                 inputs_of(request),
                 request.params,
                 first_clip=request.first_clip,
-                motion_frames=np.load(request.motion) if request.motion else None,
+                motion_frames=read_motion(request.motion) if request.motion else None,
                 on_progress=on_progress,
                 ranks=self._ranks,
             )
