@@ -35,7 +35,8 @@ async def retry(
 ) -> Response:
     """A new job of the same request. The finished clips of the old one are kept, not rendered again."""
     key = checked_key(idempotency_key)
-    return await accepted(*await JobsFrom(job, services, principal).retry(request, key), prefer, services)
+    made, is_new = await JobsFrom(job, services, principal).retry(request, key)
+    return await accepted(made, is_new, prefer, services)
 
 
 @router.post(
@@ -58,7 +59,8 @@ async def extend(
     that the end of the old speech cut short is rendered again.
     """
     key = checked_key(idempotency_key)
-    return await accepted(*await JobsFrom(job, services, principal).extend(request, key), prefer, services)
+    made, is_new = await JobsFrom(job, services, principal).extend(request, key)
+    return await accepted(made, is_new, prefer, services)
 
 
 @router.post(

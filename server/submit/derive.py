@@ -220,7 +220,6 @@ class JobsFrom:
                     "motion_not_kept",
                     "The frames from which the next clip could continue were not kept with this job: see "
                     "COINTERACT_KEEP_MOTION. A job can be made anew from clip 0.",
-                    limit="COINTERACT_KEEP_MOTION",
                 )
             if not kept or not (is_needed or self.services.settings.keep_motion):
                 clip = clip.model_copy(update={"motion": None})

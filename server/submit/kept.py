@@ -19,10 +19,8 @@ from server.submit.receive import Draft
 
 def with_kept(draft: Draft, services: Services, principal: Principal) -> Draft:
     """The draft with the kept files that it names. Raises ApiError, OSError."""
-    found = {
-        field: kept_file(field, file, services, principal.owner) for field, file in draft.references.items()
-    }
-    return replace(draft, kept=found)
+    owner, named = principal.owner, draft.references.items()
+    return replace(draft, kept={field: kept_file(field, file, services, owner) for field, file in named})
 
 
 def kept_file(field: str, file: str, services: Services, owner: str) -> KeptFile:
