@@ -13,9 +13,11 @@ from typing import Annotated
 
 import typer
 
+from cli.batch import batches
 from cli.checkpoints import checkpoints
 from cli.checks import checks
 from cli.common import DataOption, connected, console, explained_errors, settings_with
+from cli.jobs import jobs
 from cli.keys import keys
 from cli.videos import videos
 
@@ -161,8 +163,9 @@ def reaper(data: DataOption = None) -> None:
         run(settings, redis_url, stopping)
 
 
+app.add_typer(jobs, name="jobs", rich_help_panel="Make videos")
 app.add_typer(keys, name="keys", rich_help_panel="Run the service")
-for commands in (videos, checkpoints, checks):
+for commands in (videos, batches, checkpoints, checks):
     app.add_typer(commands)
 
 

@@ -35,6 +35,7 @@ UrlOption = Annotated[
     str | None,
     typer.Option("--url", envvar="COINTERACT_URL", help="Server to use, such as http://127.0.0.1:8000"),
 ]
+ServerOption = Annotated[str, typer.Option("--url", envvar="COINTERACT_URL", help="Server to use.")]
 ApiKeyOption = Annotated[
     str | None,
     typer.Option("--api-key", envvar="COINTERACT_API_KEY", help="API key, if the server asks for one."),
@@ -44,17 +45,21 @@ ApiKeyOption = Annotated[
 @contextmanager
 def explained_errors() -> Iterator[None]:
     """Expected errors become a red sentence and exit status 1. Other errors keep their traceback."""
+    from cointeract_client import CoInteractError
     from pydantic import ValidationError
 
-    from cli.client import ServiceError
     from cli.generate import GenerationFailed
+    from cli.service import explained
     from cli.weights import WeightsError
     from contract.request import FieldError
     from deploy.stack import StackError
 
     try:
         yield
-    except (ServiceError, GenerationFailed, StackError, WeightsError, FieldError) as error:
+    except CoInteractError as error:
+        complaints.print(explained(error), style="red", highlight=False, markup=False)
+        raise typer.Exit(FAILED) from error
+    except (GenerationFailed, StackError, WeightsError, FieldError) as error:
         complaints.print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(FAILED) from error
     except ValidationError as error:

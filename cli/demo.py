@@ -13,8 +13,8 @@ import httpx
 from rich.console import Console
 from rich.panel import Panel
 
-from cli.client import ServiceClient
 from cli.generate import generate_over_http, options_of
+from cli.service import service
 from deploy.parts import own_command
 from deploy.samples import write_samples
 from deploy.stack import StackError, free_port
@@ -35,10 +35,10 @@ def run_demo(output: Path, url: str | None, api_key: str | None, console: Consol
     )
     video = output / "presenter.mp4"
     if url is not None:
-        with ServiceClient(url, api_key) as client:
+        with service(url, api_key) as client:
             made = generate_over_http(options, video, client, console)
     else:
-        with running_stack(output / "data") as own_url, ServiceClient(own_url) as client:
+        with running_stack(output / "data") as own_url, service(own_url, None) as client:
             made = generate_over_http(options, video, client, console)
     took = f"{video.stat().st_size / 1e6:.1f} MB, after {time.monotonic() - began:.0f} s."
     advice = f"\n{made.caveat}\nThe real model: README.md, “Real weights”." if made.caveat else ""

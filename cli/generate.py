@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cointeract_client import Client, Job
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,9 +19,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from cli.client import JobStatus, ServiceClient
+from cli.service import note_of
 from contract.form import form_of
-from contract.job import JobState, utcnow
+from contract.job import utcnow
 from contract.request import GenerateFields, fields_of
 
 
@@ -97,34 +98,35 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def generate_over_http(
-    options: GenerateOptions, output: Path, client: ServiceClient, console: Console
-) -> Made:
-    """Submit, follow, download. Ctrl-C cancels. Raises ServiceError or GenerationFailed."""
-    job = client.submit(options.files, form_of(options.fields))
+def generate_over_http(options: GenerateOptions, output: Path, client: Client, console: Console) -> Made:
+    """Submit, follow, download. Ctrl-C cancels. Raises CoInteractError."""
+    files = dict(options.files)
+    person, audio = files.pop("person_image"), files.pop("audio", None)
+    given: dict[str, Any] = {**form_of(options.fields), **files}
+    job = client.submit(person_image=person, audio=audio, **given)
     console.print(f"Job [bold]{job.id}[/] submitted to {client.url}", highlight=False)
     try:
         with ProgressDisplay(console).shown() as display:
-            for now in client.follow(job.id):
-                left = None
-                if now.estimated_finish_at is not None:
-                    left = (now.estimated_finish_at - utcnow()).total_seconds()
-                display.show(now.progress, now.stage or now.status, _detail(now), left)
-                job = now
+            job = client.wait(job, on_progress=lambda now: show_job(display, now))
     except KeyboardInterrupt:
         client.cancel(job.id)
         raise
-    if job.status is not JobState.SUCCEEDED:
-        reason = job.error.message if job.error else "no reason was given"
-        raise GenerationFailed(f"Job {job.id} {job.status}: {reason}")
-    client.download(job.id, output)
-    return Made(job.seed, caveat(job.checkpoint.trained, client.note(job.checkpoint.name)))
+    client.download(job, output)
+    return Made(job.seed, caveat(job.checkpoint.trained, note_of(client, job.checkpoint.name)))
 
 
-def _detail(job: JobStatus) -> str:
-    if job.status is JobState.QUEUED and job.queue_position is not None:
+def show_job(display: ProgressDisplay, job: Job) -> None:
+    """Show where a job is."""
+    left = None
+    if job.estimated_finish_at is not None:
+        left = (job.estimated_finish_at - utcnow()).total_seconds()
+    display.show(job.progress, job.stage or job.status, _detail(job), left)
+
+
+def _detail(job: Job) -> str:
+    if job.status == "queued" and job.queue_position is not None:
         return f"place {job.queue_position} in the queue"
-    if job.status is not JobState.PROCESSING or not job.num_clips or job.clip is None:
+    if job.status != "processing" or not job.num_clips:
         return ""
     clip = f"clip {min(job.clip + 1, job.num_clips)}/{job.num_clips}"
     return f"{clip} · step {job.step or 0}/{job.num_steps}" if job.num_steps else clip

@@ -88,8 +88,8 @@ def generate(
 
     Exit status: 0 saved, 1 failed (the reason is on stderr), 2 wrong usage, 130 interrupted.
     """
-    from cli.client import ServiceClient
     from cli.generate import generate_over_http, options_of
+    from cli.service import service
 
     with explained_errors():
         options = options_of(
@@ -111,7 +111,7 @@ def generate(
             {"person_image": person, "audio": audio, "product_image": product, "pose_video": pose},
         )
         if url is not None:
-            with ServiceClient(url, api_key) as client:
+            with service(url, api_key) as client:
                 made = generate_over_http(options, output, client, console)
         else:
             from cli.generate_local import generate_here

@@ -8,6 +8,7 @@ with Client("http://localhost:8000") as client:
 """
 
 from cointeract_client.aio import AsyncClient
+from cointeract_client.batch import Result, Row, read_rows, run_batch
 from cointeract_client.errors import (
     ApiError,
     CoInteractError,
@@ -58,6 +59,8 @@ __all__ = [
     "KeptFile",
     "Model",
     "Problem",
+    "Result",
+    "Row",
     "SignedUrls",
     "Usage",
     "Validation",
@@ -65,5 +68,7 @@ __all__ = [
     "Warn",
     "WebhookEvent",
     "WebhookInvalid",
+    "read_rows",
+    "run_batch",
     "verify_webhook",
 ]

@@ -60,7 +60,11 @@ class AsyncClient:
         self.url = url.rstrip("/")
         self._max_retries = max_retries
         self._http = httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=timeout_s, transport=transport
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout_s,
+            transport=transport,
+            trust_env=not wire.is_this_machine(self.url),
         )
 
     async def __aenter__(self) -> AsyncClient:

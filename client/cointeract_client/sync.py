@@ -58,7 +58,13 @@ class Client:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url.rstrip("/")
         self._max_retries = max_retries
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, transport=transport)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout_s,
+            transport=transport,
+            trust_env=not wire.is_this_machine(self.url),
+        )
 
     def __enter__(self) -> Client:
         return self

@@ -43,16 +43,25 @@ class Call:
 
     def build(self, client: httpx.Client | httpx.AsyncClient, opened: ExitStack) -> httpx.Request:
         """The request, with its files opened anew."""
-        upload = {name: _part(name, given, opened) for name, given in self.files.items()}
+        # A form without files would be sent urlencoded, which the server does not read.
+        parts: list[tuple[str, Any]] = [
+            (name, (None, text)) for name, texts in (self.form or {}).items() for text in texts
+        ]
+        parts += [(name, _part(name, given, opened)) for name, given in self.files.items()]
         return client.build_request(
             self.method,
             self.path,
             headers=self.headers,
             params=dict(self.params) or None,
             json=self.json,
-            data=self.form,
-            files=upload or None,
+            files=parts or None,
         )
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether a URL leads to this machine itself, where no proxy of the environment can."""
+    host = httpx.URL(url).host.strip("[]")
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _part(name: str, given: FileInput, opened: ExitStack) -> tuple[str, BinaryIO | bytes, str]:
@@ -68,13 +77,13 @@ def _part(name: str, given: FileInput, opened: ExitStack) -> tuple[str, BinaryIO
 def submit_call(
     path: str, files: Mapping[str, FileInput | None], settings: Mapping[str, Any], idempotency_key: str | None
 ) -> Call:
-    """A submit: as a form or, if no file is to be sent or one is a `data:` URL, as JSON."""
+    """A submit: as a form or, if a file is given as a `data:` URL, which is too long for one, as JSON."""
     given: dict[str, FileInput] = {name: file for name, file in files.items() if file is not None}
     values = {name: value for name, value in settings.items() if value is not None}
     headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
     references = {name: file for name, file in given.items() if _is_reference(file)}
     in_the_text = any(isinstance(file, str) and file.startswith("data:") for file in references.values())
-    if in_the_text or len(references) == len(given):
+    if in_the_text:
         body = values | {name: _as_reference(file) for name, file in given.items()}
         return Call("POST", path, headers=headers, json=body)
     form = {name: _form_texts(value) for name, value in {**values, **references}.items()}
