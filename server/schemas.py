@@ -214,6 +214,7 @@ class LimitsView(Wire):
     files: FileLimits
     max_prompts: int
     max_prompt_chars: int
+    max_speech_chars: int
     max_clips: int
     max_steps: int
     fields: dict[str, Any] = Field(description="JSON Schema of each field of a submit that is no file.")

@@ -20,6 +20,7 @@ def get_limits(services: ServicesOf, principal: Reader) -> LimitsView:
         files=_file_limits(services),
         max_prompts=services.settings.max_prompts,
         max_prompt_chars=services.settings.max_prompt_chars,
+        max_speech_chars=services.settings.max_speech_chars,
         max_clips=services.settings.max_clips,
         max_steps=services.settings.max_steps,
         fields={name: form_fields()[name] for name in GenerateFields.model_fields},

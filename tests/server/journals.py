@@ -72,7 +72,7 @@ def succeed(
     return api.services.journal.append(job, entry)
 
 
-def fail(api: Api, job_id: str) -> Job:
-    job = start(api, job_id)
+def fail(api: Api, job_id: str, started: bool = False) -> Job:
+    job = api.services.journal.read(job_id) if started else start(api, job_id)
     error = JobError(code="out_of_memory", message="Too large for this GPU.", stage=Stage.DENOISING)
     return api.services.journal.append(job, Failed(at=utcnow(), attempt=job.attempt, error=error))

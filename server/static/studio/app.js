@@ -7,13 +7,14 @@ import { restore } from "./draft.js";
 import { keepFocus, watchFocus } from "./focus.js";
 import { Gallery } from "./gallery.js";
 import { Header, KeyForm } from "./header.js";
-import { Ingredients, takeFiles } from "./ingredients.js";
+import { Ingredients } from "./ingredients.js";
 import { openJob, poll, readAddress } from "./jobs.js";
 import { makeVideo } from "./making.js";
 import { Copyable, DraftPanel, JobPanel } from "./panel.js";
 import { Toast } from "./parts.js";
 import { playOrPause, Screen } from "./stage.js";
 import { change, state, subscribe } from "./store.js";
+import { takeFiles } from "./taking.js";
 import { DraftTimeline, JobTimeline } from "./timeline.js";
 import { html, render } from "../vendor/htm-preact.js";
 
@@ -36,7 +37,7 @@ function Page() {
       ${job ? html`<${JobTimeline} key=${job.id} job=${job} />` : html`<${DraftTimeline} key="draft" />`}
       <${Gallery} />
     </main>
-    <${Bar} job=${job} /><${Tabs} /><${Toast} /><${Copyable} />
+    <${Bar} job=${job} /><${Tabs} job=${job} /><${Toast} /><${Copyable} />
     <p class="visually-hidden" role="status" id="said">${state.said}</p>`;
 }
 
@@ -65,7 +66,7 @@ async function learn() {
   try {
     const [models, limits] = await Promise.all([call("/v1/models"), call("/v1/limits")]);
     const fresh = !state.models.length && models.data.length;
-    change((now) => { now.models = models.data; now.limits = limits; });
+    change((now) => { now.models = models.data; now.voices = models.voices; now.limits = limits; });
     if (fresh) checkSoon();
     if (models.data.length) return;
   } catch (error) {

@@ -69,8 +69,9 @@ export function Bar({ job }) {
   </footer>`;
 }
 
-const TABS = { photos: "Photos", speech: "Speech", scenes: "Scenes", watch: "Watch", videos: "Videos" };
+const DRAFT_TABS = { photos: "Photos", speech: "Speech", scenes: "Scenes", watch: "Watch", videos: "Videos" };
+const JOB_TABS = { watch: "Watch", scenes: "Clips", videos: "Videos" };
 
 /** What a phone shows one at a time. */
-export const Tabs = () => html`<nav class="tabs" aria-label="Parts">${Object.entries(TABS).map(([tab, text]) => html`
-  <button type="button" aria-current=${state.tab === tab ? "true" : undefined} onClick=${() => change((now) => { now.tab = tab; })}>${text}</button>`)}</nav>`;
+export const Tabs = ({ job }) => html`<nav class="tabs" aria-label="Parts">${Object.entries(job ? JOB_TABS : DRAFT_TABS).map(([tab, text]) => html`
+  <button type="button" key=${tab} aria-current=${state.tab === tab ? "true" : undefined} data-tab=${tab} onClick=${() => change((now) => { now.tab = tab; })}>${text}</button>`)}</nav>`;

@@ -5,14 +5,14 @@ import { clipsOf, formOf, spoken } from "./draft.js";
 import { change, state } from "./store.js";
 import { FIELD, MISSING, sentenceOf, speechTooLong, textTooLong } from "./words.js";
 
-const PAUSE_MS = 700;
+const PAUSE_MS = 700, SPOKEN_PAUSE_MS = 2000; // a text is spoken each time it is checked
 const NUMBERS = ["num_inference_steps", "guidance_scale", "flow_shift", "product_scale", "seed"];
 
 /** Fields without which nothing can be made. */
 export function missingOf(draft) {
   const missing = [];
   if (!draft.photos.person_image) missing.push("person_image");
-  if (!draft.speech) missing.push("audio");
+  if (!draft.speech && !draft.typed?.text.trim()) missing.push("audio");
   if (!draft.prompts[0]?.trim()) missing.push("prompt");
   return missing;
 }
@@ -43,6 +43,7 @@ export function errorsOf(draft, complete) {
   const clips = clipsOf(draft);
   if (spoken(draft) > limits.files.audio_seconds + 0.01) errors.audio = speechTooLong(limits.files.audio_seconds);
   else if (clips > limits.max_clips) errors.audio = `The speech needs ${clips} clips: at most ${limits.max_clips}. Trim it.`;
+  if (draft.typed?.text.length > limits.max_speech_chars) errors.audio = textTooLong(limits.max_speech_chars);
   draft.prompts.forEach((text, i) => {
     if (text.length > limits.max_prompt_chars) errors[i ? `prompt.${i}` : "prompt"] = textTooLong(limits.max_prompt_chars);
   });
@@ -57,7 +58,8 @@ export function errorsOf(draft, complete) {
 /** Put a refusal beside what it is about; "all" stands at the button. */
 export function showRefusal(error) {
   const known = error.field in FIELD || /^prompt/.test(error.field ?? "");
-  const field = !known ? "all" : error.field.replace(/^prompt\.0$|^prompt$/, "prompt");
+  const spoken = ["speech_text", "voice"].includes(error.field);
+  const field = spoken ? "audio" : !known ? "all" : error.field.replace(/^prompt\.0$|^prompt$/, "prompt");
   change((now) => { now.errors = { ...now.errors, [field]: sentenceOf(error) }; });
   return field;
 }
@@ -70,7 +72,7 @@ export function checkSoon() {
   asking?.abort();
   const { draft, models } = state;
   if (!models.length || missingOf(draft).length || Object.keys(errorsOf(draft)).length) return;
-  waiting = setTimeout(check, PAUSE_MS);
+  waiting = setTimeout(check, draft.typed ? SPOKEN_PAUSE_MS : PAUSE_MS);
 }
 
 async function check() {
@@ -79,7 +81,10 @@ async function check() {
   change((now) => { now.checking = true; });
   try {
     const estimate = await upload("/v1/validate", await formOf(state.draft), { signal: asking.signal });
-    if (turn === asked) change((now) => { now.estimate = estimate; now.errors = {}; });
+    if (turn === asked) change((now) => {
+      Object.assign(now, { estimate, errors: {} });
+      now.draft.clipsTold = estimate.params.num_clips;
+    });
   } catch (error) {
     if (turn === asked && error instanceof Refused && error.status < 500 && error.status !== 401 && error.status !== 429) showRefusal(error);
     else if (!(error instanceof NoAnswer || error instanceof Refused || error.name === "AbortError")) throw error;

@@ -7,6 +7,8 @@ import { change, state } from "./store.js";
 export const emptyDraft = () => ({
   photos: { person_image: null, product_image: null },
   speech: null,      // { file, name, seconds, outline, from, to }
+  typed: null,       // { text, voice }: what is said instead of a recording, where the server can speak
+  clipsTold: null,   // how many clips the server counted in a speech that this browser cannot measure
   prompts: [""],     // by clip; an empty one reads "as before"
   settings: {},      // only what differs from the checkpoint's own
   key: null,         // of the request as it is now; made when it is first sent
@@ -75,7 +77,7 @@ export const clipSeconds = () => (model() ? model().frames_per_clip / model().fp
 /** How many clips the video will have; null while that cannot be known. */
 export function clipsOf(draft) {
   if (state.estimate) return state.estimate.params.num_clips;
-  if (spoken(draft) === null || !clipSeconds()) return null;
+  if (spoken(draft) === null || !clipSeconds()) return draft.clipsTold;
   const frames = Math.max(1, Math.round(spoken(draft) * model().fps));
   const whole = Math.floor(frames / model().frames_per_clip);
   return whole && frames - whole * model().frames_per_clip <= 2 ? whole : Math.ceil(frames / model().frames_per_clip);
@@ -98,11 +100,15 @@ export function promptsOf(draft) {
 export async function formOf(draft) {
   const form = new FormData();
   for (const [name, photo] of Object.entries(draft.photos)) if (photo) form.append(name, photo.file, photo.name);
-  const { file, name, from, to, seconds } = draft.speech;
-  const trimmed = seconds !== null && (from > 0 || to < seconds);
-  const speech = trimmed ? wavOf((await decoded(file)).buffer, "speech.wav", from, to) : file;
-  form.append("audio", speech, trimmed ? "speech.wav" : name);
+  if (draft.speech) await addRecording(form, draft.speech);
+  else { form.append("speech_text", draft.typed.text); form.append("voice", draft.typed.voice); }
   for (const prompt of promptsOf(draft)) form.append("prompt", prompt);
   for (const [field, value] of Object.entries(draft.settings)) if (value !== "") form.append(field, value);
   return form;
+}
+
+async function addRecording(form, { file, name, from, to, seconds }) {
+  const trimmed = seconds !== null && (from > 0 || to < seconds);
+  const speech = trimmed ? wavOf((await decoded(file)).buffer, "speech.wav", from, to) : file;
+  form.append("audio", speech, trimmed ? "speech.wav" : name);
 }

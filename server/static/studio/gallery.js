@@ -5,7 +5,7 @@ import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { hashOf, loadAll, loadMore, remove, shown } from "./jobs.js";
 import { Icon } from "./parts.js";
 import { change, state } from "./store.js";
-import { age, clipsDone, inLine, isOver, lengthOf, many, nameOf, stateOf, titleOf } from "./words.js";
+import { age, clipsDone, inLine, isOver, lengthOf, nameOf, stateOf, titleOf } from "./words.js";
 
 const posters = new Map(); // path → address of a picture that was fetched with the key
 

@@ -3,9 +3,9 @@
 import { apiKey, forgetKey, keyIsRemembered, useKey } from "./api.js";
 import { model } from "./draft.js";
 import { focusSoon } from "./focus.js";
-import { hashOf, openJob } from "./jobs.js";
+import { openJob } from "./jobs.js";
 import { html } from "../vendor/htm-preact.js";
-import { change, state } from "./store.js";
+import { state } from "./store.js";
 import { many, megabytes } from "./words.js";
 
 function health() {

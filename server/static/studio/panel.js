@@ -2,12 +2,13 @@
 
 import { html } from "../vendor/htm-preact.js";
 import { clipsOf, promptsOf, spoken } from "./draft.js";
-import { linksOf, remove, shareLink } from "./jobs.js";
+import { hashOf, linksOf, remove, shareLink } from "./jobs.js";
 import { useLinks } from "./links.js";
 import { Icon } from "./parts.js";
 import { asCurl, asPython } from "./recipes.js";
 import { Settings } from "./settings.js";
 import { useAgain } from "./again.js";
+import { derivingFrom, tryAgain } from "./derive.js";
 import { change, state } from "./store.js";
 import { age, doingOf, duration, failureOf, headlineOf, isOver, lengthOf, many, nameOf, PRESET, seconds, titleOf } from "./words.js";
 
@@ -24,7 +25,7 @@ export function DraftPanel() {
     <ul class="steps">
       <${Step} done=${draft.photos.person_image}>A photo of the person<//>
       <${Step} done=${draft.photos.product_image}>A photo of the product, if there is one<//>
-      <${Step} done=${draft.speech}>${spoken(draft) === null ? "What is said" : `${seconds(spoken(draft))} of speech`}<//>
+      <${Step} done=${draft.speech || draft.typed?.text.trim()}>${spoken(draft) === null ? "What is said" : `${seconds(spoken(draft))} of speech`}<//>
       <${Step} done=${draft.prompts[0]?.trim()}>${told && clips ? `What happens in ${many(clips, "scene")}` : "What happens"}<//>
     </ul>
     <${Settings} />`;
@@ -86,6 +87,7 @@ function Details({ job }) {
   const { params } = job;
   return html`<details class="details"><summary>Details</summary><dl>
     ${!isOver(job) && job.status === "processing" && html`<${Fact} name="Step">${job.step} of ${job.num_steps}<//>`}
+    ${job.parent && html`<${Fact} name="Made from">${state.jobs.has(job.parent) ? html`<a href=${hashOf(job.parent)}>${titleOf(state.jobs.get(job.parent)).slice(0, 40)}</a>` : "a video that is gone"}<//>`}
     <${Fact} name="Model">${job.model}<//>
     <${Fact} name="Quality">${PRESET[params.preset] ?? params.preset}<//>
     <${Fact} name="Size">${params.width} × ${params.height}<//>
@@ -113,8 +115,10 @@ export function JobPanel({ job }) {
         <button type="button" class="primary" onClick=${() => save(job)}>Save</button>
         <button type="button" onClick=${() => share(job)}>Share</button>`}
       ${job.status === "succeeded" ? html`<button type="button" onClick=${() => again(job)}>Use again</button>`
-      : over && html`<button type="button" onClick=${() => again(job)}>Edit</button>`}
+      : over && html`${"parent" in job && html`<button type="button" class="primary" data-field="retry" onClick=${() => tryAgain(job)}>Try again</button>`}
+        <button type="button" onClick=${() => again(job)}>Edit</button>`}
     </div>
+    ${derivingFrom(job, "retry")?.error && html`<p class="error">${derivingFrom(job, "retry").error}</p>`}
     <div class="actions minor">
       <button type="button" class="link" onClick=${() => copy(asCurl(job), "Copied as a curl command.")}>Copy as curl</button>
       <button type="button" class="link" onClick=${() => copy(asPython(job), "Copied as a Python program.")}>Copy as Python</button>

@@ -18,6 +18,7 @@ export const state = {
   recordedFor: 0,
   level: 0,
   models: [],
+  voices: [],                 // who can say a text; empty where the server cannot speak
   limits: null,
   examples: [],
   online: true,
@@ -26,6 +27,8 @@ export const state = {
   toast: null,                // { text, action, label }
   said: "",                   // what a screen reader is told
   playing: null,              // { job, clip } or { speech: clip }
+  deriving: null,             // a job about to be made from another one, see derive.js
+  copyable: null,             // a text to be copied by hand
   problem: {},                // job id → why its file could not be fetched
 };
 

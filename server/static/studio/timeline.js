@@ -3,13 +3,17 @@
 import { html, useEffect, useRef } from "../vendor/htm-preact.js";
 import { checkSoon } from "./checks.js";
 import { clipsOf, clipSeconds, edit, spoken } from "./draft.js";
+import { begin, derivingFrom, extend, giveUp, redo, revise } from "./derive.js";
+import { readSpeech } from "./files.js";
 import { clipSecondsOf } from "./jobs.js";
 import { useLinks } from "./links.js";
-import { asField, FieldError, Icon, Ring, Waveform } from "./parts.js";
+import { focusField } from "./focus.js";
+import { RecordButton, SOUNDS } from "./speech.js";
+import { asField, FieldError, FilePick, Icon, Ring, Waveform } from "./parts.js";
 import { playSpeech, stopSpeech } from "./player.js";
 import { outlineBetween } from "./sound.js";
 import { change, state } from "./store.js";
-import { clipsDone, isOver, lengthOf, seconds } from "./words.js";
+import { clipsDone, isOver, lengthOf, many, seconds } from "./words.js";
 
 const EXAMPLE = "A woman in a bright kitchen lifts the teapot and shows it to the camera.";
 
@@ -80,6 +84,42 @@ function clipState(job, number) {
   return isOver(job) ? "missing" : "waiting";
 }
 
+/** Whether this clip and all behind it can be made anew: the clips before it must be there. */
+const canRedo = (job, number) => "parent" in job && number <= clipsDone(job) && (isOver(job) || number < clipsDone(job));
+
+function Redo({ job, number }) {
+  const { prompt, busy, error, before } = derivingFrom(job, "redo");
+  const rest = job.num_clips - number - 1;
+  return html`<div class="derive">
+    <textarea rows="3" data-field="redo" aria-label=${`What happens in clip ${number + 1} now`} value=${prompt} aria-invalid=${error ? "true" : undefined}
+      aria-describedby=${error ? "error-redo" : undefined} onInput=${(event) => revise({ prompt: event.target.value })}></textarea>
+    <p class="soft">${prompt.trim() === before ? "Unchanged, it comes out differently. " : ""}${rest ? `${many(rest, "clip")} after it ${rest === 1 ? "follows" : "follow"} from it and ${rest === 1 ? "is" : "are"} made anew, too.` : ""}</p>
+    ${error && html`<p class="error" id="error-redo">${error}</p>`}
+    <div class="row"><button type="button" class="primary" disabled=${busy} onClick=${() => redo(job)}>${busy ? "Sending…" : "Redo"}</button>
+      <button type="button" onClick=${giveUp}>Leave it</button></div></div>`;
+}
+
+function More({ job }) {
+  const adding = derivingFrom(job, "extend");
+  const take = async (file) => {
+    const { speech = null, error = null } = await readSpeech(file, state.limits?.files);
+    if (derivingFrom(job, "extend")) revise({ speech, error });
+  };
+  if (!adding) {
+    return html`<li class="slice more"><button type="button" class="extend" onClick=${() => { begin("extend", job, { speech: null, prompt: "" }); focusField("extend"); }}>
+      <${Icon} name="add" />Extend</button><p>Say more: the video goes on where it ends.</p></li>`;
+  }
+  const { speech, prompt, busy, error } = adding;
+  return html`<li class="slice more adding"><div class="slice-head"><b>What is said next</b></div>
+    ${speech?.outline && html`<${Waveform} outline=${speech.outline} />`}
+    ${speech && html`<p class="file-name">${speech.name}${speech.seconds !== null && html` <span>${seconds(speech.seconds)}</span>`}</p>`}
+    <div class="row"><${FilePick} label=${speech ? "Replace" : "Choose a recording"} accept=${SOUNDS} field="extend" onFile=${take} /><${RecordButton} take=${take} fail=${(text) => revise({ error: text })} /></div>
+    <textarea rows="2" aria-label="What happens next" placeholder="As before" value=${prompt} onInput=${(event) => revise({ prompt: event.target.value })}></textarea>
+    ${error && html`<p class="error" id="error-extend">${error}</p>`}
+    <div class="row"><button type="button" class="primary" disabled=${busy || !speech} onClick=${() => extend(job)}>${busy ? "Sending…" : "Extend"}</button>
+      <button type="button" onClick=${giveUp}>Leave it</button></div></li>`;
+}
+
 const CLIP_WORDS = { ready: "Ready", making: "Making", failed: "Failed", missing: "Not made", waiting: "Waiting" };
 
 function Clip({ job, number, poster }) {
@@ -89,18 +129,23 @@ function Clip({ job, number, poster }) {
   const prompt = prompts[number];
   const playing = state.playing?.job === job.id && state.playing.clip === number;
   const play = () => change((now) => { now.playing = { job: job.id, clip: number }; now.tab = "watch"; });
+  const redoing = derivingFrom(job, "redo")?.clip === number;
+  const text = job.params.prompts[Math.min(number, prompts.length - 1)];
   return html`<li class=${`slice clip ${what} ${playing ? "playing" : ""}`}>
     <div class="slice-head"><b>Clip ${number + 1}</b><span>${times(number * length, Math.min(lengthOf(job), (number + 1) * length))}</span>
       ${what === "ready" && html`<button type="button" class="slice-play" aria-label=${`Play clip ${number + 1}`} onClick=${play}><${Icon} name="play" /></button>`}
       ${what === "making" && html`<${Ring} part=${job.num_steps ? job.step / job.num_steps : 0} />`}</div>
     <div class="clip-body">${poster && html`<img src=${poster} alt="" onError=${(event) => { event.target.hidden = true; }} />`}<div>
     <p class=${`clip-state ${what}`}>${CLIP_WORDS[what]}${what === "making" && job.step ? ` · ${Math.round((job.step / job.num_steps) * 100)} %` : ""}</p>
-    <p class="clip-prompt">${prompt === undefined || prompt === prompts[number - 1] ? html`<span class="soft">As before</span>` : prompt}</p></div></div>
+    ${redoing ? html`<${Redo} job=${job} number=${number} />` : html`<p class="clip-prompt">${prompt === undefined || prompt === prompts[number - 1] ? html`<span class="soft">As before</span>` : prompt}</p>
+      ${canRedo(job, number) && html`<button type="button" class="link" aria-label=${`Redo from clip ${number + 1}`}
+        onClick=${() => { begin("redo", job, { clip: number, prompt: text, before: text }); focusField("redo"); }}>Redo from here</button>`}`}</div></div>
   </li>`;
 }
 
 export function JobTimeline({ job }) {
   const links = useLinks(job);
   return html`<${Strip} label="Clips">
-    ${Array.from({ length: job.num_clips }, (_, i) => html`<${Clip} key=${`${job.id} ${i}`} job=${job} number=${i} poster=${links?.posters[i]} />`)}<//>`;
+    ${Array.from({ length: job.num_clips }, (_, i) => html`<${Clip} key=${`${job.id} ${i}`} job=${job} number=${i} poster=${links?.posters[i]} />`)}
+    ${"parent" in job && job.status === "succeeded" && html`<${More} job=${job} />`}<//>`;
 }

@@ -103,8 +103,8 @@ class Studio:
     def succeed(self, job_id: str, started: bool = False) -> None:
         succeed(self.api, job_id, VIDEO, started, clip=CLIP, poster=jpeg())
 
-    def fail(self, job_id: str) -> None:
-        fail(self.api, job_id)
+    def fail(self, job_id: str, started: bool = False) -> None:
+        fail(self.api, job_id, started)
 
     def key(self, name: str = "ada", **options: Any) -> str:
         return create_key(self.live.services.store, name, **options).token

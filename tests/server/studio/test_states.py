@@ -30,7 +30,7 @@ FIND = """
 
 
 async def show_tab(page: Page, tab: str) -> None:
-    await page.click(f".tabs button:nth-child({TABS.index(tab) + 1})")
+    await page.click(f".tabs [data-tab={tab}]")
     await page.until(f"document.querySelector('main').dataset.tab === '{tab}'")
 
 
@@ -145,6 +145,21 @@ async def finished(studio: Studio, page: Page) -> None:
     await page.click(".panel .details summary")
 
 
+async def continuing(studio: Studio, page: Page) -> None:
+    job = studio.submit(audio=THREE_CLIPS, prompt=["She lifts it.", "She turns it.", "She waves."])
+    studio.succeed(job)
+    await go(page, job)
+    await page.click("[aria-label='Redo from clip 2']")
+    await page.says(".derive", "follows from it")
+
+
+async def extending(studio: Studio, page: Page) -> None:
+    await finished(studio, page)
+    await page.click(".extend")
+    await page.choose_file("[data-field=extend]", studio.file("more.wav", THREE_CLIPS))
+    await page.says(".adding", "more.wav")
+
+
 async def deleting(studio: Studio, page: Page) -> None:
     for job in (studio.submit(), studio.submit()):
         studio.succeed(job)
@@ -195,7 +210,9 @@ State = Callable[[Studio, Page], Awaitable[None]]
         (interrupted, ("watch",)),
         (failed, ("watch",)),
         (canceled, ("watch",)),
-        (finished, TABS),
+        (finished, ("watch", "scenes", "videos")),
+        (continuing, ("scenes",)),
+        (extending, ("scenes",)),
         (deleting, ("videos",)),
         (without_model, ("watch",)),
         (offline, ("photos",)),

@@ -1,0 +1,139 @@
+"""Jobs made from jobs, in the studio: redo from a clip on, extend, try again, and speech as a text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.server.inputs import audio_bytes
+from tests.server.studio.browser import Page
+from tests.server.studio.conftest import THREE_CLIPS, Studio
+
+pytestmark = pytest.mark.slow
+
+
+async def opened(page: Page, job: str) -> None:
+    await page.run(f"location.hash = 'job={job}'")
+    await page.until("document.querySelectorAll('.clip').length > 0")
+
+
+async def made_from(page: Page, studio: Studio, job: str) -> str:
+    """The job that the studio has opened, once it is another one."""
+    await page.until(f"/job_/.test(location.hash) && !location.hash.includes('{job}')")
+    (new,) = [one for one in studio.jobs() if one != job]
+    assert str(await page.run("location.hash")) == f"#job={new}"
+    return new
+
+
+@pytest.mark.parametrize("prompt", ["She drops it.", None])
+def test_a_clip_is_redone_with_another_prompt_or_another_seed(studio: Studio, prompt: str | None) -> None:
+    job = studio.submit(audio=THREE_CLIPS, prompt=["She lifts it.", "She turns it.", "She waves."], seed=7)
+    studio.succeed(job)
+
+    async def visit(page: Page) -> None:
+        await opened(page, job)
+        await page.click("[aria-label='Redo from clip 2']")
+        await page.until("document.activeElement.dataset.field === 'redo'")
+        await page.says(".derive", "1 clip after it follows")
+        if prompt is not None:
+            await page.write("[data-field=redo]", prompt)
+        await page.click(".derive .primary")
+        new = await made_from(page, studio, job)
+        state = studio.live.services.journal.read(new)
+        assert state.submitted.params.prompt_of(0) == "She lifts it."
+        assert state.submitted.params.prompt_of(1) == (prompt or "She turns it.")
+        assert len(state.clips) == 1, "the first clip is shared"
+        assert (state.submitted.params.seed == 7) is (prompt is not None)
+        await page.says(".clip:nth-child(1)", "Ready")
+        await page.click(".details summary")
+        await page.says(".details", "She lifts it.")
+
+    studio.visit(visit)
+
+
+def test_a_video_is_extended_by_a_recording(studio: Studio) -> None:
+    job = studio.submit(audio=THREE_CLIPS)
+    studio.succeed(job)
+
+    async def visit(page: Page) -> None:
+        await opened(page, job)
+        await page.click(".extend")
+        await page.until("document.activeElement.dataset.field === 'extend'")
+        await page.click("#record")
+        await page.says("#record", "Stop · 1.")
+        await page.click("#record")
+        await page.says(".adding", "recording.wav")
+        await page.write(".adding textarea", "She bows.")
+        await page.click(".adding .primary")
+        new = await made_from(page, studio, job)
+        state = studio.live.services.journal.read(new)
+        before = studio.live.services.journal.read(job).submitted.params.num_frames
+        assert state.submitted.params.num_frames > before
+        assert state.submitted.params.prompts[-1] == "She bows."
+
+    studio.visit(visit)
+
+
+def test_a_refused_extension_says_why_and_a_lost_answer_is_found_again(studio: Studio) -> None:
+    job = studio.submit(audio=THREE_CLIPS)
+    studio.succeed(job)
+    text = studio.file("notes.wav", b"not a sound at all" * 9)
+    speech = studio.file("more.wav", audio_bytes(seconds=2))
+
+    async def visit(page: Page) -> None:
+        await opened(page, job)
+        await page.click(".extend")
+        await page.choose_file("[data-field=extend]", text)
+        await page.says("#error-extend", "Choose WAV")
+        await page.choose_file("[data-field=extend]", speech)
+        await page.says(".adding", "more.wav")
+        await page.lose_answers()
+        page.lost.append("*/extend")
+        await page.click(".adding .primary")
+        await page.says("#error-extend", "cannot be reached")
+        await page.click(".adding .primary")
+        await made_from(page, studio, job)
+
+    studio.visit(visit)
+
+
+def test_a_failed_job_is_tried_again(studio: Studio) -> None:
+    job = studio.submit(audio=THREE_CLIPS)
+    studio.start(job)
+    studio.finish_clip(job, 0)
+    studio.fail(job, started=True)
+
+    async def visit(page: Page) -> None:
+        await opened(page, job)
+        await page.says(".panel", "The finished clips can still be watched.")
+        await page.click("[data-field=retry]")
+        new = await made_from(page, studio, job)
+        assert len(studio.live.services.journal.read(new).clips) == 1
+
+    studio.visit(visit)
+
+
+def test_where_the_server_can_speak_the_speech_may_be_a_text(studio: Studio) -> None:
+    spoken: list[str] = []
+
+    async def visit(page: Page) -> None:
+        await page.until("document.querySelector('[data-field=size]')")
+        assert await page.run("document.querySelector('.ways') === null"), "this server cannot"
+        voices = json.dumps(["anna", "ben"])
+        await page.run(
+            "(async () => { const { change } = await import('/static/studio/store.js');"
+            f"change((now) => {{ now.voices = {voices}; }}); }})()"
+        )
+        await page.click(".ways button:nth-child(2)")
+        await page.write(".speech textarea", "Look at this can.")
+        await page.write(".speech select", "ben")
+        form = (
+            "(async () => { const { formOf } = await import('/static/studio/draft.js');"
+            "const { state } = await import('/static/studio/store.js');"
+            "return JSON.stringify([...(await formOf(state.draft)).entries()]); })()"
+        )
+        spoken.append(str(await page.run(form)))
+
+    studio.visit(visit)
+    assert json.loads(spoken[0]) == [["speech_text", "Look at this can."], ["voice", "ben"]]
