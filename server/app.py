@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import resource
+import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,8 @@ from server.storage_probe import StorageProbe
 log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0
 IO_THREADS: Final = 32
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long the event loop may wait for a thread that computes. It waits after every call into the kernel."""
 EXPIRE_EVERY_S: Final = 3600.0
 GRACEFUL_STOP_S: Final = 5
 MOST_CONNECTIONS: Final = 2000
@@ -203,6 +206,7 @@ def serve(settings: Settings) -> None:
     if reason is not None:
         raise StartRefusedError(reason)
     _allow_many_connections()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()  # what is loaded now stays, so no collection need look at it again
     with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has stopped in good order

@@ -211,7 +211,7 @@ class Fetcher:
                 size += len(chunk)
                 if size > limit:
                     raise too_large
-                file.write(chunk)
+                await asyncio.to_thread(file.write, chunk)  # to a disk, which may be slow
                 digest.update(chunk)
         if size == 0:
             raise FetchedNothing("The file is empty.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Final
 
 from contract.settings import Settings
 from jobs.artifacts import ArtifactStore
@@ -20,6 +21,9 @@ from server.keyed_locks import KeyedLocks
 from server.metrics import Metrics
 from server.shares import Places, Turns
 from server.storage_probe import StorageProbe
+
+DISK_TURNS: Final = 16
+"""Threads that write for submits at the same time: half of those that wait for the disk."""
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Services:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))
+    disk: Turns = field(default_factory=lambda: Turns(DISK_TURNS))
     """JSON bodies hold whole files in memory, so only so many are read at the same time."""
     speaking: Turns = field(default_factory=lambda: Turns(4))
     """The speech server is asked for so many texts at the same time."""

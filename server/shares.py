@@ -14,6 +14,8 @@ from typing import Final
 
 LONG_TURN_S: Final = 0.5
 """A turn that takes longer is long: it may not be the one that fills all places."""
+SLOW_FOR_S: Final = 60.0
+"""For how long a tenant counts as slow after a long turn."""
 
 MOST_SLOW: Final = 10_000
 
@@ -68,7 +70,7 @@ class Turns:
 
     The next free place goes to the waiting tenant that holds the fewest. Work that takes long leaves one
     place free, so that short work of others is never stuck behind it: work that is said to be heavy, and
-    all of a tenant whose last turn took long.
+    all of a tenant that had a long turn a short while ago.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,8 +78,8 @@ class Turns:
         self._running: dict[str, list[float]] = {}
         """When each running turn began, by tenant."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[float]]] = OrderedDict()
-        self._slow: OrderedDict[str, None] = OrderedDict()
-        """Tenants whose last turn took long."""
+        self._slow: OrderedDict[str, float] = OrderedDict()
+        """When tenants had their last long turn, those of long ago first."""
 
     @asynccontextmanager
     async def turn(self, tenant: str, heavy: bool = False) -> AsyncIterator[None]:
@@ -108,15 +110,14 @@ class Turns:
         return began
 
     def _note_slow(self, tenant: str) -> None:
-        self._slow[tenant] = None
+        self._slow[tenant] = self._clock()
+        self._slow.move_to_end(tenant)
         if len(self._slow) > MOST_SLOW:
             self._slow.popitem(last=False)
 
     def _end(self, tenant: str, began: float) -> None:
         if self._clock() - began > LONG_TURN_S:
             self._note_slow(tenant)
-        else:
-            self._slow.pop(tenant, None)
         self._running[tenant].remove(began)
         if not self._running[tenant]:
             del self._running[tenant]
@@ -128,8 +129,12 @@ class Turns:
         if busy >= self._capacity:
             return False
         is_last_place = busy == self._capacity - 1 and self._capacity > 1
-        is_slow = tenant in self._slow or (own and self._clock() - min(own) > LONG_TURN_S)
-        return not (is_last_place and is_slow)
+        is_long = bool(own) and self._clock() - min(own) > LONG_TURN_S
+        return not (is_last_place and (is_long or self._is_slow(tenant)))
+
+    def _is_slow(self, tenant: str) -> bool:
+        long_turn = self._slow.get(tenant)
+        return long_turn is not None and self._clock() - long_turn < SLOW_FOR_S
 
     def _let_one_begin(self) -> bool:
         """Begin the turn of the waiting tenant that holds the fewest places; of several, the one that has

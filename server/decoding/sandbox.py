@@ -48,6 +48,14 @@ class DecodeTask:
     target: Path
 
 
+def _open_targets(tasks: Sequence[DecodeTask]) -> list[BinaryIO]:
+    """The files that the decoded ones go to. It touches the disk."""
+    with ExitStack() as opened:
+        targets: list[BinaryIO] = [opened.enter_context(task.target.open("w+b")) for task in tasks]
+        opened.pop_all()
+    return targets
+
+
 class Decoder:
     """One `server.decoding.child` process, started when needed and again should it die."""
 
@@ -165,13 +173,14 @@ class Sandbox:
                 "limits": asdict(limits_of(settings)),
             }
         ).encode()
+        targets = await asyncio.to_thread(_open_targets, tasks)
         # A socket, not a pipe: event loops differ in who closes a pipe they were given, and when.
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs, ExitStack() as targets:
+        with theirs, ExitStack() as opened:
             descriptors = [theirs.fileno()]
-            for task in tasks:
-                target = targets.enter_context(task.target.open("w+b"))
+            for task, target in zip(tasks, targets, strict=True):
+                opened.enter_context(target)
                 descriptors += [task.source.fileno(), target.fileno()]
             try:
                 decoder.send(message, descriptors)

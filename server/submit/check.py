@@ -217,6 +217,7 @@ async def _decode(draft: Draft, services: Services, space: Scratch) -> dict[str,
         )
         for field in fields
     ]
+    await space.on_disk(space.make_folder)
     answers = await services.sandbox.decode(tasks, space.tenant) if tasks else []
     decoded = dict(zip(fields, answers, strict=True))
     if services.settings.strict_media_types:

@@ -7,7 +7,7 @@ client gave is not kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
@@ -164,10 +164,22 @@ class _FormReader:
         self.complete = True
 
 
+async def in_place(work: Callable[[bytes], object], chunk: bytes) -> None:
+    """Call `work` here and now."""
+    work(chunk)
+
+
 async def read_form(
-    content_type: str, chunks: AsyncIterator[bytes], new_file: Callable[[], BinaryIO], rules: FormRules
+    content_type: str,
+    chunks: AsyncIterator[bytes],
+    new_file: Callable[[], BinaryIO],
+    rules: FormRules,
+    run: Callable[[Callable[[bytes], object], bytes], Awaitable[object]],
 ) -> ReceivedForm:
-    """The form that the chunks of a body hold. Raises ApiError, and what `chunks` raises."""
+    """The form that the chunks of a body hold. Raises ApiError, and what `chunks` raises.
+
+    `run` calls a function that writes to files with a chunk: `in_place`, or elsewhere if that may take long.
+    """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise ApiError("malformed_body", "The multipart body names no boundary.")
@@ -176,7 +188,7 @@ async def read_form(
     try:
         parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
         async for chunk in chunks:
-            parser.write(chunk)
+            await run(parser.write, chunk)
         parser.finalize()
     except FormParserError as error:
         raise ApiError("malformed_body", "The multipart body is malformed.") from error

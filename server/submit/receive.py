@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from dataclasses import field as member
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect, Request
@@ -39,8 +39,11 @@ from server.errors import ApiError, api_error_of
 from server.fetch import Fetcher, FetchError
 from server.idempotency import fingerprint
 from server.services import Services
+from server.shares import Turns
 from server.submit.json_body import parse_object
-from server.submit.multipart import FormRules, ReceivedFile, ReceivedForm, read_form
+from server.submit.multipart import FormRules, ReceivedFile, ReceivedForm, in_place, read_form
+
+Result = TypeVar("Result")
 
 INPUTS: Final = "inputs"
 SMALL_FILE_BYTES: Final = 2**20
@@ -70,37 +73,53 @@ class Draft:
         return fingerprint(self.fields.model_dump(exclude_unset=True), self.received())
 
 
-@dataclass(frozen=True)
-class Scratch:
-    """Where one submit is put together: the folder that may become the job, and files without names."""
+def fits_memory(most_bytes: int | None) -> bool:
+    """Whether a file of so many bytes at most is kept in memory. Any other lies on a disk, which may be slow:
+    only threads may touch it.
+    """
+    return sys.platform == "linux" and most_bytes is not None and most_bytes <= SMALL_FILE_BYTES
 
-    folder: Path
-    tenant: str
-    """Whose share of the capacity the submit takes."""
-    _files: ExitStack
+
+class Scratch:
+    """Where one submit is put together: the folder that may become the job, and files without names.
+
+    `tenant` is whose share of the capacity the submit takes.
+    """
+
+    def __init__(self, folder: Path, tenant: str, disk: Turns) -> None:
+        self.folder, self.tenant = folder, tenant
+        self._disk, self._files = disk, ExitStack()
+
+    async def on_disk(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """What `work` returns. It touches the disk, so it runs in a thread, in the tenant's turn."""
+        async with self._disk.turn(self.tenant):
+            return await asyncio.to_thread(work, *arguments)
+
+    def make_folder(self) -> None:
+        """Make the folder that may become the job. It touches the disk."""
+        for path in (self.folder, self.folder / INPUTS):
+            path.mkdir(mode=0o700)
 
     def new_file(self, most_bytes: int | None = None) -> BinaryIO:
-        """An empty file without a name, which is gone when the request ends.
-
-        On Linux it lies in memory if it will hold `most_bytes` at most and that is little.
-        """
-        if sys.platform == "linux" and most_bytes is not None and most_bytes <= SMALL_FILE_BYTES:
+        """An empty file without a name, which is gone when the request ends. `fits_memory` says where."""
+        if fits_memory(most_bytes):
             return self._files.enter_context(os.fdopen(os.memfd_create("upload"), "w+b"))
         return self._files.enter_context(tempfile.TemporaryFile(dir=self.folder.parent))
+
+    def clear(self) -> None:
+        """Forget all that did not become a job. It touches the disk."""
+        self._files.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @asynccontextmanager
 async def scratch(services: Services, tenant: str) -> AsyncIterator[Scratch]:
     """Space for one submit. Nothing is left of it afterwards, unless it became a job."""
-    folder = services.store.scratch() / f"submit-{secrets.token_hex(8)}"
-    with ExitStack() as files:
-        try:
-            for path in (folder, folder / INPUTS):
-                path.mkdir(mode=0o700)
-            yield Scratch(folder, tenant, files)
-        finally:
-            if folder.exists():
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    space = Scratch(services.store.scratch() / f"submit-{secrets.token_hex(8)}", tenant, services.disk)
+    try:
+        yield space
+    finally:
+        await space.on_disk(space.clear)
 
 
 def kind_limits(settings: Settings) -> dict[Kind, int]:
@@ -189,9 +208,11 @@ async def receive_form(
     request: Request, scratch: Scratch, rules: FormRules, settings: Settings
 ) -> ReceivedForm:
     """Receive a multipart/form-data body. Raises ApiError, ClientDisconnect."""
-    new_file = partial(scratch.new_file, _declared_bytes(request))
+    declared = _declared_bytes(request)
+    new_file = partial(scratch.new_file, declared)
+    run = in_place if fits_memory(declared) else scratch.on_disk
     chunks = _capped_body(request, settings.max_upload_bytes)
-    return await read_form(request.headers.get("content-type", ""), chunks, new_file, rules)
+    return await read_form(request.headers.get("content-type", ""), chunks, new_file, rules, run)
 
 
 TakeUrls = Callable[[dict[str, Any]], Mapping[str, object]]
@@ -202,9 +223,14 @@ async def receive_json(
     request: Request, services: Services, scratch: Scratch, take_urls: TakeUrls
 ) -> tuple[dict[str, Any], dict[str, GivenFile]]:
     """Receive a JSON object: its values, and the files that it names. Raises ApiError, ClientDisconnect."""
-    body = scratch.new_file(_declared_bytes(request))
+    declared = _declared_bytes(request)
+    in_memory = fits_memory(declared)
+    body = scratch.new_file(declared) if in_memory else await scratch.on_disk(scratch.new_file)
     async for chunk in _capped_body(request, services.settings.max_json_bytes):
-        body.write(chunk)
+        if in_memory:
+            body.write(chunk)
+        else:
+            await scratch.on_disk(body.write, chunk)
 
     def read() -> tuple[dict[str, Any], Mapping[str, object], dict[str, GivenFile]]:
         body.seek(0)
@@ -255,7 +281,7 @@ async def _fetch_all(
 
 
 async def _fetched(url: str, scratch: Scratch, fetcher: Fetcher, limit: int, field: str) -> ReceivedFile:
-    content = scratch.new_file()
+    content = await scratch.on_disk(scratch.new_file)
     try:
         fetched = await fetcher.fetch(url, content, limit)
     except FetchError as error:

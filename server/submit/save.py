@@ -122,9 +122,10 @@ async def save(
     # A burst has passed the limits together, before its jobs were known. So one is stored after the other.
     async with services.storing.turn(owner) if limits.are_reserved else nullcontext():
         services.index.check_reserves(owner, limits)
-        if key is None:
-            return await asyncio.to_thread(_save, new_job_id(), make, services), True
-        return await asyncio.to_thread(_save_once, key, request, make, services, owner)
+        async with services.disk.turn(owner):
+            if key is None:
+                return await asyncio.to_thread(_save, new_job_id(), make, services), True
+            return await asyncio.to_thread(_save_once, key, request, make, services, owner)
 
 
 def known_job(key: str, request: str, services: Services, owner: str) -> Job | None:

@@ -74,9 +74,7 @@ def spoil(redis: Redis, checkpoint: str, job_id: str, chance: random.Random) -> 
     writes.sadd("cointeract:workers", b"\xff", "w")
     writes.sadd("cointeract:checkpoints", b"\xff\xff")
     writes.set("cointeract:worker:w", chance.choice(BYTES))
-    writes.execute(
-        raise_on_error=False
-    )  # A key that an earlier call made another type, and nobody has repaired yet.
+    writes.execute(raise_on_error=False)  # a key may still be of another type
     for key in chance.sample(KEYS, 3):
         name = "cointeract:" + key.format(c=checkpoint)
         wrong_type(redis, name, chance.choice(["string", "list", "set", "hash", "zset", "stream"]))
