@@ -35,6 +35,8 @@ MEMORY_BYTES: Final = 2 * 2**30
 """Address space of a child. The worst photo of 64 MP, a transparent WebP, takes 1.2 GiB in all."""
 OUTPUT_BYTES: Final = 2 * 2**30
 OPEN_FILES: Final = 64
+NICENESS: Final = 10
+"""Decoding gives way to the event loop of the API, which all tenants share."""
 NO_MORE_REQUESTS: Final = 17
 """Exit status of a child that was told so."""
 LARGEST_MESSAGE: Final = 65_536
@@ -176,6 +178,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[3]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
     die_with_parent(signal.SIGKILL)
+    os.nice(NICENESS)
     Zygote(control, "full" if sys.argv[1] == "full" else "plain").serve(int(sys.argv[2]))
 
 
