@@ -6,9 +6,9 @@ request. N of them are waiting at any time, forked with every codec already load
 most files need, or all (server.decoding.decoders). A child holds no secret (empty environment), cannot open
 files, sockets or processes (server.decoding.seccomp), and is bounded in memory, CPU, output and time.
 
-Protocol, on a socket that keeps messages apart: one JSON message per request, with file descriptors [reply,
-input 0, output 0, input 1, output 1, …]. On the reply socket: one JSON line per file, then its end. When our
-standard input ends, so do we.
+Protocol, on a socket that keeps messages apart: `ready` from us, then `warm` from each child that waits; to
+one of them a JSON message per request, with file descriptors [reply, input 0, output 0, input 1, …].
+On the reply socket: one JSON line per file, then its end. When our standard input ends, so do we.
 """
 
 from __future__ import annotations
@@ -35,8 +35,14 @@ MEMORY_BYTES: Final = 2 * 2**30
 """Address space of a child. The worst photo of 64 MP, a transparent WebP, takes 1.2 GiB in all."""
 OUTPUT_BYTES: Final = 2 * 2**30
 OPEN_FILES: Final = 64
-NICENESS: Final = 10
+READY: Final = b"ready"
+"""What the process says once it has loaded its codecs."""
+WARM: Final = b"warm"
+"""What each child says once it waits for a request."""
+NICENESS: Final = 5
 """Decoding gives way to the event loop of the API, which all tenants share."""
+HEAVY_NICENESS: Final = 10
+"""By how much more heavy work gives way to that of a moment."""
 NO_MORE_REQUESTS: Final = 17
 """Exit status of a child that was told so."""
 LARGEST_MESSAGE: Final = 65_536
@@ -81,7 +87,7 @@ class Zygote:
         gc.collect()
         gc.freeze()  # what exists now stays shared with the children,
         gc.disable()  # who live too shortly to collect anything
-        self._control.send(b"ready")
+        self._control.send(READY)
         waiting = 0
         while True:
             while waiting < children:
@@ -100,6 +106,7 @@ class Zygote:
             die_with_parent(signal.SIGKILL)
             # Touching what the next request will touch copies those pages now, while nobody waits for it.
             self._warm_up(self._usual)
+            self._control.send(WARM)
             message, descriptors = self._next_request()
             if message:
                 self._control.close()  # other people's requests arrive there
@@ -109,6 +116,8 @@ class Zygote:
                 timeout_s = request["timeout_s"]
                 signal.setitimer(signal.ITIMER_REAL, timeout_s)  # SIGALRM ends the process
                 _limit(timeout_s)
+                if request["heavy"]:
+                    os.nice(HEAVY_NICENESS)
                 seccomp.confine()
                 self._decode_all(request["kinds"], Limits(**request["limits"]), descriptors)
                 status = 0
