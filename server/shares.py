@@ -10,6 +10,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 LONG_TURN_S: Final = 0.5
@@ -65,38 +66,43 @@ class Places:
             del self._held[tenant]
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    turn: asyncio.Future[float]
+    """Its result is when the turn began."""
+    heavy: bool
+
+
 class Turns:
     """Work of our own that waits for a place: parsing, decoding.
 
-    The next free place goes to the waiting tenant that holds the fewest. Work that takes long leaves one
-    place free, so that short work of others is never stuck behind it: work that is said to be heavy, and
-    all of a tenant that had a long turn a short while ago.
+    The next free place goes to the waiting tenant that holds the fewest. The last place is for short work of
+    others: neither work that is said to be heavy takes it, nor a tenant that holds a place already and has
+    had a long turn a short while ago.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._capacity, self._clock = capacity, clock
         self._running: dict[str, list[float]] = {}
         """When each running turn began, by tenant."""
-        self._waiting: OrderedDict[str, deque[asyncio.Future[float]]] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
         self._slow: OrderedDict[str, float] = OrderedDict()
         """When tenants had their last long turn, those of long ago first."""
 
     @asynccontextmanager
     async def turn(self, tenant: str, heavy: bool = False) -> AsyncIterator[None]:
         """Wait for a place and hold it. `heavy`: the work is known to take long."""
-        if heavy:
-            self._note_slow(tenant)
-        began = await self._begin(tenant)
+        began = await self._begin(tenant, heavy)
         try:
             yield
         finally:
             self._end(tenant, began)
 
-    async def _begin(self, tenant: str) -> float:
-        if tenant not in self._waiting and self._may_begin(tenant):
+    async def _begin(self, tenant: str, heavy: bool) -> float:
+        if tenant not in self._waiting and self._may_begin(tenant, heavy):
             return self._note_beginning(tenant)
         turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, deque()).append(turn)
+        self._waiting.setdefault(tenant, deque()).append(_Waiting(turn, heavy))
         try:
             return await turn
         except asyncio.CancelledError:
@@ -124,15 +130,16 @@ class Turns:
         while self._let_one_begin():
             pass
 
-    def _may_begin(self, tenant: str) -> bool:
+    def _may_begin(self, tenant: str, heavy: bool) -> bool:
         busy, own = sum(map(len, self._running.values())), self._running.get(tenant, [])
         if busy >= self._capacity:
             return False
         is_last_place = busy == self._capacity - 1 and self._capacity > 1
-        is_long = bool(own) and self._clock() - min(own) > LONG_TURN_S
-        return not (is_last_place and (is_long or self._is_slow(tenant)))
+        return not (is_last_place and (heavy or (own and self._is_slow(tenant))))
 
     def _is_slow(self, tenant: str) -> bool:
+        if self._clock() - min(self._running[tenant]) > LONG_TURN_S:
+            return True
         long_turn = self._slow.get(tenant)
         return long_turn is not None and self._clock() - long_turn < SLOW_FOR_S
 
@@ -140,11 +147,11 @@ class Turns:
         """Begin the turn of the waiting tenant that holds the fewest places; of several, the one that has
         waited longest. False if nobody can begin.
         """
-        ready = [tenant for tenant in self._waiting if self._may_begin(tenant)]
+        ready = [tenant for tenant, turns in self._waiting.items() if self._may_begin(tenant, turns[0].heavy)]
         if not ready:
             return False
         tenant = min(ready, key=lambda each: len(self._running.get(each, ())))
-        turn = self._waiting[tenant].popleft()
+        turn = self._waiting[tenant].popleft().turn
         if self._waiting[tenant]:
             self._waiting.move_to_end(tenant)
         else:

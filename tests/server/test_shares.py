@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from server.shares import LONG_TURN_S, NoPlace, Places, Turns
+from server.shares import LONG_TURN_S, SLOW_FOR_S, NoPlace, Places, Turns
 
 
 def test_a_tenant_holds_as_many_places_as_it_leaves_free_and_newcomers_find_one() -> None:
@@ -99,6 +99,40 @@ def test_long_work_leaves_one_place_to_others() -> None:
         assert work.order[2:] == ["bomb1"]
 
     asyncio.run(run())
+
+
+def test_neither_heavy_work_nor_a_slow_tenants_second_takes_the_last_place() -> None:
+    async def run() -> None:
+        clock = Clock()
+        turns = Turns(2, clock)
+        work = Work(turns)
+        await work.start("bomb", "bomb0")
+        clock.now += 2 * LONG_TURN_S
+        await work.end("bomb0")
+        await work.start("bomb", "bomb1")  # quick ones in between make it no quick tenant
+        await work.end("bomb1")
+        await work.start("bomb", "bomb2")
+        await work.start("bomb", "bomb3")
+        assert work.order == ["bomb0", "bomb1", "bomb2"]
+        heavy = asyncio.create_task(_hold(turns, "other"))
+        await asyncio.sleep(0)
+        await work.start("quick", "quick0")
+        assert work.order[3:] == ["quick0"]
+        await work.end("quick0")
+        await work.end("bomb2")
+        await work.end("bomb3")
+        await heavy
+        clock.now += SLOW_FOR_S
+        await work.start("bomb", "bomb4")
+        await work.start("bomb", "bomb5")
+        assert work.order[4:] == ["bomb3", "bomb4", "bomb5"]
+
+    asyncio.run(run())
+
+
+async def _hold(turns: Turns, tenant: str) -> None:
+    async with turns.turn(tenant, heavy=True):
+        pass
 
 
 def test_a_turn_that_is_given_up_while_waiting_or_just_won_goes_to_the_next() -> None:
