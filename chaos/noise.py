@@ -1,7 +1,7 @@
 """What a greedy tenant does, in a process of its own: `chaos.neighbour` measures what others feel of it.
 
-`python -m chaos.noise PORT SEED`, with the key on standard input. It ends with its standard input, and then
-prints how many answers of each status it got.
+`python -m chaos.noise PORT SEED`, with the key on standard input. It says `ready` when it begins. It ends with
+its standard input, and then prints how many answers of each status it got.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ class Noise:
 
     async def run(self) -> None:
         """Make noise until standard input ends."""
-        tasks = [asyncio.create_task(work()) for work in await self._noise_makers()]
+        makers = await self._noise_makers()
+        os.nice(19)  # We stand for other machines, so we take no time from the server.
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        tasks = [asyncio.create_task(make()) for make in makers]
         await asyncio.to_thread(sys.stdin.read)
         for task in tasks:
             task.cancel()
@@ -101,7 +105,6 @@ class Noise:
 
 def main() -> None:
     port, seed = (int(argument) for argument in sys.argv[1:])
-    os.nice(19)  # We stand for other machines, so we take no time from the server.
     noise = Noise(port, sys.stdin.readline().strip(), seed)
     asyncio.run(noise.run())
     sys.stdout.write(json.dumps({str(status): count for status, count in noise.statuses.items()}))
