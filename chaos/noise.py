@@ -1,6 +1,6 @@
 """What a greedy tenant does, in a process of its own: `chaos.neighbour` measures what others feel of it.
 
-`python -m chaos.noise PORT SEED`, with the key on standard input. It says `ready` when it begins. It ends with
+`python -m chaos.noise PORT SEED`, with the key on standard input. It says `ready` when it begins, ends with
 its standard input, and then prints how many answers of each status it got.
 """
 
