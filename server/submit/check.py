@@ -174,7 +174,7 @@ async def check(draft: Draft, services: Services, principal: Principal, space: S
     check_files({*draft.files, *draft.kept}, card)
     check_speech(fields, SPOKEN_FILE in {*draft.files, *draft.kept}, settings)
     decoded = await _decode_all(draft, services, space)
-    (space.folder / THUMBNAIL[0]).write_bytes(decoded["person_image"].thumbnail)
+    await space.on_disk((space.folder / THUMBNAIL[0]).write_bytes, decoded["person_image"].thumbnail)
     default_steps = preset_defaults(card, fields.preset).num_inference_steps
     if fields.num_inference_steps is None and default_steps > settings.max_steps:
         fields = fields.model_copy(update={"num_inference_steps": settings.max_steps})
@@ -217,7 +217,6 @@ async def _decode(draft: Draft, services: Services, space: Scratch) -> dict[str,
         )
         for field in fields
     ]
-    await space.on_disk(space.make_folder)
     answers = await services.sandbox.decode(tasks, space.tenant) if tasks else []
     decoded = dict(zip(fields, answers, strict=True))
     if services.settings.strict_media_types:

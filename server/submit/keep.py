@@ -120,7 +120,7 @@ async def keep(request: Request, services: Services, principal: Principal) -> tu
             created_at=utcnow(),
             expires_at=expires_at,
         )
-        shutil.rmtree(space.folder / INPUTS)
+        await space.on_disk(shutil.rmtree, space.folder / INPUTS)
         async with services.storing.turn(owner):  # else a burst would pass the quota together
             await asyncio.to_thread(_check_quota, services, principal, stored.size)
             return file, await asyncio.to_thread(kept.put, file, space.folder)

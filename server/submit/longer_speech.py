@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -47,11 +48,7 @@ async def join_speech(
                 check_declared_type("audio", added.declared_type, decoded.format)
         else:
             await asyncio.to_thread(link, added, "audio", second, services)
-        joined = space.new_file()
-        with before.open("rb") as first, second.open("rb") as behind:
-            _copy_used(first, params, services.settings, joined)
-            _copy(behind, joined)
-        joined.flush()
+        joined = await space.on_disk(_join, before, second, params, services.settings, space.new_file)
         # The decoder reads recordings one behind the other, and brings the later to the first one's form.
         (decoded,) = await services.sandbox.decode(
             [DecodeTask("audio", "audio", joined, whole)], space.tenant
@@ -59,6 +56,18 @@ async def join_speech(
         return decoded
     finally:
         second.unlink(missing_ok=True)
+
+
+def _join(
+    before: Path, second: Path, params: GenerationParams, settings: Settings, new_file: Callable[[], BinaryIO]
+) -> BinaryIO:
+    """A new file with the used part of one recording and all of another behind it."""
+    joined = new_file()
+    with before.open("rb") as first, second.open("rb") as behind:
+        _copy_used(first, params, settings, joined)
+        _copy(behind, joined)
+    joined.flush()
+    return joined
 
 
 def _copy_used(source: BinaryIO, params: GenerationParams, settings: Settings, target: BinaryIO) -> None:

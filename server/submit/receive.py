@@ -117,6 +117,7 @@ async def scratch(services: Services, tenant: str) -> AsyncIterator[Scratch]:
     """Space for one submit. Nothing is left of it afterwards, unless it became a job."""
     space = Scratch(services.store.scratch() / f"submit-{secrets.token_hex(8)}", tenant, services.disk)
     try:
+        await space.on_disk(space.make_folder)
         yield space
     finally:
         await space.on_disk(space.clear)

@@ -82,17 +82,17 @@ async def _ask(settings: Settings, body: dict[str, object], space: Scratch) -> R
     ):
         if answer.status_code != 200:
             raise await _refusal(answer)
-        content, digest, size = space.new_file(), hashlib.sha256(), 0
+        content, digest, size = await space.on_disk(space.new_file), hashlib.sha256(), 0
         async for block in answer.aiter_bytes():
             size += len(block)
             if size > limit:
                 detail = f"The speech has more than {limit} bytes."
                 raise ApiError("file_too_large", detail, field=FIELD, limit=limit)
-            content.write(block)
+            await space.on_disk(content.write, block)
             digest.update(block)
     if not size:
         raise ApiError("speech_refused", "The speech server made no sound of this text.", field=FIELD)
-    content.flush()
+    await space.on_disk(content.flush)
     return ReceivedFile(content, size, digest.hexdigest())
 
 
