@@ -43,9 +43,19 @@ class ClipFinished(Entry):
     """The frames that the next clip needs; None in a job that shares the clip and does not need them."""
     poster: StoredFile | None = None
     """A frame from its middle, small, as a JPEG."""
+    fragment: StoredFile | None = None
+    """With its slice of the speech, as a fragment of a stream."""
+    stream_header: StoredFile | None = None
+    """What a player reads before the first fragment; with clip 0 only."""
     seed: int | None = None
     """Of its noise, if that is not what follows from the job's settings: another job rendered it."""
     gpu_seconds: float
+
+    @property
+    def shown_files(self) -> list[StoredFile]:
+        """All files but `motion`, which is no clip's for ever."""
+        files = (self.video, self.poster, self.fragment, self.stream_header)
+        return [file for file in files if file is not None]
 
 
 class Submitted(Entry):

@@ -73,10 +73,10 @@ class GenerationParams(Frozen):
         return self.num_clips * self.num_computed_steps * self.width * self.height / 1e6
 
     def expected_bytes(self, keep_motion: bool) -> int:
-        """About how many bytes the video, its clips and the frames kept between clips take in storage."""
+        """About how many bytes the video, its clips, their fragments and the frames between them take."""
         pixels, motions = self.width * self.height, self.num_clips if keep_motion else 1
         motion_bytes = int(MOTION_BYTES_PER_PIXEL * pixels * MOTION_FRAMES)
-        return int(2 * H264_BYTES_PER_PIXEL * pixels * self.num_frames) + motions * motion_bytes
+        return int(3 * H264_BYTES_PER_PIXEL * pixels * self.num_frames) + motions * motion_bytes
 
 
 def draw_seed() -> int:

@@ -40,7 +40,7 @@ from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
-from server.routes import derived, files, health, jobs, kept_files, limits, pages, videos, webhooks
+from server.routes import derived, files, health, jobs, kept_files, limits, pages, streaming, videos, webhooks
 from server.services import Services
 from server.storage_probe import StorageProbe
 
@@ -190,6 +190,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(files.router)
     app.include_router(kept_files.router)
     app.include_router(derived.router)
+    app.include_router(streaming.router)
     app.include_router(videos.router)
     app.include_router(webhooks.router)
     app.include_router(health.router)

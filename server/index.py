@@ -57,7 +57,7 @@ class JobSummary:
             inputs.pose_video,
         ]
         files += [job.video, job.poster, job.submitted.thumbnail]
-        files += [file for clip in job.clips for file in (clip.video, clip.poster)]
+        files += [file for clip in job.clips for file in clip.shown_files]
         if job.submitted.keep_motion:
             files += [clip.motion for clip in job.clips]
         elif job.clips and job.video is None:  # else workers keep the newest only, until the video is there

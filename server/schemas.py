@@ -55,6 +55,8 @@ class FileUrls(Wire):
     clips: list[str]
     posters: list[str] = Field(description="A still picture of each clip.")
     thumbnail: str = Field(description="A picture at any time: the newest clip's, or the person's photo.")
+    stream: str | None = Field(description="HLS playlist of the finished clips, from the first on.")
+    preview: str | None = Field(description="MP4 of what is finished so far, with sound.")
     inputs: dict[str, str] = Field(description="What the job was submitted with, decoded, by field.")
 
 

@@ -42,12 +42,15 @@ def clip_path(job_id: str, clip: int) -> str:
 def file_urls(job: Job, link: Callable[[str], str]) -> FileUrls:
     """The files that a job has so far; `link` makes a URL of a path."""
     path, clips = job_path(job.id), [clip_path(job.id, entry.clip) for entry in job.clips]
+    is_playable = bool(job.clips) and job.clips[0].stream_header is not None
     inputs = [field for field in FILE_FIELDS if getattr(job.submitted.inputs, field) is not None]
     return FileUrls(
         video=link(f"{path}/video") if job.video is not None else None,
         clips=[link(clip) for clip in clips],
         posters=[link(f"{clip}/poster") for clip in clips],
         thumbnail=link(f"{path}/thumbnail"),
+        stream=link(f"{path}/stream.m3u8") if is_playable else None,
+        preview=link(f"{path}/preview.mp4") if is_playable or job.video is not None else None,
         inputs={field: link(f"{path}/inputs/{field}") for field in inputs},
     )
 

@@ -33,7 +33,15 @@ from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, verdict
 from jobs.queue import JobQueue
 from jobs.scheduling import may_start
 from jobs.usage import SpentUsage, note_usage
-from workers.engines.engine import ClipFiles, DeviceFailed, Engine, OutOfMemory, RenderedClip, RenderRequest
+from workers.engines.engine import (
+    ClipFiles,
+    ClipStream,
+    DeviceFailed,
+    Engine,
+    OutOfMemory,
+    RenderedClip,
+    RenderRequest,
+)
 from workers.job_files import JobFiles, Superseded
 from workers.lost_attempts import announce_again
 from workers.messages import ClipDone, Ended, Message, Progressed, Working
@@ -299,6 +307,7 @@ class _Attempt:
     def _render_clips(self, request: RenderRequest, workdir: Path) -> float:
         """Render and keep the clips that are missing. Returns when the last one was rendered."""
         self.clip_began = started = time.monotonic()
+        stream = self.runner.engine.stream(request)
         with OneBehind("storing", self._still_there) as storing:
 
             def on_progress(stage: Stage, clip: int, step: int) -> None:
@@ -310,11 +319,13 @@ class _Attempt:
                 self.clip_began = time.monotonic()
                 self.unkept.append(seconds)
                 self.runner.speed = speed = self.stopwatch.clip_ends()
-                storing.start(partial(self._keep_clip, clip, workdir, seconds, speed))
+                storing.start(partial(self._keep_clip, clip, stream, workdir, seconds, speed))
                 self.clip_began = started = time.monotonic()
         return started
 
-    def _keep_clip(self, clip: RenderedClip, workdir: Path, seconds: float, speed: Speed | None) -> None:
+    def _keep_clip(
+        self, clip: RenderedClip, stream: ClipStream, workdir: Path, seconds: float, speed: Speed | None
+    ) -> None:
         """Keep a finished clip, rendered in `seconds`, so that a later attempt can continue after it."""
         index, name = clip.index, f"{clip.index:04d}-{self.job.attempt}"
         files = ClipFiles(
@@ -322,16 +333,20 @@ class _Attempt:
             motion=workdir / f"{index}.motion",
             poster=workdir / f"{index}.jpg",
         )
+        fragment, header = workdir / f"{index}.m4s", workdir / f"{index}.header"
         self.files.durably(partial(clip.save, files))
-        before = self.job.clips[-1].motion if self.job.clips else None
+        self.files.durably(partial(stream.write, index, files.video, header, fragment))
+        before, put = self.job.clips[-1].motion if self.job.clips else None, self.files.put
         self._append(
             ClipFinished(
                 at=utcnow(),
                 attempt=self.job.attempt,
                 clip=index,
-                video=self.files.put(files.video, f"clip-{name}.mp4", "video/mp4"),
-                motion=self.files.put(files.motion, f"motion-{name}.bin", "application/octet-stream"),
-                poster=self.files.put(files.poster, f"poster-{name}.jpg", "image/jpeg"),
+                video=put(files.video, f"clip-{name}.mp4", "video/mp4"),
+                motion=put(files.motion, f"motion-{name}.bin", "application/octet-stream"),
+                poster=put(files.poster, f"poster-{name}.jpg", "image/jpeg"),
+                fragment=put(fragment, f"fragment-{name}.m4s", "video/mp4"),
+                stream_header=put(header, f"header-{name}.mp4", "video/mp4") if index == 0 else None,
                 gpu_seconds=seconds,
             )
         )

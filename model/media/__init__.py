@@ -5,9 +5,11 @@ from model.media.errors import MediaError
 from model.media.images import cover, fit_person, load_image, place_product, write_poster
 from model.media.motion import read_motion, write_motion
 from model.media.pose import load_pose
+from model.media.streaming import ClipStream
 from model.media.video import ClipWriter, encode_clip, join_clips
 
 __all__ = [
+    "ClipStream",
     "ClipWriter",
     "MediaError",
     "Speech",

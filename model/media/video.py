@@ -104,7 +104,7 @@ def join_clips(clip_paths: Sequence[str | Path], audio: str | Path | Speech, pat
     if not clip_paths:
         raise ValueError("there are no clips to join")
     speech = audio if isinstance(audio, Speech) else load_speech(audio)
-    num_frames = sum(_packet_count(clip) for clip in clip_paths)
+    num_frames = sum(packet_count(clip) for clip in clip_paths)
     with (
         av.open(str(clip_paths[0])) as first,
         av.open(
@@ -114,10 +114,9 @@ def join_clips(clip_paths: Sequence[str | Path], audio: str | Path | Speech, pat
         template = first.streams.video[0]
         video = output.add_stream_from_template(template)
         video.time_base = template.time_base
-        samples, rate = _for_aac(speech, num_frames)
-        sound = output.add_stream("aac", rate=rate, layout="stereo" if len(samples) == 2 else "mono")
-        # 6 bits per sample is the most that AAC can hold. Lower rates get proportionally less.
-        sound.bit_rate = min(96_000, 4 * rate) * len(samples)
+        samples, rate = for_aac(speech, num_frames)
+        sound = output.add_stream("aac", rate=rate, layout=layout_of(samples))
+        sound.bit_rate = bit_rate_of(samples, rate)
         pictures = _copied(clip_paths, video, template.codec_context.extradata)
         for _, _, packet in heapq.merge(pictures, _encoded(samples, rate, sound), key=lambda item: item[:2]):
             output.mux(packet)
@@ -127,7 +126,8 @@ Timed: TypeAlias = "tuple[Fraction, int, av.Packet[Any]]"
 """(decoding time in seconds, order of the streams for ties, packet)."""
 
 
-def _packet_count(clip: str | Path) -> int:
+def packet_count(clip: str | Path) -> int:
+    """Coded pictures in a clip. Raises MediaError if it is not H.264."""
     try:
         with av.open(str(clip)) as container:
             if not container.streams.video or container.streams.video[0].codec_context.name != "h264":
@@ -160,7 +160,7 @@ def _copied(clips: Sequence[str | Path], output: VideoStream, extradata: bytes |
 
 
 def _encoded(samples: np.ndarray, rate: int, output: AudioStream) -> Iterator[Timed]:
-    layout = "stereo" if len(samples) == 2 else "mono"
+    layout = layout_of(samples)
     for start in range(0, samples.shape[1], AAC_FRAME):
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray(samples[:, start : start + AAC_FRAME]), format="fltp", layout=layout
@@ -175,7 +175,19 @@ def _timed(packets: Sequence[av.Packet[Any]], rate: int) -> Iterator[Timed]:
         yield (packet.dts or 0) * Fraction(packet.time_base or Fraction(1, rate)), 1, packet
 
 
-def _for_aac(speech: Speech, num_frames: int) -> tuple[np.ndarray, int]:
+def layout_of(samples: np.ndarray) -> str:
+    """FFmpeg's word for the channels of samples (1 or 2, N)."""
+    return "stereo" if len(samples) == 2 else "mono"
+
+
+def bit_rate_of(samples: np.ndarray, rate: int) -> int:
+    """Bits per second of AAC. 6 bits per sample is the most that it can hold, and lower rates get
+    proportionally less.
+    """
+    return min(96_000, 4 * rate) * len(samples)
+
+
+def for_aac(speech: Speech, num_frames: int) -> tuple[np.ndarray, int]:
     """Samples (1 or 2, N) at a rate that AAC has, cut where they outlast the video by more than a frame."""
     samples = speech.samples
     if len(samples) > 2:

@@ -55,7 +55,7 @@ def conditional_file(
     # Ranges are defined for GET alone, and an If-Range that names another version voids them.
     same_version = request.headers.get("if-range", etag) in (etag, last_modified)
     wanted = request.headers.get("range") if request.method == "GET" and same_version else None
-    file.takes_range = wanted is not None and is_range(wanted, status.st_size)
+    file.takes_range = wanted is not None and range_of(wanted, status.st_size) is not None
     return file
 
 
@@ -77,8 +77,9 @@ def failed_condition(headers: Headers, etag: str, last_modified: str) -> Literal
     return None
 
 
-def is_range(header: str, size: int) -> bool:
-    """Whether a Range header names one range of a file of `size` bytes. If not, it is to be ignored.
+def range_of(header: str, size: int) -> tuple[int, int] | None:
+    """First and last byte of the one range of a file of `size` bytes that a Range header names. None if the
+    header is to be ignored.
 
     Raises ApiError (416) for a range outside the file, and for several ranges: putting them together costs
     the server more than the client.
@@ -91,22 +92,22 @@ def is_range(header: str, size: int) -> bool:
     )
     unit, _, ranges = header.partition("=")
     if unit.strip().lower() != "bytes":
-        return False
+        return None
     if "," in ranges:
         raise outside
     match = _RANGE.fullmatch(ranges.strip())
     if match is None or not (match[1] or match[2]):
-        return False
+        return None
     if not match[1]:
         if int(match[2]) == 0:
             raise outside
-        return True
+        return max(0, size - int(match[2])), size - 1
     first = int(match[1])
     if match[2] and int(match[2]) < first:
-        return False
+        return None
     if first >= size:
         raise outside
-    return True
+    return first, min(int(match[2] or size), size - 1)
 
 
 def _lists(fields: list[str], etag: str, weak: bool) -> bool:

@@ -85,6 +85,17 @@ def finished_clip(job: Job, clip: int) -> ClipFinished:
     raise ApiError("not_found", "The job has no such clip.")
 
 
+def file_headers(digest: str, made_at: datetime, filename: str) -> dict[str, str]:
+    """The headers of a file of a job."""
+    return {
+        "ETag": f'"{digest}"',
+        "Last-Modified": format_datetime(made_at.replace(microsecond=0), usegmt=True),
+        "Cache-Control": "private, no-cache",
+        "Cross-Origin-Resource-Policy": "cross-origin",  # whoever has a key or a signed link may embed it
+        "Content-Disposition": f'inline; filename="{filename}"',
+    }
+
+
 def file_response(store: ArtifactStore, file: JobFile, request: Request) -> Response:
     """The answer to a GET or HEAD of a file. Raises ApiError, JobNotFound."""
     try:
@@ -108,11 +119,5 @@ def _response(path: Path, stored: StoredFile, made_at: datetime, filename: str, 
     status = path.stat()
     if status.st_size != stored.size:
         raise ApiError("no_result", "The file is damaged in storage.")
-    headers = {
-        "ETag": f'"{stored.sha256}"',
-        "Last-Modified": format_datetime(made_at.replace(microsecond=0), usegmt=True),
-        "Cache-Control": "private, no-cache",
-        "Cross-Origin-Resource-Policy": "cross-origin",  # whoever has a key or a signed link may embed it
-        "Content-Disposition": f'inline; filename="{filename}"',
-    }
+    headers = file_headers(stored.sha256, made_at, filename)
     return conditional_file(path, request, status, stored.media_type, headers)

@@ -223,9 +223,8 @@ class JobsFrom:
                 )
             if not kept or not (is_needed or self.services.settings.keep_motion):
                 clip = clip.model_copy(update={"motion": None})
-            for name in ClipFinished.model_fields:
-                if isinstance(file := getattr(clip, name), StoredFile):
-                    self._shared(file, space)
+            for file in (*clip.shown_files, clip.motion):
+                self._shared(file, space)
             seed = self.parent.submitted.params.seed + index if clip.seed is None else clip.seed
             clips[index] = clip.model_copy(update={"attempt": 0, "gpu_seconds": 0.0, "seed": seed})
         return tuple(clips)

@@ -1,160 +1,171 @@
-"""Blocks that stream through the device: the right weights at the right time, without waiting."""
+"""Fragments of a stream: picture and sound stay together over the seams, nothing is lost or heard twice."""
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
 import pytest
-import torch
-from torch import nn
+import soundfile
 
-from model.memory.lanes import HostLanes
-from model.memory.streaming import PLACES, BlockStream
-from tests.model.simulated_lanes import SimulatedLanes
+from contract.video import CLIP_FRAMES, FPS
+from model.media import ClipStream, MediaError, encode_clip, join_clips
 
-SECONDS_PER_BYTE = 1e-6
-
-
-class Layer(nn.Module):
-    """A block with parameters and an 8-bit buffer, which computes for some seconds."""
-
-    def __init__(self, width: int, hidden: int, lanes: SimulatedLanes | None, seconds: float) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, hidden)
-        self.last = nn.Linear(hidden, width)
-        self.register_buffer("bits", torch.randint(0, 200, (width,), dtype=torch.uint8))
-        self.lanes, self.seconds = lanes, seconds
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if self.lanes is not None:
-            self.lanes.spend(self.seconds, self.linear.weight)
-        return self.last(torch.tanh(self.linear(states))) + self.bits
+NUM_FRAMES = 2 * CLIP_FRAMES + 50
+EVENTS = (1, 20, 79, 80, 81, 159, 160, 161, 205)
+"""Frames that flash, with a click at the same time: within clips, and on both sides of the seams."""
+MOST_OFFSET_S = 0.010
 
 
-def network(
-    layers: int, lanes: SimulatedLanes | None, seconds: float = 1.0, growth: int = 3
-) -> nn.Sequential:
-    """Blocks over 64 channels, each a little larger than the one before."""
-    torch.manual_seed(0)
-    return nn.Sequential(*(Layer(64, 64 + growth * layer, lanes, seconds) for layer in range(layers)))
+def clicking(rate: int, channels: int, num_frames: int = NUM_FRAMES) -> np.ndarray:
+    """Silence with a short burst at each event, (N, channels)."""
+    sound = np.zeros((num_frames * rate // FPS, channels), np.float32)
+    burst = np.sin(np.arange(rate // 250) * 2 * np.pi / 8) * 0.9
+    for frame in EVENTS:
+        start = frame * rate // FPS
+        sound[start : start + len(burst)] += burst[: len(sound) - start, None]
+    return sound
 
 
-def lanes_for(network: nn.Sequential, copy_seconds: float) -> SimulatedLanes:
-    block = sum(tensor.nbytes for tensor in network[0].state_dict().values())
-    return SimulatedLanes(seconds_per_byte=copy_seconds / block)
+def parts(folder: Path, rate: int, channels: int = 1, seconds_more: float = 0.0) -> list[Path]:
+    """The header and the fragments of a video of three clips."""
+    sound = clicking(rate, channels)
+    more = np.zeros((round(seconds_more * rate), channels), np.float32)
+    soundfile.write(folder / "speech.wav", np.concatenate([sound, more]), rate)
+    files = [folder / "header.mp4"]
+    for index in range(3):
+        count = min(CLIP_FRAMES, NUM_FRAMES - index * CLIP_FRAMES)
+        frames = np.random.default_rng(index).integers(0, 30, (count, 64, 48, 3), np.uint8)
+        for frame in range(count):
+            if index * CLIP_FRAMES + frame in EVENTS:
+                frames[frame] = 255
+        encode_clip(frames, folder / f"{index}.mp4")
+        files.append(folder / f"{index}.m4s")
+        # Each by itself, as attempts in different processes make them.
+        stream = ClipStream(folder / "speech.wav", NUM_FRAMES)
+        stream.write(index, folder / f"{index}.mp4", files[0], files[-1])
+    return files
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3, 8])
-def test_streamed_blocks_compute_what_resident_ones_do(layers: int) -> None:
-    states = torch.randn(4, 64)
-    plain = network(layers, None)
-    expected = [plain(states), plain(states + 1)]
-    lanes = SimulatedLanes(SECONDS_PER_BYTE)
-    streamed = network(layers, lanes)
-    BlockStream(list(streamed), torch.device("cpu"), lanes)
-    assert all(torch.equal(streamed(states + i), expected[i]) for i in range(2))
+def joined(files: list[Path], path: Path) -> Path:
+    path.write_bytes(b"".join(file.read_bytes() for file in files))
+    return path
 
 
-def test_forgetting_to_wait_for_a_copy_would_be_seen() -> None:
-    class Hasty(SimulatedLanes):
-        def compute_after(self, mark: float) -> None:
-            pass
-
-    states, lanes = torch.randn(4, 64), Hasty(SECONDS_PER_BYTE)
-    streamed = network(3, lanes)
-    BlockStream(list(streamed), torch.device("cpu"), lanes)
-    assert not torch.equal(streamed(states), network(3, None)(states))
+def flashes(path: str | Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return [
+            float(frame.pts * frame.time_base)
+            for frame in container.decode(video=0)
+            if frame.to_ndarray(format="gray").mean() > 128 and frame.pts is not None and frame.time_base
+        ]
 
 
-def test_copies_hide_behind_computing() -> None:
-    lanes = SimulatedLanes(0.0)
-    streamed = network(8, lanes, seconds=1.0, growth=0)
-    lanes.seconds_per_byte = lanes_for(streamed, copy_seconds=0.9).seconds_per_byte
-    BlockStream(list(streamed), torch.device("cpu"), lanes)
-    states = torch.randn(4, 64)
-    streamed(states)
-    first = lanes.waited
-    assert first == pytest.approx(0.9, rel=0.1)  # only the very first block has nothing to hide behind
-    for _ in range(3):
-        streamed(states)
-    assert lanes.waited == first
-    assert lanes.compute_clock == pytest.approx(4 * 8 + first)
+def heard(path: str | Path) -> tuple[np.ndarray, int, float]:
+    """Samples (N,), their rate, and the time of the first."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(audio=0))
+        samples = np.concatenate([frame.to_ndarray().mean(axis=0) for frame in frames])
+        first = frames[0]
+        assert first.pts is not None
+        assert first.time_base is not None
+        return samples, first.sample_rate, float(first.pts * first.time_base)
 
 
-def test_when_copying_takes_longer_the_copies_set_the_pace() -> None:
-    lanes = SimulatedLanes(0.0)
-    streamed = network(8, lanes, seconds=0.5, growth=0)
-    lanes.seconds_per_byte = lanes_for(streamed, copy_seconds=1.0).seconds_per_byte
-    BlockStream(list(streamed), torch.device("cpu"), lanes)
-    for _ in range(3):
-        streamed(torch.randn(4, 64))
-    copied = sum(copy.end - copy.start for copy in lanes.copies)
-    # The queue of copies is never idle but for the places that are still being computed with.
-    assert lanes.copy_clock <= copied + 3 * 8 * 0.5
-    assert lanes.compute_clock < 3 * 8 * (1.0 + 0.5)
+def clicks(path: str | Path) -> list[float]:
+    """When the clicks are loudest, less half of their length."""
+    samples, rate, begin = heard(path)
+    found = []
+    for frame in EVENTS:
+        middle = round((frame / FPS - begin) * rate)
+        low = max(0, middle - rate // 50)
+        power = np.square(samples[low : middle + rate // 50])
+        centre = low + float((power * np.arange(len(power))).sum() / power.sum())
+        found.append(begin + centre / rate - 0.002)
+    return found
 
 
-def test_no_block_is_overwritten_while_it_computes() -> None:
-    lanes = SimulatedLanes(1e-9)  # copies as fast as can be, so a place that is not free would be hit
-    streamed = network(5, lanes)
-    BlockStream(list(streamed), torch.device("cpu"), lanes)
-    for _ in range(3):
-        streamed(torch.randn(4, 64))
-    assert lanes.overwritten_reads() == []
-
-    class Rash(SimulatedLanes):
-        def copy_after(self, mark: float) -> None:
-            pass
-
-    lanes = Rash(1e-9)
-    streamed = network(5, lanes)
-    BlockStream(list(streamed), torch.device("cpu"), lanes)
-    streamed(torch.randn(4, 64))
-    assert lanes.overwritten_reads() != []
+RATES = [(16_000, 1), (8_000, 1), (22_050, 1), (44_100, 2), (48_000, 1)]
 
 
-def test_parked_blocks_hold_no_device_memory_and_come_back() -> None:
-    lanes = SimulatedLanes(SECONDS_PER_BYTE)
-    streamed = network(4, lanes)
-    stream = BlockStream(list(streamed), torch.device("cpu"), lanes)
-    states = torch.randn(4, 64)
-    expected = streamed(states)
-    on_device = lanes.copy_clock
-    stream.park()
-    assert stream._places == []
-    # The copy of the first block that was under way has ended before anybody gets its memory.
-    assert lanes.compute_clock >= on_device
-    assert torch.equal(streamed(states), expected)
+@pytest.mark.parametrize(("rate", "channels"), RATES)
+def test_pictures_and_sound_stay_together_over_the_seams(tmp_path: Path, rate: int, channels: int) -> None:
+    whole = joined(parts(tmp_path, rate, channels), tmp_path / "whole.mp4")
+    seen, sounded = flashes(whole), clicks(whole)
+    assert seen == pytest.approx([frame / FPS for frame in EVENTS], abs=1e-6)
+    for at, sound in zip(seen, sounded, strict=True):
+        assert abs(at - sound) <= MOST_OFFSET_S, f"{at} s: {1000 * (sound - at):.1f} ms"
 
 
-def test_main_memory_is_what_the_weights_take_and_no_more() -> None:
-    lanes = SimulatedLanes(SECONDS_PER_BYTE)
-    streamed = network(6, lanes)
-    tensors = list(streamed.state_dict().values())
-    stream = BlockStream(list(streamed), torch.device("cpu"), lanes)
-    weights = sum(tensor.nbytes for tensor in tensors)
-    assert weights <= stream.host_bytes == lanes.locked <= weights + 256 * len(tensors)
-    assert stream.place_bytes == max(slab.memory.nbytes for slab in stream._slabs)
-    # What the blocks held before is gone: each block's weights lie in its slab.
-    storages = {tensor.untyped_storage().data_ptr() for tensor in streamed.state_dict().values()}
-    assert len(storages) == 6
+def test_the_stream_has_the_pictures_and_sound_of_the_finished_video_and_no_more(tmp_path: Path) -> None:
+    whole = joined(parts(tmp_path, 16_000), tmp_path / "whole.mp4")
+    join_clips(
+        [tmp_path / f"{index}.mp4" for index in range(3)], tmp_path / "speech.wav", tmp_path / "video.mp4"
+    )
+    packets: dict[str, list[bytes]] = {}
+    times: dict[str, list[int]] = {}
+    for path in (whole, tmp_path / "video.mp4"):
+        for kind in ("video", "audio"):
+            with av.open(str(path)) as container:
+                (stream,) = [each for each in container.streams if each.type == kind]
+                read = [packet for packet in container.demux(stream) if packet.size]
+                packets[f"{path.stem} {kind}"] = [bytes(packet) for packet in read]
+                times[f"{path.stem} {kind}"] = [packet.pts or 0 for packet in read]
+    assert packets["whole video"] == packets["video video"]
+    wanted = packets["video audio"]
+    assert packets["whole audio"] == wanted[: len(packets["whole audio"])]
+    assert len(wanted) - len(packets["whole audio"]) <= 1
+    assert set(np.diff(times["whole audio"])) == {1024}
+    assert sorted(times["whole video"])[:3] == [0, 512, 1024]
 
 
-def test_a_pass_that_broke_off_leaves_nothing_wrong_behind() -> None:
-    lanes = SimulatedLanes(SECONDS_PER_BYTE)
-    streamed = network(5, lanes)
-    BlockStream(list(streamed), torch.device("cpu"), lanes)
-    states = torch.randn(4, 64)
-    expected = streamed(states)
-    with pytest.raises(RuntimeError):
-        streamed[2].linear(streamed[2](streamed[1](streamed[0](states)))[:, :3])
-    with pytest.raises(RuntimeError):
-        streamed[3](states[:, :3])  # inside a block
-    assert torch.equal(streamed(states), expected)
-    assert torch.equal(streamed[4](states), network(5, None)[4](states))  # out of order
+def test_each_fragment_lies_at_its_own_time_and_begins_with_a_key_picture(tmp_path: Path) -> None:
+    files = parts(tmp_path, 16_000)
+    for index, fragment in enumerate(files[1:]):
+        alone = joined([files[0], fragment], tmp_path / "alone.mp4")
+        with av.open(str(alone)) as container:
+            frames = list(container.decode(video=0))
+        assert frames[0].time == pytest.approx(index * CLIP_FRAMES / FPS)
+        assert frames[0].key_frame
+        _, rate, begin = heard(alone)
+        expected = max(0, index * CLIP_FRAMES / FPS)
+        assert -0.065 <= begin - expected < 1024 / rate + 0.001
 
 
-def test_without_a_device_blocks_are_there_at_once() -> None:
-    streamed = network(3, None)
-    stream = BlockStream(list(streamed), torch.device("cpu"), HostLanes())
-    states = torch.randn(4, 64)
-    assert torch.equal(streamed(states), network(3, None)(states))
-    assert len(stream._places) == PLACES
+def test_fragments_are_the_same_whoever_makes_them_and_headers_are_equal(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    made = []
+    for folder in folders:
+        folder.mkdir()
+        made.append([file.read_bytes() for file in parts(folder, 24_000)])
+    assert made[0] == made[1]
+
+
+def test_speech_that_outlasts_the_video_is_not_in_the_stream(tmp_path: Path) -> None:
+    whole = joined(parts(tmp_path, 16_000, seconds_more=5.0), tmp_path / "whole.mp4")
+    samples, rate, begin = heard(whole)
+    assert begin + len(samples) / rate <= NUM_FRAMES / FPS + 1024 / rate
+
+
+def test_every_box_says_how_long_it_is(tmp_path: Path) -> None:
+    def kinds(data: bytes) -> list[str]:
+        found, position = [], 0
+        while position < len(data):
+            size, kind = struct.unpack_from(">I4s", data, position)
+            assert 8 <= size <= len(data) - position
+            found.append(kind.decode())
+            position += size
+        return found
+
+    files = parts(tmp_path, 16_000)
+    assert kinds(files[0].read_bytes()) == ["ftyp", "moov"]
+    assert all(kinds(file.read_bytes()) == ["moof", "mdat"] for file in files[1:])
+
+
+def test_a_file_that_is_no_clip_of_ours_is_refused(tmp_path: Path) -> None:
+    files = parts(tmp_path, 16_000)
+    stream = ClipStream(tmp_path / "speech.wav", NUM_FRAMES)
+    with pytest.raises(MediaError):
+        stream.write(0, tmp_path / "speech.wav", files[0], files[1])

@@ -44,6 +44,8 @@ def finish_clip(
         clip=clip,
         video=put(api, job_id, f"clip-{clip}.mp4", video),
         motion=put(api, job_id, f"motion-{clip}.bin", b"motion"),
+        fragment=put(api, job_id, f"fragment-{clip}.m4s", b"fragment %d" % clip),
+        stream_header=put(api, job_id, "header.mp4", b"header") if clip == 0 else None,
         poster=put(api, job_id, f"poster-{clip}.jpg", poster or b"poster %d" % clip, "image/jpeg"),
         gpu_seconds=gpu_seconds,
     )

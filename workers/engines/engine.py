@@ -61,6 +61,15 @@ class FinishedVideo:
     duration_s: float
 
 
+class ClipStream(Protocol):
+    """Makes the clips of one job into fragments of a stream."""
+
+    def write(self, index: int, video: Path, header_path: Path, path: Path) -> None:
+        """Write a clip's fragment, with its slice of the speech, and what goes before the first fragment.
+        Equal clips give equal bytes. It may be called again.
+        """
+
+
 class Engine(Protocol):
     """A model in this process."""
 
@@ -89,6 +98,9 @@ class Engine(Protocol):
 
         Raises ValueError if the inputs can never work, OutOfMemory, DeviceFailed.
         """
+
+    def stream(self, request: RenderRequest) -> ClipStream:
+        """What makes fragments of the job's clips."""
 
     def finish(
         self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path

@@ -27,7 +27,7 @@ from contract.job import OnProgress, Stage
 from contract.memory import MemoryMode
 from contract.params import GenerationParams
 from contract.video import FPS
-from workers.engines.engine import ClipFiles, FinishedVideo, OutOfMemory, RenderRequest
+from workers.engines.engine import ClipFiles, ClipStream, FinishedVideo, OutOfMemory, RenderRequest
 
 FAKE_FILE = "fake.json"
 _FAULT = re.compile(r"fault:(?P<kind>kill|gil|oom|tight|error|hang)(=(?P<amount>[\d.]+))?")
@@ -94,6 +94,14 @@ class FakeClip:
             files.poster.write_bytes(b"poster of clip %d" % self.index)
 
 
+class FakeStream:
+    """Fragments that are a few synthetic bytes."""
+
+    def write(self, index: int, video: Path, header_path: Path, path: Path) -> None:
+        header_path.write_bytes(b"header")
+        path.write_bytes(b"fragment of " + video.read_bytes())
+
+
 class FakeEngine:
     """The engine that the module describes."""
 
@@ -120,6 +128,13 @@ class FakeEngine:
             digest = clip_digest(digest, params, index)
             on_progress(Stage.DECODING, index, params.num_inference_steps)
             yield FakeClip(index, digest, params, self.settings.media)
+
+    def stream(self, request: RenderRequest) -> ClipStream:
+        if self.settings.media:
+            from workers.engines.fake_media import ClipStream as MediaStream
+
+            return MediaStream(request.audio, request.params.num_frames)
+        return FakeStream()
 
     def finish(
         self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path

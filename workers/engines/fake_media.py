@@ -13,8 +13,10 @@ from PIL import Image
 
 from contract.params import GenerationParams
 from contract.video import CLIP_FRAMES
-from model.media import encode_clip, join_clips, write_poster
+from model.media import ClipStream, encode_clip, join_clips, write_poster
 from workers.engines.engine import ClipFiles
+
+__all__ = ["ClipStream", "encode_colours", "join"]
 
 
 def encode_colours(params: GenerationParams, index: int, digest: bytes, files: ClipFiles) -> None:

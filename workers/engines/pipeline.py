@@ -18,12 +18,13 @@ from contract.attention import AttentionBackend, AttentionReport
 from contract.devices import CPU_NAME
 from contract.job import OnProgress
 from contract.memory import MemoryMode
-from contract.video import FPS
+from contract.video import CLIP_FRAMES, FPS
 from model.attention_choice import choose_attention
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.inputs import VideoInputs
 from model.media import (
+    ClipStream,
     encode_clip,
     join_clips,
     load_audio,
@@ -115,6 +116,12 @@ class PipelineEngine:
             )
             for clip in clips:
                 yield PipelineClip(clip)
+
+    def stream(self, request: RenderRequest) -> ClipStream:
+        params = request.params
+        return ClipStream(
+            request.audio, params.num_clips * CLIP_FRAMES if params.parity else params.num_frames
+        )
 
     def finish(
         self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path
