@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 
@@ -150,9 +151,8 @@ def test_pages_are_conditional_too(api: Api) -> None:
     for path in ("/", "/docs", "/static/app.js"):
         first = api.client.get(path)
         assert first.status_code == 200
-        for name, value in (("If-None-Match", "etag"), ("If-Modified-Since", "last-modified")):
-            answer = api.client.get(path, headers={name: first.headers[value]})
-            assert (answer.status_code, answer.content) == (304, b""), (path, name)
+        answer = api.client.get(path, headers={"If-None-Match": first.headers["etag"]})
+        assert (answer.status_code, answer.content) == (304, b""), path
         assert api.client.get(path, headers={"Range": "bytes=x"}).content == first.content
 
 
@@ -164,7 +164,7 @@ def test_every_get_answers_a_head_with_the_same_headers_and_no_body(live: Live) 
         assert len(paths) > 8
         assert all("head" not in methods for methods in document["paths"].values())
         for path in [*paths, "/", "/docs", "/static/style.css", "/openapi.json"]:
-            url = path.format(job_id=job_id, clip=0, name="audio")
+            url = path.format_map(defaultdict(lambda: "audio", job_id=job_id, clip=0))
             head = client.head(url)
             assert head.content == b""
             if path.endswith("/events"):
