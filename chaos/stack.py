@@ -103,6 +103,9 @@ class LiveStack:
         fault = InjectedFault(POWER_CUT, time.time())
         self.disk.cut_power()
         self.supervisor.kill_all()
+        for pid in self.frozen:  # a child that was stopped while it started does not die with its supervisor
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.frozen.clear()
         self.disk.unmount()
         self.disk.mount()

@@ -307,12 +307,17 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
 def check_privacy(settings: Settings) -> Iterator[Finding]:
     """Who else on this machine may read jobs, keys and secrets."""
     exposed = exposed_paths(settings.storage_dir)
+    folder = settings.data_dir
+    if folder.is_dir() and folder.stat().st_mode & 0o022:  # others could put another storage in its place
+        exposed.append(folder)
     if exposed:
         names = ", ".join(str(path) for path in exposed[:3]) + (", …" if len(exposed) > 3 else "")
         advice = (
             "Start the service as the user who owns them: it closes them. Or chmod 600 files, 700 folders."
         )
-        yield Finding("privacy", Status.PROBLEM, f"Other users of this machine may read {names}.", advice)
+        yield Finding(
+            "privacy", Status.PROBLEM, f"Other users of this machine may read or change {names}.", advice
+        )
     elif settings.storage_dir.is_dir():
         message = f"Nobody else on this machine can read {settings.storage_dir}."
         yield Finding("privacy", Status.OK, message)

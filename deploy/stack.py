@@ -21,6 +21,7 @@ from pathlib import Path
 from contract.devices import CPU_NAME, SEPARATOR
 from contract.processes import die_with_parent, last_words
 from deploy.watchdog import HealthCheck, Watchdog
+from jobs.artifacts import make_private_folder
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
@@ -275,8 +276,15 @@ def describe_exit(code: int) -> str:
 @contextmanager
 def only_stack_in(data_dir: Path) -> Iterator[None]:
     """Hold the data folder for this stack. Raises StackError if another one runs on it."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "stack.lock").open("a+") as lock:
+    try:
+        make_private_folder(data_dir)
+        file = (data_dir / "stack.lock").open("a+")
+    except OSError as error:
+        raise StackError(
+            f"The data folder {data_dir} cannot be written ({error.strerror}). Choose another with --data, "
+            "or give this user the right to write there."
+        ) from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

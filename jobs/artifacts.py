@@ -130,6 +130,14 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_private_folder(folder: Path) -> None:
+    """Create a folder with whatever of its parents is missing, closed to others whatever the umask."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o700)
+
+
 def exposed_paths(root: Path) -> list[Path]:
     """Folders and secrets of the store in `root` that other users may read or change."""
     folders = [root, *(root / name for name in FOLDERS)]
@@ -163,10 +171,8 @@ class FolderStore:
         self.root = root.resolve()
         self.passed_over = PassedOver()
         self._syncing = ThreadPoolExecutor(SYNCS_AT_ONCE, thread_name_prefix="fsync")
-        for folder in (self.root, *(self.root / name for name in FOLDERS)):
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                folder.chmod(0o700)
+        for name in FOLDERS:
+            make_private_folder(self.root / name)
         self._mend_modes()
 
     def _mend_modes(self) -> None:

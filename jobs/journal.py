@@ -245,6 +245,10 @@ class Journal:
         said = job.completed_at.timestamp() if job.completed_at else 0.0
         return max(said, self.store.written_at(_entry_key(job.id, job.sequence)) or 0.0)
 
+    def is_stored(self, job_id: str) -> bool:
+        """Whether there is such a job, readable or not."""
+        return self.store.exists(_entry_key(job_id, 0))
+
     def moved_on(self, job_id: str, sequence: int) -> bool:
         """Whether there is an entry after number `sequence`. Cheaper than reading it."""
         return self.store.exists(_entry_key(job_id, sequence + 1))

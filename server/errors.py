@@ -224,6 +224,8 @@ def api_error_of(error: Exception, field: str | None = None) -> ApiError:
             return ApiError("insufficient_storage", "The disk is full.")
         case OSError() if error.errno in STORAGE_AWAY:
             return ApiError("storage_unavailable", "Storage cannot be used at the moment; try again.")
+        case PermissionError():
+            return ApiError("storage_unavailable", "Storage does not let the server in; its log says where.")
         case UnreadableJob():
             detail = "This version of the server cannot read the job, and leaves it alone; its log says why."
             return ApiError("job_unreadable", detail, headers={"x-should-retry": "false"})
@@ -254,6 +256,8 @@ async def answer(request: Request, error: Exception) -> Response:
     problem = api_error_of(error)
     if problem.code == "internal_error":
         log.error("unhandled error in %s %s", request.method, printable(request.url.path), exc_info=error)
+    elif problem.code == "storage_unavailable":
+        log.error("storage fails: %s", error)
     return problem.response(openai=request.url.path.startswith("/v1/videos"))
 
 

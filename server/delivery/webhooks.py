@@ -120,13 +120,19 @@ class WebhookSender:
         """Start to tell what is due."""
         jobs = self.index.with_webhooks()
         for job_id in self._cursors.keys() - jobs.keys():
-            del self._cursors[job_id]  # the job was removed
+            if await asyncio.to_thread(self._journal.is_stored, job_id):
+                continue  # it cannot be read at the moment, and goes on from here when it can
+            del self._cursors[job_id]
             self._states.pop(job_id, None)
             self.store.remove(_cursor_key(job_id))
         now = utcnow()
         for job_id, job in jobs.items():
             if job_id not in self._cursors:
-                self._cursors[job_id] = await asyncio.to_thread(self._load, job_id)
+                try:
+                    self._cursors[job_id] = await asyncio.to_thread(self._load, job_id)
+                except OSError as error:  # of this cursor alone
+                    self.store.passed_over.note("cursor", job_id, error)
+                    continue
             if _is_due(self._cursors[job_id], job.sequence, now):
                 self._start(job_id, job.owner, job.webhook_host, partial(self._tell, job_id))
         for name in await asyncio.to_thread(self.store.list_names, _FAREWELLS):

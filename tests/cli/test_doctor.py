@@ -214,3 +214,7 @@ def test_secrets_that_others_may_read_are_a_problem(tmp_path: Path) -> None:
     assert finding.status is Status.PROBLEM
     assert "keys" in finding.message
     assert "chmod" in finding.advice
+    (settings.storage_dir / "keys").chmod(0o700)
+    tmp_path.chmod(0o777)
+    (finding,) = check_privacy(settings)
+    assert finding.status is Status.PROBLEM, "who may rename the storage may put another in its place"

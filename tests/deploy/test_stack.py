@@ -159,6 +159,29 @@ def test_two_stacks_cannot_share_a_data_folder(tmp_path: Path) -> None:
         assert (tmp_path / "stack.lock").read_text() == str(os.getpid())
 
 
+@pytest.mark.parametrize("obstacle", ["file", "read-only"])
+def test_a_data_folder_that_cannot_be_written_is_refused_with_advice(tmp_path: Path, obstacle: str) -> None:
+    if obstacle == "file":
+        (tmp_path / "place").write_text("a file where a folder should be")
+    else:
+        (tmp_path / "place").symlink_to("/proc/self")  # a file system in which nobody can make anything
+    with (
+        pytest.raises(StackError, match=r"cannot be written.*--data"),
+        only_stack_in(tmp_path / "place/data"),
+    ):
+        raise AssertionError("it was held")
+
+
+def test_a_data_folder_that_we_make_is_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with only_stack_in(tmp_path / "new" / "data"):
+            assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+            assert (tmp_path / "new/data").stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(before)
+
+
 def test_a_taken_port_is_refused_with_advice() -> None:
     port = free_port("127.0.0.1")
     require_free_port("127.0.0.1", port)

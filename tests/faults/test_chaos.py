@@ -13,6 +13,8 @@ from chaos.report import Report
 from chaos.run import Options, run_chaos
 from contract.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(240)
 def test_a_short_fault_mix_against_a_live_stack_breaks_no_promise(tmp_path: Path) -> None:

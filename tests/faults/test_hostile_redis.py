@@ -19,6 +19,8 @@ from workers.reaper import Reaper
 
 __all__ = ["make_api", "redis_url"]
 
+pytestmark = pytest.mark.slow
+
 KEYS = (
     "workers",
     "checkpoints",

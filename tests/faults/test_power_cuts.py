@@ -19,6 +19,8 @@ from tests.faults.conftest import StackFactory
 from tests.faults.disk import Disk, disk_in
 from tests.faults.stack import eventually
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -171,21 +173,48 @@ def test_an_owner_at_its_limit_waits_while_others_run(stack: Stack) -> None:
 
 
 class Finishing(FakeEngine):
-    """Fails once with a full disk while it saves a clip."""
+    """Fails once while it joins the clips."""
 
     failures = 1
+    number = errno.ENOSPC
 
     def finish(
         self, request: RenderRequest, clips: Sequence[Path], video: Path, poster: Path
     ) -> FinishedVideo:
         if self.failures:
             self.failures -= 1
-            raise OSError(28, "No space left on device")
+            raise OSError(self.number, os.strerror(self.number))
         return super().finish(request, clips, video, poster)
 
 
-def test_a_full_disk_while_joining_is_waited_out(stack: Stack) -> None:
-    made, _ = runner(stack, Finishing(FakeSettings(seconds_per_step=0, media=False)))
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO])
+def test_storage_that_fails_while_joining_is_waited_out(stack: Stack, number: int) -> None:
+    engine = Finishing(FakeSettings(seconds_per_step=0, media=False))
+    engine.number = number
+    made, _ = runner(stack, engine)
     job_id = stack.submit()
     made.render_next("fake")
     assert (stack.job(job_id).state, stack.job(job_id).attempt) == (JobState.SUCCEEDED, 1)
+
+
+class Unreadable(FakeEngine):
+    """Cannot read its inputs."""
+
+    number = errno.ESTALE
+
+    def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[FakeClip]:
+        raise OSError(self.number, os.strerror(self.number))
+        yield from super().render(request, on_progress)
+
+
+@pytest.mark.parametrize(("number", "burned"), [(errno.ESTALE, 0), (errno.EROFS, 0), (errno.EIO, 1)])
+def test_an_input_that_cannot_be_read_counts_against_the_job_only_if_storage_works(
+    stack: Stack, number: int, burned: int
+) -> None:
+    engine = Unreadable(FakeSettings(seconds_per_step=0, media=False))
+    engine.number = number
+    made, _ = runner(stack, engine)
+    job_id = stack.submit()
+    made.render_next("fake")
+    job = stack.job(job_id)
+    assert (job.state, job.attempt, job.burned_attempts) == (JobState.QUEUED, 1, burned)
