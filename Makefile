@@ -1,4 +1,4 @@
-# make demo    a video from bundled sample inputs, on any machine
+# make demo    a video from bundled sample inputs, on any machine; DEMO_OPTIONS=--serve keeps the studio open
 # make test    linter, type checker, all tests
 # make test-fast    linter, and the tests of the first minute: those that start no stack, train nothing, render nothing
 # Any of 3.11 to 3.14; the first that is found if none is named.
@@ -7,6 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 AUDIT := .venv-audit
 DEMO_OUTPUT ?= demo-output
+DEMO_OPTIONS ?=
 # The lock names torch by version alone: the package index in use decides whether it is a CPU or a GPU build.
 INSTALLED := $(VENV)/.installed
 
@@ -16,10 +17,10 @@ SPREAD := --numprocesses=2 --dist=loadgroup
 # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-fast test-slow lint types tests docs client lock audit sbom clean
+.PHONY: demo test test-fast test-slow lint types tests docs pictures client lock audit sbom clean
 
 demo: $(INSTALLED)
-	$(BIN)/cointeract demo --output $(DEMO_OUTPUT)
+	$(BIN)/cointeract demo --output $(DEMO_OUTPUT) $(DEMO_OPTIONS)
 
 test: lint types tests
 
@@ -48,6 +49,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 # The pages that are written from the code: settings, commands, file map.
 docs: $(INSTALLED)
 	$(BIN)/python -m tools.reference
+
+# Pictures of the studio, from the running page.
+pictures: $(INSTALLED)
+	$(BIN)/python -m tools.pictures
 
 # The async client, from the blocking one.
 client: $(INSTALLED)

@@ -36,6 +36,8 @@ class Made:
     seed: int | None
     caveat: str
     """What its viewers should know of the checkpoint; may be empty."""
+    job_id: str | None = None
+    """The job that made it, if a server did."""
 
 
 def caveat(trained: bool, note: str) -> str:
@@ -112,7 +114,7 @@ def generate_over_http(options: GenerateOptions, output: Path, client: Client, c
         client.cancel(job.id)
         raise
     client.download(job, output)
-    return Made(job.seed, caveat(job.checkpoint.trained, note_of(client, job.checkpoint.name)))
+    return Made(job.seed, caveat(job.checkpoint.trained, note_of(client, job.checkpoint.name)), job.id)
 
 
 def show_job(display: ProgressDisplay, job: Job) -> None:

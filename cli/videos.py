@@ -129,12 +129,16 @@ def demo(
     ] = Path("demo-output"),
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Without --url: keep the studio open with the video, until Ctrl-C."),
+    ] = False,
 ) -> None:
     """Make a video from the bundled sample inputs, through the server at --url or a stack started for it."""
     from cli.demo import run_demo
 
     with explained_errors():
-        run_demo(output, url, api_key, console)
+        run_demo(output, url, api_key, serve, console)
 
 
 @videos.command(rich_help_panel="Make videos")

@@ -78,3 +78,12 @@ def test_wrong_usage_and_a_server_that_is_away_are_said_so(service: Service) -> 
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (away.returncode, "cointeract up" in away.stderr) == (1, True)
+
+
+def test_the_demo_ends_with_the_address_of_its_video_in_the_studio(service: Service, tmp_path: Path) -> None:
+    done = cointeract(service, "demo", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    with Client(service.url) as client:
+        newest = next(iter(client.jobs()))
+    assert f"{service.url}/#job={newest.id}" in done.stdout
+    assert (tmp_path / "presenter.mp4").stat().st_size > 0

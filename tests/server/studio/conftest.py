@@ -21,7 +21,7 @@ from server.keys import create_key
 from tests.server.conftest import CARD, Api, Live, empty, make_settings, serving
 from tests.server.inputs import PERSON, PRODUCT, audio_bytes, form, video_bytes
 from tests.server.journals import fail, finish_clip, start, succeed
-from tests.server.studio.browser import BINARY, Browser, Page, running_browser
+from tools.browser import BINARY, Browser, Page, running_browser
 
 THREE_CLIPS = audio_bytes(seconds=9.0)
 CLIP = video_bytes(20)

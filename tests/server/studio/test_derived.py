@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.server.inputs import audio_bytes
-from tests.server.studio.browser import Page
 from tests.server.studio.conftest import THREE_CLIPS, Studio
+from tools.browser import Page
 
 pytestmark = pytest.mark.slow
 

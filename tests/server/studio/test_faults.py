@@ -11,8 +11,8 @@ from contract.choices import Preset
 from jobs.cards import publish_card
 from tests.server.conftest import CARD, Live
 from tests.server.inputs import PERSON, audio_bytes, image_bytes
-from tests.server.studio.browser import CONTROL, Page
 from tests.server.studio.conftest import Studio
+from tools.browser import CONTROL, Page
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import pytest
 from contract.entries import Interrupted
 from contract.job import utcnow
 from tests.server.inputs import PERSON
-from tests.server.studio.browser import CONTROL, SHIFT, Page
 from tests.server.studio.conftest import THREE_CLIPS, Studio
+from tools.browser import CONTROL, SHIFT, Page
 
 pytestmark = pytest.mark.slow
 

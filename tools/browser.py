@@ -94,11 +94,10 @@ class Page:
         """The text of the first element that a selector finds; empty if there is none."""
         return str(await self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
-    async def says(self, selector: str, text: str) -> None:
+    async def says(self, selector: str, text: str, seconds: float = 20.0) -> None:
         """Wait until an element has a text in it."""
-        await self.until(
-            f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(text)})"
-        )
+        element = f"document.querySelector({json.dumps(selector)})"
+        await self.until(f"{element}?.innerText.includes({json.dumps(text)})", seconds)
 
     async def click(self, selector: str) -> None:
         await self.until(f"document.querySelector({json.dumps(selector)})")
@@ -151,9 +150,10 @@ class Page:
         still = {"name": "prefers-reduced-motion", "value": "reduce"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme, still])
 
-    async def screenshot(self, path: Path) -> None:
+    async def screenshot(self) -> bytes:
+        """What is to be seen now, as a PNG."""
         picture = await self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(picture["data"]))
+        return base64.b64decode(picture["data"])
 
 
 @dataclass
