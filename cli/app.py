@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from cli.admin import admin
 from cli.batch import batches
 from cli.checkpoints import checkpoints
 from cli.checks import checks
@@ -164,6 +165,7 @@ def reaper(data: DataOption = None) -> None:
 
 
 app.add_typer(jobs, name="jobs", rich_help_panel="Make videos")
+app.add_typer(admin, name="admin", rich_help_panel="Run the service")
 app.add_typer(keys, name="keys", rich_help_panel="Run the service")
 for commands in (videos, batches, checkpoints, checks):
     app.add_typer(commands)

@@ -146,6 +146,19 @@ def watch(
 
 
 @jobs.command()
+def log(
+    job_id: JobArgument, url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = None
+) -> None:
+    """Show what happened to a job, and what its workers said about it."""
+    from cli.service import service
+
+    with explained_errors(), service(url, api_key) as client:
+        for line in client.log(job_id):
+            text = f"{line.at.astimezone():%H:%M:%S} {line.level:<7} {line.message}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@jobs.command()
 def cancel(
     job_ids: JobsArgument, url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = None
 ) -> None:

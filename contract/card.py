@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from contract.choices import Preset
 from contract.frozen import Frozen
+from contract.speed import Work
 from contract.video import CLIP_FRAMES, FPS
 
 CARD_FILE: Final = "cointeract.json"
@@ -77,6 +78,12 @@ class CheckpointCard(BaseModel):
     def stored(cls, data: bytes) -> Self:
         """The card as another version may have published it. Raises ValueError."""
         return cls.model_validate_json(data, extra="ignore")
+
+    @property
+    def default_clip(self) -> Work:
+        """The work of one clip at the default size and settings."""
+        width, height = (int(side) for side in self.sizes[0].split("x"))
+        return Work.of_clip(width, height, self.defaults.num_inference_steps, self.defaults.guidance_scale)
 
     @property
     def presets(self) -> tuple[Preset, ...]:

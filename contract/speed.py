@@ -35,10 +35,16 @@ class Work:
     def of(params: GenerationParams, num_clips: float | None = None) -> Work:
         """The work of so many clips, or of all."""
         clips = params.num_clips if num_clips is None else num_clips
-        tokens = TOKENS_PER_PATCH * (params.width / 16) * (params.height / 16)
-        forwards = params.num_inference_steps * (1 if params.guidance_scale == 1 else 2)
+        one = Work.of_clip(params.width, params.height, params.num_inference_steps, params.guidance_scale)
+        return Work(clips * one.steps, clips * one.clips)
+
+    @staticmethod
+    def of_clip(width: int, height: int, steps: int, guidance_scale: float) -> Work:
+        """The work of one clip of that size in pixels."""
+        tokens = TOKENS_PER_PATCH * (width / 16) * (height / 16)
+        forwards = steps * (1 if guidance_scale == 1 else 2)
         size = tokens * (1 + tokens / EVEN_TOKENS) / 1e4
-        return Work(clips * forwards * size, clips * params.width * params.height / 1e6)
+        return Work(forwards * size, width * height / 1e6)
 
 
 class Speed(Frozen):

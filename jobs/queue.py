@@ -50,6 +50,7 @@ _PREFIX = "cointeract:"
 _WORKERS = _PREFIX + "workers"
 _CHECKPOINTS = _PREFIX + "checkpoints"
 _TROUBLED = _PREFIX + "troubled"
+_DRAINING = _PREFIX + "draining"
 _EPOCH = _PREFIX + "epoch"
 
 
@@ -218,9 +219,24 @@ class JobQueue:
                 pipeline.set(_speed_key(info.checkpoint), info.speed.model_dump_json())
             pipeline.execute()
 
-    def has_lease(self, worker: str) -> bool:
-        """Whether the lease of the worker still runs. Only then may it claim a job."""
-        return bool(self.redis.exists(_worker_key(worker)))
+    def drain(self, worker: str, draining: bool) -> None:
+        """Let a worker take no new job, or jobs again."""
+        if draining:
+            self.redis.sadd(_DRAINING, worker)
+        else:
+            self.redis.srem(_DRAINING, worker)
+
+    def draining(self) -> set[str]:
+        """Names of workers that are to take no new job."""
+        return set(texts_of(cast(set[bytes], self.redis.smembers(_DRAINING))))
+
+    def may_work(self, worker: str) -> bool:
+        """Whether a worker may take a job: its lease runs, and it is not being drained."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.exists(_worker_key(worker))
+            pipeline.sismember(_DRAINING, worker)
+            has_lease, drained = pipeline.execute()
+        return bool(has_lease) and not drained
 
     def say_alive(self, process: str, seconds: float) -> None:
         """Note that a process which is no worker lives, for so many seconds."""
@@ -271,6 +287,7 @@ class JobQueue:
         """Forget a worker that stops."""
         with self.redis.pipeline(transaction=False) as pipeline:
             pipeline.srem(_WORKERS, name)
+            pipeline.srem(_DRAINING, name)
             pipeline.delete(_worker_key(name))
             pipeline.execute()
 
@@ -295,7 +312,7 @@ class JobQueue:
 
     def drop_wrong_types(self, checkpoints: Iterable[str]) -> int:
         """Delete keys that somebody has made into something else than we or RQ need; returns their number."""
-        types = {_WORKERS: "set", _CHECKPOINTS: "set", _EPOCH: "string", _TROUBLED: "set"}
+        types = {_WORKERS: "set", _CHECKPOINTS: "set", _EPOCH: "string", _TROUBLED: "set", _DRAINING: "set"}
         types |= {"rq:queues": "set", "rq:workers": "set"}
         for checkpoint in checkpoints:
             types |= {_waiting_key(checkpoint): "hash", _served_key(checkpoint): "zset"}

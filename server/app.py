@@ -40,7 +40,19 @@ from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
 from server.protocol import BoundedHttpProtocol
-from server.routes import derived, files, health, jobs, kept_files, limits, pages, streaming, videos, webhooks
+from server.routes import (
+    admin,
+    derived,
+    files,
+    health,
+    jobs,
+    kept_files,
+    limits,
+    pages,
+    streaming,
+    videos,
+    webhooks,
+)
 from server.services import Services
 from server.storage_probe import StorageProbe
 
@@ -195,6 +207,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(webhooks.router)
     app.include_router(health.router)
     app.include_router(limits.router)
+    app.include_router(admin.router)
     app.include_router(pages.router)
     app.add_middleware(Guard, services=services)
     return app

@@ -70,6 +70,15 @@ class Hints:
         """The live workers; None if that is not known."""
         return self._ask(self._queue.workers, None)
 
+    def draining(self) -> set[str]:
+        """Names of workers that take no new job."""
+        nobody: set[str] = set()
+        return self._ask(self._queue.draining, nobody)
+
+    def drain(self, worker: str, draining: bool) -> None:
+        """Let a worker take no new job, or jobs again."""
+        self._ask(lambda: self._queue.drain(worker, draining), None)
+
     def problems(self) -> list[str]:
         """A sentence for each worker that cannot work, and each part of a stack that keeps dying."""
         found = [worker.problem for worker in self.workers() or () if worker.problem is not None]

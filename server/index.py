@@ -234,6 +234,21 @@ class JobIndex:
     def _stored_bytes(self, owner: str) -> int:
         return sum(job.stored_bytes for job in self._jobs.values() if job.owner == owner)
 
+    def summaries(self, owner: str) -> list[JobSummary]:
+        """An owner's jobs."""
+        with self._lock:
+            return [job for job in self._jobs.values() if job.owner == owner]
+
+    def owners(self) -> set[str]:
+        """Whoever has a job stored."""
+        with self._lock:
+            return {job.owner for job in self._jobs.values()}
+
+    def spent(self, owner: str) -> float:
+        """GPU seconds of the last day, including those of deleted jobs."""
+        with self._lock:
+            return self._spent(owner)
+
     def counts(self) -> dict[JobState, int]:
         """How many jobs are stored, by state."""
         with self._lock:
@@ -241,7 +256,6 @@ class JobIndex:
         return {state: states.count(state) for state in JobState}
 
     def _spent(self, owner: str) -> float:
-        """GPU seconds of the last day, including those of deleted jobs."""
         since = utcnow() - DAY
         total = sum(
             job.gpu_seconds for job in self._jobs.values() if job.owner == owner and job.last_at > since

@@ -43,6 +43,7 @@ from workers.engines.engine import (
     RenderRequest,
 )
 from workers.job_files import JobFiles, Superseded
+from workers.job_log import JobLogHandler
 from workers.lost_attempts import announce_again
 from workers.messages import ClipDone, Ended, Message, Progressed, Working
 from workers.one_behind import OneBehind
@@ -87,8 +88,8 @@ class Runner:
         for waiting in snapshot.waiting:
             if self.stopping.is_set():
                 return
-            if not self.has_lease():
-                log.warning("the lease is over: the supervisor does not renew it, so nothing is claimed")
+            if not self.may_work():
+                log.warning("nothing is claimed: the worker is drained, or its lease is not renewed")
                 return
             if not may_start(waiting, snapshot.running):
                 continue
@@ -97,9 +98,11 @@ class Runner:
                 _Attempt(self, job).run()
                 return
 
-    def has_lease(self) -> bool:
-        """Whether others count this worker as alive. If they do not, the reaper takes its job away again."""
-        return self.queue.has_lease(self.worker)
+    def may_work(self) -> bool:
+        """Whether others count this worker as alive, else the reaper would take its job away again, and
+        nobody drains it.
+        """
+        return self.queue.may_work(self.worker)
 
     def _claim(self, job_id: str, checkpoint: str) -> Job | None:
         job = None
@@ -156,6 +159,7 @@ class _Attempt:
         """Seconds of clips that are rendered but not yet in the journal."""
         self.about = {"job_id": job.id, "attempt": job.attempt}
         self.files = JobFiles(runner.store, job.id, self.about, self._pause)
+        self.log = JobLogHandler(runner.store, job.id, job.attempt)
 
     def run(self) -> None:
         runner, job = self.runner, self.job
@@ -174,6 +178,7 @@ class _Attempt:
                 )
             )
         )
+        logging.getLogger().addHandler(self.log)
         log.info("attempt started behind clip %d", self.done_at_start, extra=self.about)
         workdir = runner.store.scratch() / attempt_folder(job.id, job.attempt)
         outcome, cause = "superseded", ""
@@ -186,6 +191,8 @@ class _Attempt:
             runner.engine.release()
             shutil.rmtree(workdir, ignore_errors=True)
             self._bill()
+            logging.getLogger().removeHandler(self.log)
+            self.log.save()
             runner.tell(Ended(outcome=outcome, cause=cause, stage=self.stage, fall_back=self.fall_back))
 
     def _render_or_record(
@@ -355,11 +362,13 @@ class _Attempt:
         self.unkept.popleft()
         self.runner.tell(ClipDone(seconds=seconds, speed=speed))
         log.info("clip %d finished in %.1f s", index, seconds, extra=self.about)
+        self.log.save()
 
     def _on_progress(self, stage: Stage, clip: int, step: int) -> None:
         """Tell the supervisor. Raises if the journal has moved on or this process must end."""
         if stage is not self.stage:
             self.stage_began_at = utcnow()
+            self.log.stage_begins(stage, clip)
         self.stage, self.place = stage, (clip, step)
         self.stopwatch.note(stage)
         self._still_there()

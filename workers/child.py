@@ -105,10 +105,10 @@ class GpuWorker(SimpleWorker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RqJob, Queue] | None:
-        """Take no ticket while our lease is dead: then the supervisor, which renews it, is stopped or cut
-        off.
+        """Take no ticket while this worker is drained, or its lease is dead: then the supervisor, which
+        renews it, is stopped or cut off.
         """
-        while not self._stop_requested and not self._runner.has_lease():
+        while not self._stop_requested and not self._runner.may_work():
             self._runner.stopping.wait(_LEASE_POLL_S)
         return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
 

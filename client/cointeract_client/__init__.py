@@ -7,6 +7,7 @@ with Client("http://localhost:8000") as client:
     client.download(job, "out.mp4")
 """
 
+from cointeract_client.admin_types import KeyUse, Owner, Queue, QueuedJob, Worker, WorkerList
 from cointeract_client.aio import AsyncClient
 from cointeract_client.batch import Result, Row, read_rows, run_batch
 from cointeract_client.errors import (
@@ -31,6 +32,7 @@ from cointeract_client.types import (
     JobStatus,
     JobUrls,
     KeptFile,
+    LogLine,
     Model,
     SignedUrls,
     Usage,
@@ -57,8 +59,13 @@ __all__ = [
     "JobStatus",
     "JobUrls",
     "KeptFile",
+    "KeyUse",
+    "LogLine",
     "Model",
+    "Owner",
     "Problem",
+    "Queue",
+    "QueuedJob",
     "Result",
     "Row",
     "SignedUrls",
@@ -68,6 +75,8 @@ __all__ = [
     "Warn",
     "WebhookEvent",
     "WebhookInvalid",
+    "Worker",
+    "WorkerList",
     "read_rows",
     "run_batch",
     "verify_webhook",

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from cointeract_client import wire
+from cointeract_client.admin_types import KeyUse, Owner, OwnerList, Queue, QueueList, Worker, WorkerList
 from cointeract_client.download import Download
 from cointeract_client.errors import ApiError, ConnectionFailed, JobFailed, WaitTimeout
 from cointeract_client.events import Event, EventReader
@@ -22,10 +23,12 @@ from cointeract_client.types import (
     Delivery,
     DeliveryList,
     Job,
+    JobLog,
     JobPage,
     JobStatus,
     KeptFile,
     KeptFileList,
+    LogLine,
     Model,
     ModelList,
     SignedUrls,
@@ -165,9 +168,7 @@ class AsyncClient:
         if model is not None:
             params["model"] = model
         while True:
-            page = JobPage.model_validate_json(
-                (await self._send(Call("GET", "/v1/jobs", params=params))).content
-            )
+            page = JobPage.model_validate_json((await self._send(Call("GET", "/v1/jobs", params=params))).content)
             for job in page.data:
                 yield job
             if not page.has_more or page.last_id is None:
@@ -239,6 +240,10 @@ class AsyncClient:
         found: dict[str, Any] = (await self._send(Call("GET", f"{_path(job)}/manifest"))).json()
         return found
 
+    async def log(self, job: Job | str) -> list[LogLine]:
+        """What happened to a job, and what its workers said. Raises ApiError, ConnectionFailed."""
+        return JobLog.model_validate_json((await self._send(Call("GET", f"{_path(job)}/log"))).content).data
+
     async def cancel(self, job: Job | str) -> Job:
         """Stop a job for good. Finished clips stay. Raises ApiError (409 if it is over), ConnectionFailed."""
         return Job.model_validate_json((await self._send(Call("POST", f"{_path(job)}/cancel"))).content)
@@ -292,9 +297,7 @@ class AsyncClient:
 
         Raises ApiError, ConnectionFailed.
         """
-        secret: str = (await self._send(Call("POST" if renew else "GET", "/v1/webhooks/secret"))).json()[
-            "secret"
-        ]
+        secret: str = (await self._send(Call("POST" if renew else "GET", "/v1/webhooks/secret"))).json()["secret"]
         return secret
 
     # Files
@@ -334,6 +337,34 @@ class AsyncClient:
     async def models(self) -> list[Model]:
         """The checkpoints that the server renders with. Raises ApiError, ConnectionFailed."""
         return ModelList.model_validate_json((await self._send(Call("GET", "/v1/models"))).content).data
+
+    async def usage(self) -> KeyUse:
+        """What the key uses. Raises ApiError, ConnectionFailed."""
+        return KeyUse.model_validate_json((await self._send(Call("GET", "/v1/usage"))).content)
+
+    # For admins
+
+    async def workers(self) -> WorkerList:
+        """All live workers. Raises ApiError (403 without an admin's key), ConnectionFailed."""
+        return WorkerList.model_validate_json((await self._send(Call("GET", "/v1/admin/workers"))).content)
+
+    async def queue(self) -> list[Queue]:
+        """The waiting jobs of each checkpoint. Raises ApiError, ConnectionFailed."""
+        return QueueList.model_validate_json((await self._send(Call("GET", "/v1/admin/queue"))).content).data
+
+    async def owners(self) -> list[Owner]:
+        """All keys with what they use. Raises ApiError, ConnectionFailed."""
+        return OwnerList.model_validate_json((await self._send(Call("GET", "/v1/admin/owners"))).content).data
+
+    async def drain(self, worker: str) -> Worker:
+        """Let a worker finish its job and take no other. Raises ApiError, ConnectionFailed."""
+        call = Call("POST", f"/v1/admin/workers/{worker}/drain")
+        return Worker.model_validate_json((await self._send(call)).content)
+
+    async def resume(self, worker: str) -> Worker:
+        """Let a drained worker take jobs again. Raises ApiError, ConnectionFailed."""
+        call = Call("POST", f"/v1/admin/workers/{worker}/resume")
+        return Worker.model_validate_json((await self._send(call)).content)
 
     # Requests
 

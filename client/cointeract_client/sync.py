@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from cointeract_client import wire
+from cointeract_client.admin_types import KeyUse, Owner, OwnerList, Queue, QueueList, Worker, WorkerList
 from cointeract_client.download import Download
 from cointeract_client.errors import ApiError, ConnectionFailed, JobFailed, WaitTimeout
 from cointeract_client.events import Event, EventReader
@@ -21,10 +22,12 @@ from cointeract_client.types import (
     Delivery,
     DeliveryList,
     Job,
+    JobLog,
     JobPage,
     JobStatus,
     KeptFile,
     KeptFileList,
+    LogLine,
     Model,
     ModelList,
     SignedUrls,
@@ -235,6 +238,10 @@ class Client:
         found: dict[str, Any] = self._send(Call("GET", f"{_path(job)}/manifest")).json()
         return found
 
+    def log(self, job: Job | str) -> list[LogLine]:
+        """What happened to a job, and what its workers said. Raises ApiError, ConnectionFailed."""
+        return JobLog.model_validate_json(self._send(Call("GET", f"{_path(job)}/log")).content).data
+
     def cancel(self, job: Job | str) -> Job:
         """Stop a job for good. Finished clips stay. Raises ApiError (409 if it is over), ConnectionFailed."""
         return Job.model_validate_json(self._send(Call("POST", f"{_path(job)}/cancel")).content)
@@ -328,6 +335,34 @@ class Client:
     def models(self) -> list[Model]:
         """The checkpoints that the server renders with. Raises ApiError, ConnectionFailed."""
         return ModelList.model_validate_json(self._send(Call("GET", "/v1/models")).content).data
+
+    def usage(self) -> KeyUse:
+        """What the key uses. Raises ApiError, ConnectionFailed."""
+        return KeyUse.model_validate_json(self._send(Call("GET", "/v1/usage")).content)
+
+    # For admins
+
+    def workers(self) -> WorkerList:
+        """All live workers. Raises ApiError (403 without an admin's key), ConnectionFailed."""
+        return WorkerList.model_validate_json(self._send(Call("GET", "/v1/admin/workers")).content)
+
+    def queue(self) -> list[Queue]:
+        """The waiting jobs of each checkpoint. Raises ApiError, ConnectionFailed."""
+        return QueueList.model_validate_json(self._send(Call("GET", "/v1/admin/queue")).content).data
+
+    def owners(self) -> list[Owner]:
+        """All keys with what they use. Raises ApiError, ConnectionFailed."""
+        return OwnerList.model_validate_json(self._send(Call("GET", "/v1/admin/owners")).content).data
+
+    def drain(self, worker: str) -> Worker:
+        """Let a worker finish its job and take no other. Raises ApiError, ConnectionFailed."""
+        call = Call("POST", f"/v1/admin/workers/{worker}/drain")
+        return Worker.model_validate_json(self._send(call).content)
+
+    def resume(self, worker: str) -> Worker:
+        """Let a drained worker take jobs again. Raises ApiError, ConnectionFailed."""
+        call = Call("POST", f"/v1/admin/workers/{worker}/resume")
+        return Worker.model_validate_json(self._send(call).content)
 
     # Requests
 

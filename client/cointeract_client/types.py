@@ -11,11 +11,13 @@ JobStatus = Literal["queued", "processing", "succeeded", "failed", "canceled"]
 FINAL_STATES = ("succeeded", "failed", "canceled")
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Base of all answers."""
+
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class JobError(_Answer):
+class JobError(Answer):
     """Why a job failed."""
 
     code: str
@@ -23,27 +25,27 @@ class JobError(_Answer):
     stage: str = ""
 
 
-class CheckpointUsed(_Answer):
+class CheckpointUsed(Answer):
     """The model that a job is rendered with."""
 
     name: str
     trained: bool
 
 
-class JobUrls(_Answer):
+class JobUrls(Answer):
     """Paths on the server, or absolute addresses where the server knows its public one."""
 
     video: str | None = None
     clips: list[str] = Field(default_factory=list)
 
 
-class Usage(_Answer):
+class Usage(Answer):
     """What a job has cost."""
 
     gpu_seconds: float = 0.0
 
 
-class Warn(_Answer):
+class Warn(Answer):
     """Something in the request that its sender should know, though the job is accepted."""
 
     code: str
@@ -51,7 +53,7 @@ class Warn(_Answer):
     field: str | None = None
 
 
-class Job(_Answer):
+class Job(Answer):
     """A job as of now."""
 
     id: str
@@ -103,7 +105,24 @@ class Job(_Answer):
         return self.status in FINAL_STATES
 
 
-class Speech(_Answer):
+class LogLine(Answer):
+    """One thing that happened to a job, or that a worker said about it."""
+
+    at: datetime
+    source: str
+    """journal or worker."""
+    attempt: int | None = None
+    level: str
+    message: str
+
+
+class JobLog(Answer):
+    """What happened to a job, oldest first."""
+
+    data: list[LogLine]
+
+
+class Speech(Answer):
     """What the person says, if it was given as text."""
 
     text: str
@@ -111,7 +130,7 @@ class Speech(_Answer):
     model: str
 
 
-class KeptFile(_Answer):
+class KeptFile(Answer):
     """A file that the server keeps for submits."""
 
     id: str
@@ -127,13 +146,13 @@ class KeptFile(_Answer):
     expires_at: datetime
 
 
-class KeptFileList(_Answer):
+class KeptFileList(Answer):
     """All kept files, newest first."""
 
     data: list[KeptFile]
 
 
-class DeliveryTry(_Answer):
+class DeliveryTry(Answer):
     """One try to deliver a message to a webhook."""
 
     at: datetime
@@ -142,7 +161,7 @@ class DeliveryTry(_Answer):
     error: str | None = None
 
 
-class Delivery(_Answer):
+class Delivery(Answer):
     """A message to a job's webhook."""
 
     id: str
@@ -156,13 +175,13 @@ class Delivery(_Answer):
     tries: list[DeliveryTry] = Field(default_factory=list)
 
 
-class DeliveryList(_Answer):
+class DeliveryList(Answer):
     """The messages to a job's webhook, oldest first."""
 
     data: list[Delivery]
 
 
-class JobPage(_Answer):
+class JobPage(Answer):
     """One page of jobs, newest first."""
 
     data: list[Job]
@@ -170,7 +189,7 @@ class JobPage(_Answer):
     has_more: bool = False
 
 
-class Validation(_Answer):
+class Validation(Answer):
     """What a submit of the same request would become."""
 
     model: str
@@ -184,7 +203,7 @@ class Validation(_Answer):
     warnings: list[Warn] = Field(default_factory=list)
 
 
-class ModelPreset(_Answer):
+class ModelPreset(Answer):
     """A preset that a checkpoint offers, at its default settings."""
 
     id: str
@@ -196,7 +215,7 @@ class ModelPreset(_Answer):
     """Against the exact video, as measured on this checkpoint."""
 
 
-class Model(_Answer):
+class Model(Answer):
     """A checkpoint that the server renders with, and what it accepts."""
 
     id: str
@@ -215,13 +234,13 @@ class Model(_Answer):
     """What whoever sees its videos should know; may be empty."""
 
 
-class ModelList(_Answer):
+class ModelList(Answer):
     """All checkpoints."""
 
     data: list[Model]
 
 
-class SignedUrls(_Answer):
+class SignedUrls(Answer):
     """Links that need no key until they expire."""
 
     expires_at: datetime

@@ -29,6 +29,7 @@ from server.delivery.files import clip_file, file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
 from server.index import JobFilter, label_of
+from server.job_log import JobLogView, job_log
 from server.manifest import Manifest, manifest_of
 from server.openapi import FINISHED_ALREADY, GENERATE_BODY, PROBLEM, VIDEO_FILE, IdempotencyKey, Prefer
 from server.routing import Router
@@ -145,6 +146,12 @@ def get_job(job: ReadableJob, services: ServicesOf) -> JobView:
 def get_manifest(job: ReadableJob, services: ServicesOf) -> Manifest:
     """All that decides about the video's bits, with hashes of what went in and came out. As of now."""
     return manifest_of(job, services)
+
+
+@router.get("/jobs/{job_id}/log", response_model=JobLogView, summary="What happened to a job")
+def get_log(job: ReadableJob, services: ServicesOf) -> JobLogView:
+    """Its journal in words, and what each attempt's worker said, stage by stage. It grows with each clip."""
+    return job_log(job, services)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=JobView, summary="Cancel a job")

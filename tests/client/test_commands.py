@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_a_job_is_watched_shown_listed_and_saved(service: Service, job_id: str, 
     assert job_id in listed.stdout
     none = cointeract(service, "jobs", "list", "--metadata", "shop=two", "--json")
     assert (none.returncode, none.stdout) == (0, "")
+    said = cointeract(service, "jobs", "log", job_id).stdout
+    for words in (
+        "submitted",
+        "attempt 1 started on cpu",
+        "denoising, clip 0",
+        "clip 1 finished",
+        "succeeded",
+    ):
+        assert words in said
     saved = cointeract(service, "jobs", "get", job_id, folder=tmp_path)
     assert saved.returncode == 0, saved.stderr
     assert (tmp_path / f"{job_id}.mp4").read_bytes()[4:8] == b"ftyp"
@@ -57,7 +67,20 @@ def test_a_job_is_watched_shown_listed_and_saved(service: Service, job_id: str, 
     assert (tmp_path / "sub" / "clip.mp4").read_bytes()[4:8] == b"ftyp"
 
 
-def test_jobs_are_canceled_and_deleted_and_a_bad_id_holds_up_no_other(service: Service, job_id: str) -> None:
+@pytest.fixture
+def waiting(service: Service) -> Iterator[str]:
+    """A job that waits for as long as a test needs it."""
+    with Client(service.url) as client:
+        names = [worker.name for worker in client.workers().data]
+        for name in names:
+            client.drain(name)
+        yield client.submit(person_image=service.person, audio=service.speech, prompt="One.").id
+        for name in names:
+            client.resume(name)
+
+
+def test_jobs_are_canceled_and_deleted_and_a_bad_id_holds_up_no_other(service: Service, waiting: str) -> None:
+    job_id = waiting
     canceled = cointeract(service, "jobs", "cancel", "job_nonsense", job_id)
     assert canceled.returncode == 1
     assert f"{job_id} canceled" in canceled.stdout

@@ -83,6 +83,7 @@ OPEN_ROUTES = {"/healthz", "/readyz"}
 SHARED_ROUTES = {
     "/v1/models",
     "/v1/limits",
+    "/v1/usage",
     "/v1/jobs",
     "/v1/generate",
     "/v1/validate",
@@ -111,7 +112,7 @@ def test_every_route_of_a_job_hides_it_from_strangers_and_every_route_needs_a_ke
             .replace("{clip}", "0")
             .replace("{sequence}", "1")
         )
-        url = url.replace("{name}", "person_image").replace("{file_id}", kept["id"])
+        url = url.replace("{worker}", "w1").replace("{name}", "person_image").replace("{file_id}", kept["id"])
         assert "{" not in url, f"the matrix does not know how to fill {path}"
         anonymous = api.client.request(method, url)
         if path in OPEN_ROUTES:
@@ -119,7 +120,9 @@ def test_every_route_of_a_job_hides_it_from_strangers_and_every_route_needs_a_ke
             continue
         assert anonymous.status_code == 401, (method, path)
         theirs = api.client.request(method, url, headers=bearer(stranger))
-        if path in SHARED_ROUTES:
+        if path.startswith("/v1/admin/"):
+            assert (theirs.status_code, theirs.json()["code"]) == (403, "insufficient_scope"), (method, path)
+        elif path in SHARED_ROUTES:
             assert job["id"] not in theirs.text, (method, path)
             assert kept["id"] not in theirs.text, (method, path)
         else:

@@ -1,0 +1,50 @@
+"""The log of a job: what the worker of each attempt said about it, kept in the job's folder."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from contract.frozen import Frozen
+from jobs.artifacts import ArtifactStore, NoFileOfOurs
+from jobs.journal import job_prefix
+
+
+class LogLine(Frozen):
+    """One thing that was said."""
+
+    at: datetime
+    level: str
+    """info, warning or error."""
+    message: str
+
+
+class AttemptLog(Frozen):
+    """What the worker of one attempt said."""
+
+    attempt: int
+    lines: tuple[LogLine, ...] = ()
+
+
+def write_attempt_log(store: ArtifactStore, job_id: str, log: AttemptLog) -> None:
+    """Write, or replace, the log of an attempt. Nothing is written for a job that was removed.
+
+    Raises OSError.
+    """
+    try:
+        store.write(_key(job_id, log.attempt), log.model_dump_json().encode())
+    except FileNotFoundError:
+        return
+
+
+def read_attempt_log(store: ArtifactStore, job_id: str, attempt: int) -> AttemptLog:
+    """The log of an attempt; an empty one if its worker wrote none. Raises OSError."""
+    try:
+        data = store.read(_key(job_id, attempt))
+        return AttemptLog(attempt=attempt) if data is None else AttemptLog.stored(data)
+    except (ValueError, NoFileOfOurs) as error:
+        store.passed_over.note("stray", _key(job_id, attempt), error)
+        return AttemptLog(attempt=attempt)
+
+
+def _key(job_id: str, attempt: int) -> str:
+    return f"{job_prefix(job_id)}/log-{attempt}.json"
