@@ -168,7 +168,9 @@ class AsyncClient:
         if model is not None:
             params["model"] = model
         while True:
-            page = JobPage.model_validate_json((await self._send(Call("GET", "/v1/jobs", params=params))).content)
+            page = JobPage.model_validate_json(
+                (await self._send(Call("GET", "/v1/jobs", params=params))).content
+            )
             for job in page.data:
                 yield job
             if not page.has_more or page.last_id is None:
@@ -297,7 +299,9 @@ class AsyncClient:
 
         Raises ApiError, ConnectionFailed.
         """
-        secret: str = (await self._send(Call("POST" if renew else "GET", "/v1/webhooks/secret"))).json()["secret"]
+        secret: str = (await self._send(Call("POST" if renew else "GET", "/v1/webhooks/secret"))).json()[
+            "secret"
+        ]
         return secret
 
     # Files
