@@ -1,4 +1,4 @@
-"""How long a video takes: the work in it, and how fast a worker does each kind of it."""
+"""How long a video takes: the work in it, and the speed of a worker at each kind of work."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from contract.job import Stage
 from contract.params import GenerationParams
 
 TOKENS_PER_PATCH: Final = 23.5
-"""Tokens of a forward per 16 × 16 pixels: target, person, product and packed motion (docs/weights.md)."""
+"""Tokens of a forward pass per 16 × 16 pixels: target, person, product, packed motion (docs/weights.md)."""
 
 EVEN_TOKENS: Final = 31_800
-"""Tokens at which attention is as much work as the matrix products (counted: BENCHMARKS.md)."""
+"""Number of tokens at which attention is as much work as the matrix products (counted: BENCHMARKS.md)."""
 
 NEWEST_WEIGHS: Final = 0.5
+"""The weight of the newest clip in a speed that has been measured before."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """The work in (the rest of) a video."""
+    """The work in a video, or in the rest of one."""
 
     steps: float
-    """Forwards of the network, weighed by their size."""
+    """Forward passes of the network, weighted by their size."""
     clips: float
-    """Megapixels that are encoded and decoded."""
+    """Clips to encode and decode, weighted by their megapixels."""
 
     @staticmethod
     def of(params: GenerationParams, num_clips: float | None = None) -> Work:
-        """The work of so many clips, or of all."""
+        """The work in `num_clips` clips; in all clips by default."""
         clips = params.num_clips if num_clips is None else num_clips
         one = Work.of_clip(params.width, params.height, params.num_inference_steps, params.guidance_scale)
         return Work(clips * one.steps, clips * one.clips)
@@ -53,10 +54,10 @@ class Speed(Frozen):
     per_step: float = Field(ge=0, allow_inf_nan=False)
     per_clip: float = Field(ge=0, allow_inf_nan=False)
     per_job: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Seconds of a job besides its clips: reading inputs, encoding prompts and speech, joining."""
+    """Seconds per job apart from its clips: reading inputs, encoding prompts and speech, joining."""
 
     def seconds(self, work: Work) -> float:
-        """How long a job with that work takes."""
+        """How long the work takes."""
         return work.steps * self.per_step + work.clips * self.per_clip + self.per_job
 
     def share_of_steps(self, work: Work) -> float:
@@ -67,11 +68,11 @@ class Speed(Frozen):
 
 @dataclass
 class Stopwatch:
-    """Measures an attempt's speed by what it reports: one clip after the other."""
+    """Measures the speed of an attempt, clip by clip, from the stages that it reports."""
 
     params: GenerationParams
     known: Speed | None
-    """The speed measured before, if it was."""
+    """The speed measured so far; None before the first measurement."""
     clock: Callable[[], float] = time.monotonic
     _clip_began: float | None = None
     _steps_began: float | None = None
@@ -79,7 +80,7 @@ class Stopwatch:
     _before_clips: float = 0.0
 
     def note(self, stage: Stage) -> None:
-        """The attempt reports from `stage`."""
+        """Note that the attempt has reported `stage`."""
         now = self.clock()
         if self._clip_began is None:
             self._clip_began = now
@@ -89,13 +90,16 @@ class Stopwatch:
             self._steps_ended = now
 
     def clip_ends(self) -> Speed | None:
-        """The speed after one more clip; None if its steps were not reported."""
+        """The speed after one more clip.
+
+        A clip whose steps were not reported leaves the speed as it was, which may be None.
+        """
         now, began, first, last = self.clock(), self._clip_began, self._steps_began, self._steps_ended
         self._clip_began, self._steps_began, self._steps_ended = now, None, None
         if began is None or first is None or last is None:
             return self.known
         is_first = self._before_clips == 0.0
-        if is_first:  # what comes before the steps of the first clip is done once per job
+        if is_first:  # a job does the work before its first step only once
             self._before_clips = max(first - began, 1e-9)
             began = first
         work, steps = Work.of(self.params, 1), last - first

@@ -1,12 +1,12 @@
-"""The velocity along the steps of one clip: computed in some, interpolated in the others.
+"""The velocities of one clip's steps: the network computes some, the others are interpolated.
 
-Euler's method adds up velocities. Along one clip they form a smooth curve, so most of the sum can be had from
-a few points of it: a skipped step first takes what the computed steps before it foretell, and as soon as the
-next one is computed, what lies between is interpolated and the latents are put right. Compared with keeping a
-network's inner states from step to step (first-block caches and their like) that leaves a tenth of the error,
-and nothing to hold but two or three velocities (docs/performance.md).
+Euler's method adds up velocities. Over the steps of a clip they form a smooth curve, so a few points of it
+give most of the sum. A skipped step first takes the velocity that the computed steps before it predict. When
+the next step is computed, the skipped ones between are interpolated and the latents are corrected. The error
+is a tenth of that of first-block caches and the like, which keep a network's inner states from step to step,
+and only two or three velocities are held (docs/performance.md).
 
-The curve belongs to one clip: nothing of it outlives a cancel.
+Each clip has a curve of its own, so a canceled clip leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from contract.params import GenerationParams
 from contract.sampling import first_routed_step, noise_levels
 
 FORETELLING_POINTS = 2
-"""Computed steps that a skipped step is extended from: a straight line. More swing too far."""
+"""Computed steps that a skipped step is extrapolated from: a straight line. Higher orders overshoot."""
 
 INTERPOLATING_POINTS = 3
-"""Computed steps that a skipped step is interpolated from in the end: a parabola, one of them behind it."""
+"""Computed steps that a skipped step is interpolated from in the end: a parabola. The last comes after it."""
 
 
 @dataclass
@@ -31,13 +31,13 @@ class VelocityCurve:
     """The velocity of one clip's latents over its steps."""
 
     sigmas: Sequence[float]
-    """Noise level of each step, and 0 behind the last."""
+    """The noise level of each step, then 0."""
     jump: int
-    """The step at which the experts come in. Nothing is interpolated across it."""
+    """The first step with experts. The velocity jumps there, so nothing is interpolated across it."""
     _computed: dict[int, torch.Tensor] = field(default_factory=dict)
     """The newest computed velocities on this side of the jump, oldest first."""
     _foretold: dict[int, Mapping[int, float]] = field(default_factory=dict)
-    """Steps skipped since the newest computed one: what part of which computed velocity they took."""
+    """For each step skipped since the newest computed one: the part of each computed velocity in its own."""
 
     @classmethod
     def of(cls, params: GenerationParams) -> VelocityCurve:
@@ -46,15 +46,15 @@ class VelocityCurve:
         return cls((*levels, 0.0), first_routed_step(levels))
 
     def foretell(self, step: int) -> torch.Tensor:
-        """The velocity that a skipped step takes for now, shaped like the computed ones."""
+        """The velocity that a skipped step uses until it is interpolated, shaped like the computed ones."""
         self._cross_jump(step, computed=False)
         self._foretold[step] = parts = self._parts(list(self._computed)[-FORETELLING_POINTS:], step)
         return self._sum(parts)
 
     def corrected(self, latents: torch.Tensor, step: int, velocity: torch.Tensor) -> torch.Tensor:
-        """Take a computed velocity; the latents with the steps that were skipped before it put right.
+        """Note a computed velocity. Returns the latents with the skipped steps before it corrected.
 
-        Unless there were any, these are the very latents given.
+        If no step was skipped, these are the given latents.
         """
         self._cross_jump(step, computed=True)
         before = list(self._computed)
@@ -74,7 +74,7 @@ class VelocityCurve:
         return latents
 
     def _cross_jump(self, step: int, computed: bool) -> None:
-        """Forget the other side of the jump."""
+        """Forget the velocities before the jump, once `step` is beyond it."""
         if step >= self.jump and any(point < self.jump for point in self._computed):
             if not computed or step > self.jump:
                 raise ValueError(f"step {self.jump} must be computed: the experts come in there")
@@ -82,7 +82,7 @@ class VelocityCurve:
             self._foretold.clear()
 
     def _parts(self, points: Sequence[int], step: int) -> dict[int, float]:
-        """What part each point has in the polynomial through all of them at `step` (Lagrange)."""
+        """Each point's weight in the value at `step` of the polynomial through all points (Lagrange)."""
         parts = {}
         for point in points:
             parts[point] = 1.0

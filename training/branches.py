@@ -36,8 +36,9 @@ def is_expert(name: str) -> bool:
 
 
 def with_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTransformer3DModel:
-    """The same weights with an HOI stream that starts as a copy of the video's parts. Unchanged if it has
-    one.
+    """The network with an HOI stream, which starts as a copy of the video's parts.
+
+    A network that already has one is returned as it is.
     """
     if transformer.config.hoi_branch:
         return transformer
@@ -76,7 +77,10 @@ def add_lora(transformer: CoInteractTransformer3DModel, rank: int) -> None:
 def choose_trained(
     transformer: CoInteractTransformer3DModel, lora_rank: int | None, experts: bool, hoi: bool
 ) -> None:
-    """Set which weights are trained: all, or LoRA pairs with experts and HOI parts in full (official)."""
+    """Set which weights are trained.
+
+    `lora_rank` None: all. Otherwise LoRA pairs, and experts and HOI parts in full, as in the official code.
+    """
     if lora_rank is None:
         transformer.requires_grad_(True)
     else:
@@ -104,7 +108,7 @@ def merged_weights(transformer: CoInteractTransformer3DModel) -> dict[str, torch
 
 def _like(transformer: CoInteractTransformer3DModel, hoi_branch: bool) -> CoInteractTransformer3DModel:
     settings = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
-    with torch.device("meta"):  # weights replace it, so 17 B random ones need not be drawn
+    with torch.device("meta"):  # draws no random values for 17 B weights: the given ones replace them
         made: CoInteractTransformer3DModel = CoInteractTransformer3DModel(
             **{**settings, "hoi_branch": hoi_branch}
         )

@@ -45,7 +45,7 @@ class TrainingClip:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """The clip as normalised latents and features, without a batch dimension. What it lacks is None."""
+    """The clip as normalised latents and features, without a batch dimension. Absent conditions are None."""
 
     target: torch.Tensor  # (16, 20, h, w) encoded behind the motion frames, or behind the person's photo
     motion: torch.Tensor | None  # (16, 19, h, w); None for a first clip
@@ -61,7 +61,7 @@ class EncodedClip:
     product_scale: float = 1.0
 
     def save(self, path: Path) -> None:
-        """One safetensors file, half precision, in place of any other by rename."""
+        """Write a safetensors file in half precision. A rename puts it in place whole."""
         tensors: dict[str, torch.Tensor] = {}
         for field in fields(self):
             value = getattr(self, field.name)

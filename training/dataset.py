@@ -116,7 +116,7 @@ def parse_boxes(cell: str | None) -> Mapping[str, Any]:
 
 
 def synthetic_clip(video: SyntheticVideo, clip: int) -> TrainingClip:
-    """Clip `clip` of a synthetic video, without going through files; motion is absent in clip 0."""
+    """Clip `clip` of a synthetic video, without files in between. Clip 0 has no motion frames."""
     start = clip * CLIP_FRAMES
     height, width = video.frames.shape[1:3]
     face, hands = clip_boxes(video, clip)
@@ -137,7 +137,7 @@ def synthetic_clip(video: SyntheticVideo, clip: int) -> TrainingClip:
 def clip_boxes(
     video: SyntheticVideo, clip: int
 ) -> tuple[dict[str, list[int]], dict[str, dict[str, list[int]]]]:
-    """The official `face` and `hand_object` objects of a clip, with the third frame of each latent frame."""
+    """A clip's official `face` and `hand_object` objects, with boxes of each latent frame's third frame."""
     face, hands = {}, {}
     for k in range(2, CLIP_FRAMES, 4):
         boxes = video.boxes[clip * CLIP_FRAMES + k]

@@ -1,7 +1,7 @@
-"""What single denoising steps of true clips tell about a checkpoint: errors by kind of token, its router.
+"""Measures a checkpoint by single denoising steps on true clips: errors by kind of token, router accuracy.
 
-Generated videos differ by chance as much as by training. Here every checkpoint gets the same clips with the
-same noise, so that small differences between trainings show.
+Two generated videos differ by chance as much as two trainings do. Here every checkpoint gets the same clips
+with the same noise, so small differences between trainings become visible.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class DenoisingScores:
     denoising_elsewhere: float
     """Error on all other tokens."""
     router_accuracy: float
-    """Of the last block's router in the first clip, half noised: mean of the accuracies on base, hand and
-    face tokens.
+    """Accuracy of the last block's router in the first clip, half noised.
+
+    It is the mean of the accuracies on base, hand and face tokens.
     """
 
 
@@ -88,7 +89,7 @@ def denoising_scores(pipeline: CoInteractPipeline, video: SyntheticVideo) -> Den
 
 
 def _kinds(labels: torch.Tensor, objects: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Which tokens count for which error; all (20, rows, columns)."""
+    """The tokens that each error is measured on; all (20, rows, columns)."""
     face, hands, product = labels == FACE, labels == HAND, objects > 0
     return {
         "face": face,

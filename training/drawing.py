@@ -1,8 +1,8 @@
-"""Pixels of the procedural world: RGB frames and HOI structure frames, anti-aliased by drawing larger
-and averaging.
+"""Draws the procedural world: RGB frames and HOI structure frames.
 
-Layers from back to front: room, torso, head, table, arms and palms, product, fingers. So palms are
-behind the product and fingers before it, as in a real grip.
+The layers are, from back to front: room, torso, head, table, arms and palms, product, fingers. Palms are
+behind the product and fingers in front of it, as in a real grip. Frames are drawn larger and averaged, which
+smooths edges.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Camera:
     def frame_box(
         self, x: float, y: float, half_width: float, half_height: float
     ) -> tuple[int, int, int, int]:
-        """A box in whole pixels of the finished frame, cut at its edges: x1, y1, x2, y2."""
+        """A box x1, y1, x2, y2 in whole pixels of the finished frame, cut off at the frame's edges."""
         x1, y1, x2, y2 = (v / self.oversampling for v in self.box(x, y, half_width, half_height))
         return (
             min(max(math.floor(x1), 0), self.width),
@@ -79,7 +79,7 @@ HAND_RADIUS = 0.068
 
 
 class Painter:
-    """Draws one cast at one frame size. What never moves is drawn once."""
+    """Draws one cast at one frame size. Layers that never move are drawn once."""
 
     def __init__(self, cast: Cast, width: int, height: int) -> None:
         self.cast = cast
@@ -92,8 +92,9 @@ class Painter:
         return self._paint(self._room.copy(), pose, structure=False)
 
     def structure(self, pose: Pose) -> np.ndarray:
-        """The HOI structure frame: body parts in greys, the product in one colour, black elsewhere; (H,
-        W, 3) uint8.
+        """The HOI structure frame, (H, W, 3) uint8.
+
+        Body parts are grey, the product has one colour, everything else is black.
         """
         return self._paint(self._black.copy(), pose, structure=True)
 
@@ -131,8 +132,8 @@ class Painter:
 def product_image(product: Product, width: int, height: int) -> Image.Image:
     """The product reference: the product's front on black.
 
-    Placed as the pipeline places a photo, the product has the place and the size that it has between actions.
-    Learning to copy a look takes far fewer steps than also learning to find and to shrink it.
+    Once the pipeline has placed it like any photo, the product is where it is between actions, and as large.
+    A network learns to copy a look in far fewer steps than to move and shrink it as well.
     """
     texture = _texture(product, "front", False, 4 * max(width, height))
     ratio = PRODUCT_MARGIN * product.width * width / texture.width

@@ -1,9 +1,8 @@
-"""How well a checkpoint of the procedural world does: `python -m training.evaluate --checkpoint DIR`.
+"""Evaluates a checkpoint of the procedural world: `python -m training.evaluate --checkpoint DIR`.
 
-Held-out people present held-out products. The world's renderer draws what should be seen and the
-alternatives: another product, person, action or mouth. A generated frame counts for the drawing that it is
-closest to, so no judge has to be trained or trusted. `denoising.py` adds the errors of steps on the true
-clips.
+Held-out people present held-out products. The world's renderer draws the right frame and wrong ones, with
+another product, person, action or mouth. A generated frame counts for the drawing that it is closest to, so
+no judge has to be trained or trusted. `denoising.py` adds the errors of single steps on true clips.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class GeneratedScores:
     """Measurements of one generated video. Goals: product ≥ 0.95, mouth ≥ 0.7 at lag ≤ 1."""
 
     product_told_apart: float
-    """Share of frames whose held product is closer to the reference than to a swapped product."""
+    """Share of frames whose held product is closer to the right product than to another one."""
     person_told_apart: float
     """The same share for the presenter's head and shirt."""
     action_obeyed: float
@@ -109,8 +108,9 @@ def generate(
     settings: CheckpointDefaults,
     preset: Preset = Preset.EXACT,
 ) -> np.ndarray:
-    """What the pipeline makes of a video's references, prompts and speech: (T, H, W, 3) uint8, T as the true
-    video. Guidance goes against an empty prompt.
+    """Generate a video from the true video's references, prompts and speech: (T, H, W, 3) uint8.
+
+    It is as long as the true one. Guidance is against an empty prompt.
     """
     height, width = video.frames.shape[1:3]
     made = pipeline(
@@ -195,7 +195,7 @@ def seen_action(generated: np.ndarray, video: SyntheticVideo, painter: Painter, 
 
 
 def seen_mouth(generated: np.ndarray, video: SyntheticVideo, painter: Painter) -> np.ndarray:
-    """Mouth opening 0..1 in each frame: of eleven drawings, the one closest in the lower face."""
+    """Mouth opening 0..1 in each frame: that of the closest of eleven drawings of the lower face."""
     opening = np.zeros(len(generated))
     for i, frame in enumerate(generated):
         x1, y1, x2, y2 = video.boxes[i].face
@@ -207,9 +207,7 @@ def seen_mouth(generated: np.ndarray, video: SyntheticVideo, painter: Painter) -
 
 
 def mouth_agreement(seen: np.ndarray, spoken: np.ndarray) -> tuple[float, int]:
-    """Correlation at the lag (frames by which the mouth is late, within ±5) where it is greatest, and
-    that lag.
-    """
+    """The greatest correlation at any lag within ±5 frames, and that lag. A late mouth has a positive lag."""
     best = (-1.0, 0)
     for lag in range(-MAX_LAG, MAX_LAG + 1):
         late, early = seen[max(0, lag) :], spoken[max(0, -lag) :]
@@ -231,7 +229,7 @@ def contact_sheet(generated: np.ndarray, video: SyntheticVideo, every: int = 10)
 
 
 def _closer(frame: np.ndarray, right: np.ndarray, wrong: np.ndarray, box: Box) -> bool:
-    """Whether a frame's box is closer to `right` than to `wrong`; by what differs between the two only."""
+    """Whether a frame's box is closer to `right` than to `wrong`. Pixels that the two share do not count."""
     x1, y1, x2, y2 = box
     inside = (slice(y1, y2), slice(x1, x2))
     shown, a, b = (image[inside].astype(np.int16) for image in (frame, right, wrong))
@@ -252,9 +250,9 @@ def _error_in(difference: np.ndarray, *boxes: Sequence[Box | None]) -> float:
 def _grip(frame: np.ndarray, painter: Painter, pose: Pose, box: Box) -> tuple[float, float]:
     """Contact and penetration in one frame.
 
-    The true drawing tells where product and hand are. Each generated pixel is taken for the colour it is
-    closest to: the drawing's product, the skin, or the shirt or wall. Contact: some skin-like pixel touches a
-    product-like one. Penetration: share of the product's true visible area that does not look like product.
+    The true drawing says where product and hand are. Each generated pixel counts as the colour that it is
+    closest to: the product, the skin, or the shirt or wall. Contact means that a skin pixel touches a product
+    pixel. Penetration is the share of the product's visible area whose pixels are not product pixels.
     """
     x1, y1, x2, y2 = (max(0, box[0] - 4), max(0, box[1] - 4), box[2] + 4, box[3] + 4)
     region = (slice(y1, y2), slice(x1, x2))

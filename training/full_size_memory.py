@@ -1,4 +1,4 @@
-"""What full-size training takes, computed, not run: `python -m training.full_size_memory --size 480x720`.
+"""Computes the memory of full-size training without running it: `python -m training.full_size_memory`.
 
 Parameter counts are those of the real network on the meta device; activation bytes are counted per token.
 """
@@ -69,8 +69,8 @@ def memory_table(rank: int, width: int, height: int) -> dict[str, float]:
     """GB (10⁹ bytes) on one device: frozen weights bf16, trained ones fp32, AdamW, EMA, checkpointing.
 
     Activations: the input of each of 40 blocks, and within the block being recomputed about 16 vectors of
-    the model's width and two of the feed-forward's per token. Text encoder, VAE and audio encoder are not
-    there: clips are encoded beforehand.
+    the model's width and two of the feed-forward's per token. Text encoder, VAE and audio encoder take no
+    memory, because clips are encoded beforehand.
     """
     parameters = count_parameters(rank)
     tokens = count_tokens(width, height, hoi=True)

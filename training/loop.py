@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """What one step reports. `share` is how much of the run is done, 0..1."""
+    """The report of one step. `share` is how much of the run is done, 0..1."""
 
     step: int
     share: float
@@ -204,7 +204,7 @@ def _make_accelerator(recipe: TrainRecipe) -> Accelerator:
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         log_with="tensorboard",
-        # A step without HOI stream, or above the routing limit, leaves those weights without gradients.
+        # Steps without the HOI stream, or above the routing limit, give some weights no gradients.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         project_config=ProjectConfiguration(project_dir=str(recipe.output), logging_dir=str(recipe.output)),
     )
@@ -214,7 +214,7 @@ def _make_accelerator(recipe: TrainRecipe) -> Accelerator:
 
 
 def _prepare_transformer(recipe: TrainRecipe, pipeline: CoInteractPipeline) -> CoInteractTransformer3DModel:
-    """The network with what the recipe trains made trainable."""
+    """The network, in which the weights that the recipe trains require gradients."""
     transformer = with_hoi_branch(pipeline.transformer) if recipe.hoi_weight else pipeline.transformer
     transformer.train()
     choose_trained(transformer, recipe.lora_rank, recipe.experts, recipe.hoi_weight > 0)
@@ -318,7 +318,7 @@ def draw_batch(recipe: TrainRecipe, cache: ClipCache, rng: np.random.Generator, 
 
 
 def _faded_motion(clips: Sequence[EncodedClip], most: float, rng: np.random.Generator) -> torch.Tensor | None:
-    """(B, 16, 19, h, w), of each clip a random share (up to `most`) replaced by photo and noise."""
+    """Motion latents (B, 16, 19, h, w). In each clip photo and noise replace a random share, up to `most`."""
     motion = stack([clip.motion for clip in clips])
     if motion is None or most == 0:
         return motion
@@ -330,8 +330,9 @@ def _faded_motion(clips: Sequence[EncodedClip], most: float, rng: np.random.Gene
 
 
 def draw_levels(rng: np.random.Generator, count: int, levels: int = 1000) -> torch.Tensor:
-    """`count` noise levels, one from each of `count` equal parts of the schedule: uniform, with less
-    variance.
+    """Draw one noise level from each of `count` equal parts of the schedule.
+
+    The levels are uniform, and vary less from batch to batch than independent ones.
     """
     return torch.from_numpy(((np.arange(count) + rng.random(count)) / count * levels).astype(np.int64))
 
@@ -343,9 +344,7 @@ def export_checkpoint(
     card: CheckpointCard,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a checkpoint folder for the service: `transformer` pruned to RGB, the rest of `pipeline` as
-    is.
-    """
+    """Write a checkpoint folder for the service: `transformer` pruned to RGB, all else from `pipeline`."""
     stored: dict[str, Any] = {"transformer": without_hoi_branch(transformer).to(dtype)}
     for name, part in pipeline.components.items():
         if name not in stored:
@@ -353,13 +352,13 @@ def export_checkpoint(
             stored[name] = copy.deepcopy(part).to(dtype) if foreign else part
     CoInteractPipeline(**stored).save_pretrained(folder)
     write_card(card, folder)
-    # They are written for their owner only, but workers have users of their own.
+    # safetensors makes files that only their owner can read, but a worker may run as another user.
     for weights in folder.rglob("*.safetensors"):
         weights.chmod((folder / CARD_FILE).stat().st_mode)
 
 
 def _forget_steps_from(step: int, curve: Path) -> None:
-    """Steps behind the last save were lost with the process, and are taken again."""
+    """Delete the log of steps after the last save. The stopped run lost them, and takes them again."""
     lines = curve.read_text(encoding="utf-8").splitlines(keepends=True) if curve.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
     curve.write_text("".join(kept), encoding="utf-8")

@@ -1,7 +1,6 @@
-"""The co-generation objective: joint flow matching of both streams and the supervised router (paper
-section 3).
+"""The co-generation objective: flow matching of both streams, and a supervised router (paper, section 3).
 
-L = L_rgb + λh · L_hoi + η · L_route. Targets are velocities, noise - clean. λh and η: `LossWeights`.
+L = L_rgb + λh · L_hoi + η · L_route. The targets are velocities: noise - clean. `LossWeights` has λh and η.
 """
 
 from __future__ import annotations
@@ -21,33 +20,33 @@ from model.transformer import CoInteractTransformer3DModel, Conditioning, Condit
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The paper's λh and η (the official code trains with λh 0.5), and the router's weight per kind of
-    token.
-    """
+    """The paper's λh (`hoi`; the official code trains with 0.5) and η (`routing`), and weights of tokens."""
 
     hoi: float = 1.0
     routing: float = 0.05
     hand_and_face: float = 10.0
     base: float = 1.0
     details: float = 1.0
-    """How much more the video's error on face, hand and object tokens weighs than elsewhere; officially no
-    more. Lips and product are a few tokens of a clip: a small budget would not get to them.
+    """How much more the video's error weighs on face, hand and object tokens than elsewhere (officially 1).
+
+    Lips and product are a few tokens of a clip. A short training would hardly learn them at weight 1.
     """
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean clips with the same conditions present. `start` > 0 or short targets train on a window of
-    the clip's time.
+    """Clean clips that all have the same conditions.
+
+    A target shorter than the clip is a window of it that begins at latent frame `start`.
     """
 
     target: torch.Tensor  # (B, 16, F, h, w)
     person: torch.Tensor  # (B, 16, 1, h, w)
     prompt_embeds: torch.Tensor  # (B, L, D)
-    audio: torch.Tensor  # (B, layers, D, 80), of the whole clip also for a window
+    audio: torch.Tensor  # (B, layers, D, 80), always of the whole clip
     product: torch.Tensor | None = None  # (B, 16, 1, h, w)
     motion: torch.Tensor | None = None  # (B, 16, ≤19, h, w)
-    pose: torch.Tensor | None = None  # (B, 16, 20, h, w), of the whole clip
+    pose: torch.Tensor | None = None  # (B, 16, 20, h, w), always of the whole clip
     hoi: torch.Tensor | None = None  # (B, 16, F, h, w)
     hoi_prompt_embeds: torch.Tensor | None = None  # (B, L', D)
     labels: torch.Tensor | None = None  # (B, F, rows, columns) uint8
@@ -65,8 +64,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over the batch; `total` is what is minimised. Accuracies are of the last block's router,
-    without gradient.
+    """Means over the batch. Training minimises `total`.
+
+    The accuracy is that of the last block's router. It has no gradient.
     """
 
     total: torch.Tensor
@@ -77,9 +77,7 @@ class Losses:
 
 
 class CoGeneration(nn.Module):
-    """A transformer with its objective. One module, so that accelerate can wrap it for any number of
-    devices.
-    """
+    """A transformer with its objective, as one module that accelerate can wrap for any number of devices."""
 
     def __init__(
         self,
@@ -135,7 +133,7 @@ class CoGeneration(nn.Module):
         return Losses(total + self._weights.routing * routing, rgb, hoi, routing, accuracy)
 
     def _detail_weights(self, batch: Batch) -> torch.Tensor | None:
-        """(B, 1, F, h, w) with mean 1, or None if all weigh the same."""
+        """Weights (B, 1, F, h, w) with mean 1, or None if all tokens weigh the same."""
         if batch.labels is None or self._weights.details == 1:
             return None
         details = batch.labels != BASE  # (B, F, rows, columns)
@@ -164,9 +162,9 @@ class CoGeneration(nn.Module):
 
 
 def time_window(conditioning: Conditioning, start: int, frames: int) -> Conditioning:
-    """A clip's conditioning for only `frames` latent frames from `start`: the target keeps its place in time.
+    """Cut a clip's conditioning to `frames` latent frames from `start`. They keep their positions in time.
 
-    Training on windows costs a fraction of whole clips per step, so a small budget sees more people and
+    A step on a window costs a fraction of a step on a whole clip, so a short training sees more people and
     products.
     """
     layout = conditioning.layout
@@ -199,14 +197,14 @@ def time_window(conditioning: Conditioning, start: int, frames: int) -> Conditio
 def routing_loss(
     logits: tuple[torch.Tensor, ...], labels: torch.Tensor, weights: LossWeights
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted cross-entropy of every block's router, averaged over blocks, and the last block's accuracy.
+    """Weighted cross-entropy averaged over the routers of all blocks, and the accuracy of the last one.
 
     Args:
         logits: per block (B, N, 3).
         labels: (B, N) expert per token.
 
-    The accuracy is the mean of the accuracies on base, hand and face tokens that occur (a router that
-    always says "base" gets 1/3, not the 4/5 that most tokens would give it).
+    The accuracy is measured on base, hand and face tokens apart, and averaged over the kinds that occur. A
+    router that always says "base" therefore gets 1/3, although about 4 in 5 tokens are base.
     """
     labels = labels.long()
     importance = torch.where(labels == BASE, weights.base, weights.hand_and_face).to(logits[0].device)

@@ -38,10 +38,10 @@ from .world import ACTIONS, Action
 log = logging.getLogger(__name__)
 
 SHOWN_FRAMES = (6, 16, 26, 36, 46, 56, 66, 76)
-"""Frames of the clip that a picture has as columns."""
+"""The frames of the clip that make a picture's columns."""
 ENLARGED = 2
 AVERAGED_WEIGHTS = "custom_checkpoint_1.pkl"
-"""Where accelerate puts the second of the objects that training registers: the moving average."""
+"""accelerate's file of the second object that training registers, which is the moving average."""
 TINTS = {HAND: (255, 140, 0), FACE: (40, 110, 255)}
 
 
@@ -63,9 +63,9 @@ class CoGenerated:
 def co_generate(
     pipeline: CoInteractPipeline, video: SyntheticVideo, defaults: CheckpointDefaults, seed: int = 0
 ) -> CoGenerated:
-    """The first clip of `video`, as the service generates it; with an HOI stream, that one beside it.
+    """Generate the first clip of `video` as the service does, together with the HOI stream if there is one.
 
-    The HOI stream gets no guidance: its silhouettes have little to gain from any.
+    The HOI stream gets no guidance, because silhouettes gain little from it.
     """
     clip = ClipEncoder(pipeline, CPU).encode(synthetic_clip(video, 0), after_motion=False)
     if clip.labels is None:
@@ -122,7 +122,7 @@ def _decode(pipeline: CoInteractPipeline, before: torch.Tensor, latents: torch.T
 
 
 def _decode_hoi(pipeline: CoInteractPipeline, latents: torch.Tensor) -> np.ndarray:
-    """It was encoded behind its own first frame; what that is, a first decoding tells."""
+    """Decode the HOI stream. Training encodes it after its own first frame, so that is decoded first."""
     first = _decode(pipeline, latents[:, :, :1], latents)[:1]
     return _decode(
         pipeline, encode_pixels(pipeline.vae, pixels_from_frames(first, CPU, pipeline.vae.dtype)), latents
@@ -130,7 +130,7 @@ def _decode_hoi(pipeline: CoInteractPipeline, latents: torch.Tensor) -> np.ndarr
 
 
 def load_unpruned(checkpoint: Path, state: Path) -> CoInteractPipeline:
-    """A checkpoint with the HOI stream it was trained with: the moving average in training's `state`.
+    """Load a checkpoint with the HOI stream that it was trained with, from the moving average in `state`.
 
     Raises:
         ValueError: the state is not of a full training of this network.
@@ -148,20 +148,20 @@ def load_unpruned(checkpoint: Path, state: Path) -> CoInteractPipeline:
 
 
 def router_picture(made: CoGenerated) -> Image.Image:
-    """Generated frames; the same under the router's choices, and under what the boxes ask for."""
+    """Three rows: generated frames, those tinted by the router's choices, those tinted by the true boxes."""
     rows = [made.frames, _tinted(made.frames, made.routes), _tinted(made.frames, made.labels)]
     return _sheet(rows)
 
 
 def hoi_picture(made: CoGenerated, video: SyntheticVideo) -> Image.Image:
-    """Generated frames, the HOI stream generated beside them, and the true one."""
+    """Three rows: generated frames, the generated HOI stream, the true HOI stream."""
     if made.hoi is None:
         raise ValueError("the network has no HOI stream")
     return _sheet([made.frames, made.hoi, video.structure])
 
 
 def _tinted(frames: np.ndarray, experts: np.ndarray) -> np.ndarray:
-    """Frames with hand and face tokens in colour; each latent frame is four frames."""
+    """Frames with hand and face tokens tinted. One latent frame covers four frames."""
     _, height, width, _ = frames.shape
     latent_frames, rows, columns = experts.shape
     whole = (

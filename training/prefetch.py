@@ -1,4 +1,4 @@
-"""Results of a function for successive numbers, made ahead by other processes, in order."""
+"""Computes the results of a function for successive numbers ahead of time, in other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run is told, as a TOML file: `cointeract train --config FILE`."""
+"""The recipe of a training run, a TOML file: `cointeract train --config FILE`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Dropouts(BaseModel):
-    """How often a condition is left out, so that guidance works and each condition is optional (official
-    values).
+    """The share of steps that leave a condition out. Guidance and optional conditions need it.
+
+    The defaults are the official values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,31 +31,31 @@ class TrainRecipe(BaseModel):
     base: Path
     """Checkpoint folder to start from."""
     data: Path | None = None
-    """Official CSV. Encoded clips are kept in `cache`; leave out to train on what `cache` already holds."""
+    """A CSV in the official format. Leave it out to train on the clips that `cache` already holds."""
     cache: Path
+    """Folder of encoded clips."""
     output: Path
     width: int = Field(480, multiple_of=16)
     height: int = Field(720, multiple_of=16)
 
     steps: int = Field(1000, ge=1)
     minutes: float | None = None
-    """Wall clock after which the run ends even if `steps` are not done; the learning rate falls
-    accordingly.
-    """
+    """Wall-clock limit of the run. The learning rate falls by this limit if it comes before `steps`."""
     batch: int = 1
     gradient_accumulation: int = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised updates for the matrices inside blocks, AdamW for the rest; for training from
-    scratch.
+    """`muon` is for training from scratch: orthogonalised updates for the matrices inside blocks.
+
+    AdamW updates everything else.
     """
     learning_rate: float = 1e-5
     warmup_steps: int = 50
     final_rate: float = 0.05
-    """Share of the learning rate that the cosine ends at."""
+    """The cosine ends at this share of the learning rate."""
     gradient_clip: float = 1.0
     ema: float = Field(0.999, ge=0, lt=1)
     frozen_weights: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the weights that are not trained (LoRA); trained ones are always fp32."""
+    """Precision of the weights that LoRA leaves untrained. Trained weights are always fp32."""
     stored_weights: Literal["fp32", "bf16"] = "fp32"
     """Precision of the checkpoint that is written."""
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -62,41 +63,47 @@ class TrainRecipe(BaseModel):
     seed: int = 0
 
     lora_rank: int | None = 128
-    """None trains all weights; otherwise LoRA on attention and feed-forward, experts and the HOI
-    stream's parts in full.
+    """Rank of LoRA on attention and feed-forward; None trains all weights.
+
+    The experts and the HOI stream's parts are trained in full either way.
     """
     experts: bool = True
-    """False trains no router and no experts (for ablations)."""
+    """False trains neither router nor experts (for ablations)."""
     hoi_weight: float = 1.0
     """λh; 0 leaves the HOI stream out (for ablations)."""
     hoi_share: float = Field(1.0, ge=0, le=1)
-    """Share of steps that carry the HOI stream, which doubles a step's tokens."""
+    """Share of steps with the HOI stream. It doubles the tokens of a step."""
     routing_weight: float = 0.05
     detail_weight: float = Field(1.0, ge=1)
-    """How much more the video's error weighs on faces, hands and objects than elsewhere; for small budgets.
+    """How much more the video's error weighs on faces, hands and objects than elsewhere (officially 1).
+
+    Short trainings gain by it.
     """
     motion_fade: float = Field(0.0, ge=0, lt=1)
-    """Up to this share of the motion frames' latents gives way to the person's photo and to noise, so that
-    what a generated clip got wrong is not carried on; for small budgets.
+    """Largest share of the motion latents that is replaced by the person's photo and by noise.
+
+    It keeps a clip from repeating the mistakes of the clip before it, to which short trainings are prone.
     """
     flow_shift: float = 5.0
     first_stage: float = Field(0.5, ge=0, le=1)
-    """Share of the run in which both streams see each other; after it video tokens no longer see the HOI
-    stream.
+    """Share of the run in which the two streams see each other.
+
+    After it the HOI stream still sees the video, but the video no longer sees the HOI stream.
     """
     audio_face_mask: bool = False
     dropouts: Dropouts = Dropouts()
     window: int | None = Field(None, ge=1, le=20)
-    """Latent frames to train on, from a random place of the clip; None trains on whole clips."""
+    """Length in latent frames of the random part of a clip to train on; None trains on whole clips."""
     whole_clips_from: float = Field(1.0, ge=0, le=1)
-    """Share of the run after which `window` no longer applies. Leave time for it: attention that has only
-    seen short windows spreads too thin over a whole clip.
+    """Share of the run after which `window` no longer applies.
+
+    Leave some of the run for whole clips: attention trained on short windows alone spreads too thinly.
     """
     whole_batch: int | None = Field(None, ge=1)
-    """Clips per step from then on, if not `batch`; fewer, so that a step takes as long as before."""
+    """Clips per step after `whole_clips_from`; None keeps `batch`. Fewer clips keep a step as short."""
 
     workers: int = 0
-    """Processes that read clips ahead while they are encoded."""
+    """Processes that read the next clips while one is encoded."""
     log_every: int = 10
     save_minutes: float = 10.0
 

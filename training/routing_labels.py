@@ -22,8 +22,7 @@ def routing_labels(
     target: tuple[int, int],
     num_latent_frames: int = 20,
 ) -> np.ndarray:
-    """Expert per token, (F, rows, columns) uint8 with BASE, HAND or FACE; hands win where they overlap
-    the face.
+    """Expert per token, (F, rows, columns) uint8: BASE, HAND or FACE. A hand over the face counts as HAND.
 
     Args:
         face: {"frame_2": [x1, y1, x2, y2], …} in pixels of the original video.
@@ -50,8 +49,9 @@ def object_tokens(
     target: tuple[int, int],
     num_latent_frames: int = 20,
 ) -> np.ndarray:
-    """Which tokens the held object's box touches: (F, rows, columns) uint8, 1 or 0. Arguments as
-    `routing_labels`.
+    """Whether the held object's box touches a token: (F, rows, columns) uint8, 1 or 0.
+
+    The arguments are those of `routing_labels`.
     """
     rows, columns = target[0] // TOKEN_PIXELS, target[1] // TOKEN_PIXELS
     touched = np.zeros((num_latent_frames, rows, columns), np.uint8)
@@ -73,8 +73,9 @@ def latent_frame(key: str) -> int | None:
 def box_tokens(
     box: Sequence[float], original: tuple[int, int], target: tuple[int, int]
 ) -> tuple[slice, slice] | None:
-    """Rows and columns of tokens that a box touches after resizing to cover and cropping the centre;
-    None if cut off.
+    """Rows and columns of the tokens that a box touches, after resizing to cover and cropping the centre.
+
+    None if the crop cuts the box off.
     """
     scale = max(target[0] / original[0], target[1] / original[1])
     top = (round(original[0] * scale) - target[0]) / 2

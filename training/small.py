@@ -85,9 +85,7 @@ class SmallRecipe(BaseModel):
 
 
 class SyntheticClips:
-    """Endless clips of the procedural world by number; two in five are first clips, the others have
-    motion before them.
-    """
+    """Endless clips of the procedural world by number. Two in five are first clips, without motion frames."""
 
     def __init__(self, recipe: SmallRecipe) -> None:
         self._recipe = recipe
@@ -109,7 +107,7 @@ class SyntheticClips:
 
 
 def build_small(recipe: SmallRecipe, output: Path, device: str = "cpu", workers: int = 0) -> Path:
-    """Run all stages; returns the checkpoint's folder. Training takes the device that accelerate finds."""
+    """Run all stages and return the checkpoint's folder. Training uses the device that accelerate finds."""
     pipeline_folder = prepare_pipeline(recipe, output, device, workers)
     encode_clips(recipe, output, pipeline_folder, range(recipe.clips), device, workers)
     settings: dict[str, object] = {
@@ -130,7 +128,7 @@ def build_small(recipe: SmallRecipe, output: Path, device: str = "cpu", workers:
 
 
 def prepare_pipeline(recipe: SmallRecipe, output: Path, device: str = "cpu", workers: int = 0) -> Path:
-    """Audio encoder, VAE and an untrained DiT as a checkpoint folder; finished parts are kept."""
+    """Make a checkpoint folder of audio encoder, VAE and an untrained DiT. Parts that exist are kept."""
     if not (output / "audio_encoder").is_dir():
         train_audio_encoder(output, recipe.audio_steps, recipe.seed, recipe.synthesiser).save_pretrained(
             output / "audio_encoder"
@@ -163,9 +161,7 @@ def assemble(recipe: SmallRecipe, output: Path) -> CoInteractPipeline:
 
 
 def make_transformer(recipe: SmallRecipe) -> CoInteractTransformer3DModel:
-    """The small DiT, initialised for training from scratch: it starts by predicting 0, with open
-    residual gates.
-    """
+    """The small DiT, initialised for training from scratch: it predicts 0 and its residual gates are open."""
     torch.manual_seed(recipe.seed)
     sizes = recipe.transformer
     transformer: CoInteractTransformer3DModel = CoInteractTransformer3DModel(

@@ -1,9 +1,9 @@
 """The small checkpoint's text and audio encoders, in the official architectures.
 
-Text: a byte-level BPE vocabulary made from the world's prompts, in which their words are one token each and
-any other text has tokens; and a UMT5 encoder with seeded random weights. The encoder is never trained: the
-DiT learns to read its outputs. Audio: a wav2vec2 trained for some minutes to carry the log energies of 24
-frequency bands through all its layers.
+Text: a byte-level BPE vocabulary, in which each word of the world's prompts is one token and any other text
+has tokens too. The UMT5 encoder has seeded random weights. It is never trained; the DiT learns to read its
+outputs. Audio: a wav2vec2 that is trained for some minutes to carry the log energies of 24 frequency bands
+through all its layers.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def make_tokenizer(prompts: int = 4000) -> PreTrainedTokenizerFast:
 
 
 def make_text_encoder(vocabulary: int, seed: int) -> UMT5EncoderModel:
-    """One layer of random UMT5: distinct tokens stay distinct, neighbours are mixed in."""
+    """One layer of UMT5 with random weights. It mixes neighbours, and different tokens stay different."""
     torch.manual_seed(seed)
     config = UMT5Config(
         vocab_size=vocabulary,
@@ -94,8 +94,9 @@ def make_feature_extractor() -> Wav2Vec2FeatureExtractor:
 def train_audio_encoder(
     output: Path, steps: int, seed: int = 0, synthesiser: Synthesiser = "auto"
 ) -> Wav2Vec2Model:
-    """Train on log band energies of synthetic speech (50 Hz, from the mean of all hidden states); log to
-    audio-log.jsonl.
+    """Train to predict the log band energies of synthetic speech at 50 Hz from the mean of all hidden states.
+
+    The log is audio-log.jsonl.
     """
     torch.manual_seed(seed)
     config = Wav2Vec2Config(
@@ -147,8 +148,9 @@ def train_audio_encoder(
 
 
 def log_band_energies(audio: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """(B, N) at 16 kHz → (B, num_frames, BANDS) at 50 Hz, log10 of energies in bands evenly spaced on a
-    mel scale.
+    """(B, N) at 16 kHz → (B, num_frames, BANDS) at 50 Hz: log10 of energies.
+
+    The bands are evenly spaced on a mel scale.
     """
     window = torch.hann_window(400)
     spectrum = (

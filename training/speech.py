@@ -1,6 +1,4 @@
-"""Speech for the procedural world: espeak-ng where it is installed, else a small formant synthesiser;
-and its envelope.
-"""
+"""Speech for the procedural world, by espeak-ng if it is installed, else by a small formant synthesiser."""
 
 from __future__ import annotations
 
@@ -43,10 +41,10 @@ def speak(num_frames: int, seed: int, synthesiser: Synthesiser = "auto") -> np.n
 
 
 def mouth_opening(audio: np.ndarray, num_frames: int) -> np.ndarray:
-    """How far the mouth opens in each frame, 0..1: the loudness of the speech, smoothed over about three
-    frames.
+    """How far the mouth opens in each frame, 0..1: the speech's loudness, smoothed over three frames.
 
-    Relative to the loud parts of the same speech, as the audio encoder's input is normalised per speech too.
+    1 is as loud as the loud parts of this speech, because the audio encoder's input is normalised per speech
+    too.
     """
     hop = SAMPLE_RATE // FPS
     padded = np.pad(audio.astype(np.float64), (0, max(0, num_frames * hop - len(audio))))[: num_frames * hop]
@@ -71,8 +69,10 @@ def _espeak_speech(program: str, num_frames: int, seed: int) -> np.ndarray:
 
 
 def _formant_speech(num_frames: int, seed: int) -> np.ndarray:
-    """Syllables (consonant noise, then a vowel gliding to the next) in phrases with pauses; harmonics
-    shaped by formants.
+    """Phrases of syllables with pauses between them.
+
+    A syllable is consonant noise, then one vowel that glides into another. Formants shape the voice's
+    harmonics.
     """
     rng = np.random.default_rng([seed, 78])
     length = num_frames * SAMPLE_RATE // FPS

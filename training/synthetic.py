@@ -1,7 +1,7 @@
-"""The procedural HOI world as training data: clips with everything the official data format holds.
+"""Videos of the procedural world as training data, with everything that the official data format holds.
 
-Stands in for photographs and detectors: RGB video, HOI structure video, face and hand boxes, references,
-prompt, speech. Deterministic by seed; one 80×128 frame takes a few milliseconds.
+A video has RGB frames, HOI structure frames, boxes of face and hands, references, prompts and speech, so no
+photographs and no detectors are needed. The seed decides everything in it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def make_video(
     """Draw a video.
 
     Args:
-        actions: what happens in each clip, or how many clips of random actions.
-        shown: draw only these frames (default: all, 80 per clip); `poses` and `boxes` are always complete.
+        actions: the action of each clip, or a number of clips whose actions are drawn at random.
+        shown: the frames to draw (default: all, 80 per clip). `poses` and `boxes` cover all frames anyway.
     """
     rng = np.random.default_rng([seed, 3])
     cast = make_cast(seed, split)
@@ -90,7 +90,7 @@ def make_video(
 
 
 def world_sheet(width: int = 80, height: int = 128) -> Image.Image:
-    """One row per action: both references, seven frames of the clip, two of its HOI structure video."""
+    """One row per action: both references, seven frames of the clip, and two HOI structure frames."""
     rows = []
     for seed, action in enumerate(ACTIONS):
         video = make_video(seed, width, height, actions=[action], synthesiser="formant")

@@ -1,8 +1,7 @@
-"""Trains a small `AutoencoderKLWan` on the procedural world: both streams' pixels → latents that a small
-DiT can learn.
+"""Trains a small `AutoencoderKLWan` on both streams of the procedural world.
 
-L1 on pixels and on their differences, plus a little KL; faces and hands weigh more. Latent statistics
-are measured at the end and written into the config, where the pipeline reads them.
+The loss is L1 on pixels and on their differences, plus a little KL. Faces, hands and products weigh more. At
+the end the latents' statistics are measured and written into the config, where the pipeline reads them.
 """
 
 from __future__ import annotations
@@ -53,17 +52,17 @@ SMALL_VAE: dict[str, object] = {
 
 
 OPPONENT_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [1.5, 0.0, -1.5], [1.5, -3.0, 1.5]]) / 3**0.5
-"""Brightness, red against blue, green against magenta. Hues vary less than brightness, the last least of
-all; weighed alike, a whole axis of colour would be the cheapest thing to leave out.
+"""Brightness, red against blue, green against magenta.
+
+Hue varies less than brightness, and the third axis least of all. With equal weights the VAE would leave out
+an axis of colour, because that costs least.
 """
 INPUT_GAINS = torch.tensor([1.0, 2.0, 4.0])
-"""What brings the opponent colours to about the same variance."""
+"""Factors that bring the opponent colours to about the same variance."""
 
 
 class VAERecipe(BaseModel):
-    """How the VAE is trained. Sizes in pixels; `minutes` of wall clock decide the length and the
-    learning rate's fall.
-    """
+    """How the VAE is trained. Sizes are in pixels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,32 +70,36 @@ class VAERecipe(BaseModel):
     height: int = 128
     crop: int = 48
     batches: tuple[tuple[int, int], ...] = ((5, 4), (5, 4), (13, 2), (25, 1))
-    """(frames, crops) of successive steps: mostly short clips, some long enough for the causal caches'
-    steady state.
+    """(frames, crops) of successive steps.
+
+    Most clips are short. Some are long enough for the causal caches to reach their steady state.
     """
     steps: int = 3000
     decoder_steps: int = 0
-    """Of the decoder alone, behind the others."""
+    """Steps that train the decoder alone, after `steps`."""
     lips_weight: float = 6.0
-    """How much more the lower half of faces weighs in the decoder's own pass than the background does. What
-    it gets wrong there is speech that nobody sees.
+    """Weight of the lower half of faces while the decoder is trained alone; the background has 1.
+
+    A decoder that blurs the lips makes the speech invisible.
     """
     learning_rate: float = 8e-4
-    """Several times more learns brightness faster, but the noise of so small batches wears the weakest axis
-    of colour out of the latents.
+    """A rate several times higher learns brightness faster, but loses the weakest axis of colour.
+
+    The gradients of such small batches are too noisy for it.
     """
     weight_decay: float = 0.2
-    """Of the kernels. Without it they grow twentyfold."""
+    """Weight decay of the convolution kernels, which would grow twentyfold without it."""
     kl_weight: float = 2e-4
     ema: float = 0.998
     seed: int = 0
     measured_videos: int = 24
-    """Videos over which latent statistics are measured at the end."""
+    """Number of videos that the latents' statistics are measured on."""
 
 
 class MatrixViews:
-    """Convolution kernels as matrices (out, in · kernel) that share their memory, for Muon, which takes
-    matrices only.
+    """Convolution kernels viewed as matrices (out, in · kernel), because Muon takes only matrices.
+
+    The views share the kernels' memory.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter]) -> None:
@@ -114,10 +117,11 @@ class MatrixViews:
 def train_vae(
     recipe: VAERecipe, output: Path, device: torch.device | str = "cpu", workers: int = 1
 ) -> AutoencoderKLWan:
-    """Train and save `output`/vae, averaged weights; resumes a stopped run. Logs to vae-log.jsonl.
+    """Train the VAE and save its averaged weights in `output`/vae. A stopped run is resumed.
 
-    First encoder and decoder, kept in vae-whole; then the decoder alone, which sharpens while a DiT can
-    already learn the latents. `workers` processes draw crops ahead.
+    The first pass trains encoder and decoder and ends with vae-whole. Its latents are final, so a DiT can
+    learn them while the second pass sharpens the decoder alone. `workers` processes draw the next crops. The
+    log is vae-log.jsonl.
     """
     torch.manual_seed(recipe.seed)
     whole = output / "vae-whole"
@@ -139,13 +143,13 @@ def train_vae(
 def _fit(
     recipe: VAERecipe, vae: AutoencoderKLWan, steps: range, output: Path, workers: int
 ) -> AutoencoderKLWan:
-    """Train what requires gradients, under one fall of the learning rate; returns the averaged weights."""
+    """Train the weights that require gradients, with one learning-rate schedule; return their average."""
     output.mkdir(parents=True, exist_ok=True)
     average = copy.deepcopy(vae)
     kernels = [
         weight
         for name, weight in vae.named_parameters()
-        # The two maps next to the latents start as the identity: a direction that died there never came back.
+        # Not the two maps next to the latents: they start as the identity, and lost directions stay lost.
         if weight.requires_grad
         and weight.ndim >= 4
         and min(weight.shape[0], weight[0].numel()) > 1
@@ -222,7 +226,7 @@ def _resume(
     average: AutoencoderKLWan,
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> int:
-    """Load what `_save` wrote within `steps`, if it is there; the step to go on with."""
+    """Load the state that `_save` wrote within `steps`, if there is one. Returns the next step."""
     saved = torch.load(path, weights_only=True) if path.is_file() else None
     if saved is None or not steps.start < saved["step"] <= steps.stop:
         return steps.start
@@ -233,11 +237,11 @@ def _resume(
 
 @torch.no_grad()
 def initialise(vae: AutoencoderKLWan) -> None:
-    """Start as nearly the averaging shortcuts alone, with nearly noise-free latents: it learns faster.
+    """Make the untrained VAE pass pixels through its averaging shortcuts, with almost noise-free latents.
 
-    Residual branches start at 0, and the first layer hands on the folded pixels in opponent colours of equal
-    variance: what starts small is drowned by what the branches add. Its spare channels are constant, because
-    RMS norms would otherwise take a pixel's brightness away.
+    Training is faster from there. Residual branches start at 0. The first layer turns the folded pixels into
+    opponent colours of equal variance, as a weak colour would drown in what the branches add later. Its spare
+    channels are constant, because RMS norms would otherwise remove a pixel's brightness.
     """
     quiet = ("conv2.weight", "conv2.bias", "resample.1.weight", "resample.1.bias", "proj.weight", "proj.bias")
     for name, weight in vae.named_parameters():
@@ -269,8 +273,9 @@ def vae_losses(
     mean: torch.Tensor,
     logvar: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted L1 of colours and of their spatial differences, and KL per pixel; pixels (B, 3, T, H, W)
-    in -1..1.
+    """Weighted L1 of colours and of their spatial differences, and KL per pixel.
+
+    Pixels are (B, 3, T, H, W) in -1..1.
     """
     difference = torch.einsum("oc,bcthw->bothw", OPPONENT_COLOURS.to(pixels), decoded - pixels)
     error = (difference.abs() * weights).mean()
@@ -283,7 +288,7 @@ def vae_losses(
 
 
 def draw_crops(recipe: VAERecipe, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crops (B, T, crop, crop, 3) uint8, each pixel's weight (B, T, crop, crop, 1) float32."""
+    """Crops (B, T, crop, crop, 3) uint8, and the weight of each pixel (B, T, crop, crop, 1) float32."""
     rng = np.random.default_rng([recipe.seed, step, 5])
     frames, crops = recipe.batches[step % len(recipe.batches)]
     pixels, weights = [], []
@@ -332,7 +337,7 @@ def as_pixels(crops: np.ndarray, weights: np.ndarray) -> tuple[torch.Tensor, tor
 
 @torch.no_grad()
 def measure_latents(vae: AutoencoderKLWan, recipe: VAERecipe) -> None:
-    """Write mean and standard deviation of each latent channel over RGB videos into the VAE's config."""
+    """Measure each latent channel's mean and standard deviation on RGB videos; write them into the config."""
     latents = []
     for seed in range(recipe.measured_videos):
         frames = make_video(

@@ -1,5 +1,4 @@
-"""What exists in the procedural world and how it moves: people, products, rooms, actions; all numbers,
-no pixels.
+"""The people, products, rooms and actions of the procedural world, as numbers. `drawing` makes the pixels.
 
 Lengths are in frame widths: x runs 0..1 from left to right, y downwards with 0.8 in the middle of the frame.
 "Right" and "left" are the presenter's own, so the right hand is on the left of the picture.
@@ -74,7 +73,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Product:
-    """A thing to present: front with a pattern, plain back with a label, a bottom. Size in frame widths."""
+    """A thing to present. Its front has a pattern, its back only a label. Sizes are in frame widths."""
 
     shape: Shape
     pattern: Pattern
@@ -88,7 +87,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Room:
-    """The background and the camera in front of it: `zoom` about 1, `shift` in frame widths."""
+    """The background and the camera. `zoom` is about 1, `shift` is in frame widths."""
 
     kind: str
     wall: Color
@@ -102,8 +101,9 @@ class Room:
 
 @dataclass(frozen=True)
 class Hand:
-    """Where a palm's centre is, whether its fingers close around the product, how far the index finger
-    points (0..1).
+    """A hand. `x` and `y` are the palm's centre; `grips` closes the fingers around the product.
+
+    `points` says how far the index finger is stretched out, 0..1.
     """
 
     x: float
@@ -114,8 +114,9 @@ class Hand:
 
 @dataclass(frozen=True)
 class Held:
-    """Where the product's centre is; `spin` radians about its upright axis, `tilt` 0..1 towards showing
-    the bottom.
+    """The product in the hands. `x` and `y` are its centre.
+
+    `spin` turns it about its upright axis, in radians. `tilt` runs from 0 to 1, where the bottom shows.
     """
 
     x: float
@@ -146,7 +147,7 @@ class Cast:
 
 
 def make_cast(seed: int, split: Split = "train") -> Cast:
-    """A presenter, a product and a room. No person or product look of one split ever occurs in the other."""
+    """A presenter, a product and a room. The two splits share no person's look and no product's look."""
     rng = np.random.default_rng([seed, 1 if split == "train" else 2])
     return Cast(make_person(rng, split), make_product(rng, split), make_room(rng))
 
@@ -268,7 +269,7 @@ def pose_at(action: Action, frame: int, mouth: float, product: Product) -> Pose:
 
 
 def describe(cast: Cast, action: Action, rng: np.random.Generator, first: bool) -> str:
-    """A prompt for one clip; the first of a video also says who presents where."""
+    """A prompt for one clip. The first prompt of a video also describes the presenter and the room."""
     person, product = cast.person, cast.product
     thing = f"the {product.color_name} {product.shape}"
     said = str(rng.choice(ACTION_WORDS[action])).format(thing=thing)

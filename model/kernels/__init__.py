@@ -1,1 +1,1 @@
-"""The chains of small operations between matrix products, one pass over memory each."""
+"""The small operations between matrix products, fused so that each chain passes over memory once."""

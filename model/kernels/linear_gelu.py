@@ -1,4 +1,4 @@
-"""A linear layer with GELU in the matrix product's epilogue: the widest activation is written once."""
+"""A linear layer with GELU fused into its matrix product, so that the widest activation is written once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def linear_gelu_reference(states: torch.Tensor, weight: torch.Tensor, bias: torc
 
 
 def linear_gelu_cuda(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The same by cuBLASLt, whose GELU is the tanh form. (On a CPU the same call computes the other form.)"""
+    """The same by cuBLASLt, whose GELU is the tanh form. On a CPU this call would compute the erf form."""
     product = torch.ops.aten._addmm_activation(bias, states.flatten(0, -2), weight.t(), use_gelu=True)
     result: torch.Tensor = product.unflatten(0, states.shape[:-1])
     return result

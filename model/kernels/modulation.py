@@ -1,8 +1,8 @@
 """LayerNorm of tokens, then scale and shift by each token's modulation row; optionally after a residual sum.
 
-A modulation is (B, R, K, D): K vectors in each of R rows. The first `group` tokens take row 0, the next
-`group` row 1 and so on; the last row takes all that remain. So noisy tokens have their row, clean ones
-theirs, and for speech each latent frame its own, and no token's vectors are ever written out.
+A modulation is (B, R, K, D): K vectors in each of R rows. The first `group` tokens use row 0, the next ones
+row 1, and so on; all remaining tokens use the last row. Noisy and clean tokens thus have a row each, and
+speech has one per latent frame. The vectors are never copied out per token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from model.kernels.operation import empty, fused, triton_kernel
 
 
 def row_spans(tokens: int, group: int, rows: int) -> Iterator[tuple[int, slice]]:
-    """The tokens of each modulation row that has any."""
+    """Each modulation row that has tokens, with the tokens."""
     for row in range(rows):
         start = row * group
         if start < tokens:
@@ -26,7 +26,7 @@ def row_spans(tokens: int, group: int, rows: int) -> Iterator[tuple[int, slice]]
 def norm_modulate_reference(
     states: torch.Tensor, modulation: torch.Tensor, shift: int, scale: int, group: int, eps: float
 ) -> torch.Tensor:
-    """LayerNorm(states) · (1 + scale) + shift over (B, N, D); `shift` and `scale` number two of K vectors."""
+    """LayerNorm(states) · (1 + scale) + shift over (B, N, D). `shift` and `scale` are indices of vectors."""
     gains = (1 + modulation[:, :, scale]).to(states.dtype)
     shifts = modulation[:, :, shift].to(states.dtype)
     samples = []
@@ -48,7 +48,7 @@ def add_norm_modulate_reference(
     group: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """states + added, (B, N, D), and `norm_modulate` of that."""
+    """The sum states + added, (B, N, D), and `norm_modulate` of the sum."""
     total = states + added
     return total, norm_modulate_reference(total, modulation, shift, scale, group, eps)
 

@@ -1,7 +1,8 @@
-"""How a fused operation is chosen: GPU kernel, or reference in plain PyTorch.
+"""Chooses between the GPU kernel of a fused operation and its reference in plain PyTorch.
 
-Every operation is a `torch.library` custom op: torch.compile, fake tensors and the dispatcher see one launch.
-Its reference runs on everything but a GPU with Triton, and whenever gradients are wanted: the op has none.
+Every operation is a `torch.library` custom op, so torch.compile, fake tensors and the dispatcher see a single
+launch. The reference runs on everything but a GPU with Triton. It also runs whenever gradients are enabled,
+because the op has none.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 def fused(
     reference: Callable[Parameters, Result], fake: Callable[..., Result], kernel: Callable[..., Result]
 ) -> Callable[Parameters, Result]:
-    """The operation that `reference` defines, as one launch where that is possible.
+    """The operation that `reference` defines, as a single launch where possible.
 
     Args:
-        reference: its name, without `_reference`, is the op's; its annotations are the op's schema.
-        fake: empty tensors of the result's shapes, from the same arguments.
-        kernel: the same for CUDA tensors.
+        reference: the op has its name, without `_reference`, and its annotations as the schema.
+        fake: returns empty tensors shaped like the result, for the same arguments.
+        kernel: computes the same for CUDA tensors.
     """
     name = reference.__name__.removesuffix("_reference")
     op = torch.library.custom_op(f"cointeract::{name}", reference, mutates_args=())
@@ -56,5 +57,5 @@ def triton_kernel(module: str, name: str, reference: Callable[..., Result]) -> C
 
 
 def empty(states: torch.Tensor) -> torch.Tensor:
-    """A contiguous result of the shape of `states`, for fakes."""
+    """A contiguous empty tensor shaped like `states`, for fakes."""
     return torch.empty_like(states, memory_format=torch.contiguous_format)

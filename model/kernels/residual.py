@@ -1,6 +1,6 @@
-"""What a layer's parts add to the tokens, gated by modulation rows, with the experts' weighted sum inside.
+"""The gated residual sum after each part of a layer, including the experts' weighted sum.
 
-Modulation rows: see `model.kernels.modulation`.
+`model.kernels.modulation` explains modulation rows.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def gated_add_reference(
     hand: torch.Tensor | None = None,
     face: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """states + gate · (added + experts), (B, N, D); `gate` numbers one of the modulation's vectors.
+    """states + gate · (added + experts), (B, N, D). `gate` is the index of one of the modulation's vectors.
 
-    `logits` (B, T, 3), `hand` and `face` (B, T, D) belong to the first T tokens and are given together.
+    `logits` (B, T, 3), `hand` and `face` (B, T, D) belong to the first T tokens. Give all three or none.
     """
     if logits is not None and hand is not None and face is not None:
         target = hand.shape[1]
@@ -49,7 +49,7 @@ def gated_add_norm_reference(
     bias: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """states + gate · added, (B, N, D), and LayerNorm of that with `weight` and `bias` (D,)."""
+    """The sum states + gate · added, (B, N, D), and its LayerNorm with `weight` and `bias` (D,)."""
     total = gated_add_reference(states, added, modulation, gate, group)
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
 

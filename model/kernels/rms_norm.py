@@ -1,4 +1,4 @@
-"""RMS norm over the full width: queries and keys of cross-attention, which no rotation follows."""
+"""RMS norm over the full width, for the queries and keys of cross-attention, which are not rotated."""
 
 from __future__ import annotations
 

@@ -30,10 +30,10 @@ def norm_rotary_reference(
     """RMS-normalise and rotate queries and keys.
 
     Args:
-        query: (B, M, D) with M ≤ N: the first tokens' queries.
+        query: (B, M, D) with M ≤ N: the queries of the first M tokens.
         key: (B, N, D).
         query_weight, key_weight: (D,).
-        table: of the N tokens.
+        table: the rotary table of the N tokens.
 
     Returns:
         (B, M, heads, head_dim) and (B, N, heads, head_dim).

@@ -1,4 +1,4 @@
-"""The experts' router behind its first matrix product, and what its logits weigh."""
+"""The experts' router after its first matrix product, and the experts' sum that its logits weight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from model.kernels.operation import fused, triton_kernel
 
 BASE, HAND, FACE = 0, 1, 2
-"""Places in the router's logits."""
+"""Indices into the router's logits."""
 
 
 def router_logits_reference(
@@ -25,7 +25,10 @@ def router_logits_reference(
 
 
 def weighted_experts(logits: torch.Tensor, hand: torch.Tensor, face: torch.Tensor) -> torch.Tensor:
-    """What the two experts, (B, N, D) each, add to the base feed-forward by softmax(logits), (B, N, 3)."""
+    """The sum of the two experts (B, N, D), weighted by softmax(logits) over (B, N, 3).
+
+    It is added to the base feed-forward, which has no weight of its own.
+    """
     weights = logits.softmax(dim=-1).to(hand.dtype)
     return torch.addcmul(hand * weights[..., HAND, None], face, weights[..., FACE, None])
 

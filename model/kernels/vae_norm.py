@@ -1,4 +1,4 @@
-"""The VAE's norm and SiLU, written straight behind the frames that a causal convolution still remembers."""
+"""The VAE's norm and SiLU, written directly after the past frames that a causal convolution needs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from model.kernels.operation import fused, triton_kernel
 
 SMALLEST_NORM = 1e-12
-"""Of a pixel's channels, as in `torch.nn.functional.normalize`."""
+"""Lower limit of the norm over a pixel's channels, as in `torch.nn.functional.normalize`."""
 
 
 def _behind(past: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Room for `past` and as many more as `frames`, laid out in memory as `frames` are."""
+    """An empty tensor for `past` and `frames`, with the memory layout of `frames`."""
     batch, channels, count, height, width = frames.shape
     shape = (batch, channels, past.shape[2] + count, height, width)
     last = frames.is_contiguous(memory_format=torch.channels_last_3d)
@@ -23,12 +23,12 @@ def _behind(past: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
 def norm_silu_reference(
     frames: torch.Tensor, weight: torch.Tensor, past: torch.Tensor, silu: bool
 ) -> torch.Tensor:
-    """Frames / rms over channels · weight, then SiLU if wanted, computed in float32 and rounded once.
+    """frames / rms(frames over channels) · weight, then SiLU if `silu`, computed in float32 and rounded once.
 
     Args:
         frames: (B, C, T, H, W).
         weight: (C,).
-        past: (B, C, P, H, W), put in front as it is.
+        past: (B, C, P, H, W), copied unchanged to the front.
 
     Returns:
         (B, C, P + T, H, W).

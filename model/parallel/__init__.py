@@ -1,1 +1,1 @@
-"""One job on several devices: who computes what, and what they tell one another (docs/performance.md)."""
+"""One job on several devices: which rank computes what, and what ranks exchange (docs/performance.md)."""

@@ -1,8 +1,8 @@
-"""A decoder's frame in bands: which rows each layer must see so that a rank's own pixels come out whole.
+"""Splits a decoder's frame into bands: the rows that each layer must see for a rank to decode its pixels.
 
-Convolutions see a few rows beyond the one they compute. A band therefore begins wider than its pixels and is
-cut down before each block to what the blocks behind it still need; nothing is exchanged on the way. Only the
-first, small layers, whose attention sees the whole frame, run whole on every rank.
+A convolution sees a few rows beyond the one that it computes. A band therefore starts wider than its pixels,
+and before each block it is cut to the rows that the remaining blocks need. The ranks exchange nothing on the
+way. The first layers run on the whole frame on every rank: they are small, and their attention needs it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Band:
     dim: int
     """`ROWS` or `COLUMNS`."""
     blocks: tuple[slice, ...]
-    """What each upsampling block is given, of what the block before it made."""
+    """The input of each upsampling block, as a part of the output of the block before it."""
     head: slice
-    """What the last convolution is given."""
+    """The input of the last convolution, as a part of the last block's output."""
     pixels: slice
-    """This rank's own, of what the last convolution makes."""
+    """This rank's own pixels, as a part of the last convolution's output."""
 
     def cut(self, states: torch.Tensor, part: slice) -> torch.Tensor:
         """A part of (…, rows, columns)."""
@@ -38,7 +38,7 @@ class Band:
 
 
 def band(vae: AutoencoderKLWan, height: int, width: int, ranks: int, rank: int) -> Band:
-    """The band of one of `ranks` in latents of height × width."""
+    """The band of `rank` in latents of height × width."""
     decoder = vae.decoder
     blocks = list(decoder.up_blocks)
     scales = [1]  # of each block's input, and of the head's
@@ -84,6 +84,6 @@ def _upsampler(block: nn.Module) -> nn.Module | None:
 
 
 def _reach(module: nn.Module) -> int:
-    """Rows beyond its own that an output row depends on, all of a module's convolutions in series."""
+    """How many rows to either side an output row depends on, with all convolutions of a module in series."""
     convolutions = (m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
     return sum((m.kernel_size[-1] - 1) // 2 for m in convolutions)

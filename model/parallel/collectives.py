@@ -1,4 +1,4 @@
-"""What ranks send one another, counted. Every tensor between ranks goes through a `Group`."""
+"""Exchanges between ranks, with their bytes counted. Every tensor between ranks goes through a `Group`."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import torch.distributed as dist
 
 
 class Purpose(StrEnum):
-    """What is sent."""
+    """What an exchange is for."""
 
     INPUTS = "inputs"
-    """Of a clip, once per clip."""
+    """The inputs of a clip, once per clip."""
     ATTENTION = "attention"
     """Queries, keys, values and results, in every block."""
     VELOCITY = "velocity"
-    """What the network predicts, once per pass."""
+    """The network's prediction, once per pass."""
     FRAMES = "frames"
     """Decoded pixels, once per clip."""
 
 
 @dataclass
 class Traffic:
-    """Bytes that this rank received from others."""
+    """Bytes that this rank has received from others."""
 
     received: Counter[Purpose] = field(default_factory=Counter)
 
 
 class PeerLost(RuntimeError):
-    """Another rank does not answer any more."""
+    """Another rank no longer answers."""
 
 
 @contextmanager
 def reaching_peers() -> Iterator[None]:
-    """What torch says of a lost connection, or of one that is silent for too long, as `PeerLost`."""
+    """Raise torch's errors about a lost or silent connection as `PeerLost`."""
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):
@@ -50,7 +50,7 @@ def reaching_peers() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pending:
-    """A tensor that is under way; nothing may touch what was sent before `wait` returns."""
+    """A tensor on its way. The sent tensor must not change until `wait` returns."""
 
     _result: torch.Tensor
     _work: dist.Work | None
@@ -70,13 +70,16 @@ class Group:
     handle: dist.ProcessGroup
     size: int
     index: int
-    """Of this rank within the group."""
+    """This rank's position in the group."""
     traffic: Traffic
 
     def exchange(
         self, send: torch.Tensor, sent: Sequence[int], received: Sequence[int], purpose: Purpose
     ) -> Pending:
-        """Give every rank its part of `send` (flat; `sent` elements each) and get one from each, in order."""
+        """Send each rank its part of the flat `send`, and receive one part from each, in rank order.
+
+        `sent` and `received` are the elements per rank.
+        """
         result = send.new_empty(sum(received))
         with reaching_peers():
             work = dist.all_to_all_single(
@@ -87,7 +90,7 @@ class Group:
         return Pending(result, work, send)
 
     def gather(self, mine: torch.Tensor, purpose: Purpose) -> torch.Tensor:
-        """One tensor of the same shape from every rank, stacked in front: (size, *shape), on all of them."""
+        """Stack one tensor of the same shape from every rank, on every rank: (size, *shape)."""
         result = mine.new_empty(self.size, *mine.shape)
         with reaching_peers():
             dist.all_gather_single(result.view(-1), mine.contiguous().view(-1), group=self.handle)
@@ -95,7 +98,7 @@ class Group:
         return result
 
     def broadcast(self, tensor: torch.Tensor, purpose: Purpose) -> None:
-        """Fill `tensor` on every rank with what the group's first rank holds."""
+        """Copy the first rank's `tensor` to every rank of the group."""
         with reaching_peers():
             dist.broadcast(tensor, group=self.handle, group_src=0)
         if self.index:
@@ -104,7 +107,7 @@ class Group:
     def collect(
         self, mine: torch.Tensor, shapes: Sequence[tuple[int, ...]], purpose: Purpose
     ) -> tuple[torch.Tensor, ...]:
-        """Every rank's tensor, of `shapes`, on the group's first rank; nothing elsewhere."""
+        """Every rank's tensor, with shapes `shapes`, on the group's first rank. Others get an empty tuple."""
         first = self.index == 0
         received = [math.prod(shape) if first else 0 for shape in shapes]
         sent = [mine.numel(), *[0] * (self.size - 1)]

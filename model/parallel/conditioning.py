@@ -12,13 +12,13 @@ from model.transformer import Conditioning
 
 
 def share_tokens(conditioning: Conditioning, ranks: Group) -> Conditioning:
-    """The part of `conditioning` that belongs to this rank's tokens. Prompt and speech stay whole.
+    """Cut `conditioning` to this rank's tokens. Prompt and speech stay whole.
 
-    All ranks of the group call the transformer with such a part and the same latents, and each gets the whole
+    Every rank of the group calls the transformer with its part and with the same latents. Each gets the whole
     prediction.
 
     Raises:
-        ValueError: HOI tokens. Only training has them, and nobody takes a gradient through an exchange.
+        ValueError: there are HOI tokens. Only training has them, and exchanges have no gradient.
     """
     whole = conditioning.layout
     if whole.hoi:
@@ -27,7 +27,7 @@ def share_tokens(conditioning: Conditioning, ranks: Group) -> Conditioning:
     counts = [whole.person, whole.product, whole.motion]
 
     def held(tokens: torch.Tensor, dim: int) -> torch.Tensor:
-        """Of person, product and motion one after the other."""
+        """This rank's part of person, product and motion, which follow one another."""
         return torch.cat([held_by(split, kind, dim=dim) for kind in tokens.split(counts, dim)], dim)
 
     def held_rows(table: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,8 @@ def decode_frames(
 ) -> np.ndarray | None:
     """Frames (T, H, W, 3) uint8 of latent frames `keep_from`.., on the group's first rank; None elsewhere.
 
-    Bands give what decoding whole frames gives, up to the rounding of convolutions over other shapes: at most
-    one level. Tiles are the official code's: they give the same bits.
+    Bands differ from whole frames by at most one level, because convolutions of another shape round
+    differently. Tiles are those of the official code and give the same bits on any number of ranks.
     """
     if ranks is None:
         pixels = decode_latents(vae, latents, keep_from=keep_from, tiled=tiled, after_chunk=after_chunk)
@@ -67,14 +67,14 @@ def _decode_tiles(
     after_chunk: Callable[[], None],
     ranks: Group,
 ) -> np.ndarray | None:
-    """Tile k is decoded by rank k modulo ranks; the first rank blends all of them in their order."""
+    """Rank k modulo ranks decodes tile k. The first rank blends all tiles in their order."""
     parts = tiles(latents)
     mine = [torch.empty(0, dtype=vae.dtype, device=latents.device)]
     for turn in range(0, len(parts), ranks.size):
         if turn + ranks.index < len(parts):
             part = parts[turn + ranks.index]
             mine.append(decode_part(vae, part, keep_from=keep_from).flatten())
-        after_chunk()  # not within tiles: ranks must call it equally often
+        after_chunk()  # not inside a tile, because all ranks must call it equally often
     shapes = [decoded_shape(vae, part, keep_from) for part in parts]
     counts = [sum(map(math.prod, shapes[rank :: ranks.size])) for rank in range(ranks.size)]
     collected = ranks.collect(torch.cat(mine), [(count,) for count in counts], Purpose.FRAMES)

@@ -1,9 +1,9 @@
-"""Ulysses attention: ranks hold some tokens of all heads, and for the attention all tokens of some heads
-(DeepSpeed-Ulysses, arXiv 2309.14509).
+"""Ulysses attention (DeepSpeed-Ulysses, arXiv 2309.14509).
 
-Neither tokens nor heads need to divide by the ranks: everybody knows how many everybody holds, so nothing is
-padded and no sizes are exchanged. Attention does not care for the order of its tokens, so those of one rank
-simply follow those of another.
+A rank holds some of the tokens, with all heads. For attention it gets all tokens, with some of the heads.
+Neither tokens nor heads must be divisible by the number of ranks. Every rank knows how many each one holds,
+so nothing is padded and no sizes are exchanged. Attention does not depend on the order of tokens, so each
+rank's tokens follow those of the rank before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.parallel.collectives import Group, Pending, Purpose
 
 @dataclass(frozen=True)
 class Arriving:
-    """Heads of all tokens that are under way; `wait` gives (B, N, own heads, head_dim)."""
+    """All tokens of this rank's heads, on their way. `wait` returns (B, N, own heads, head_dim)."""
 
     _pending: Pending
     _tokens: tuple[int, ...]
@@ -37,20 +37,20 @@ class Arriving:
 
 @dataclass(frozen=True)
 class HeadExchange:
-    """The exchanges around one attention: tokens to heads before it, heads to tokens behind it."""
+    """The exchanges around one attention: tokens to heads before it, heads to tokens after it."""
 
     group: Group
     queries: tuple[int, ...]
-    """Tokens that each rank asks for."""
+    """The number of tokens whose queries each rank holds."""
     keys: tuple[int, ...]
-    """Tokens whose keys and values each rank holds."""
+    """The number of tokens whose keys and values each rank holds."""
 
     def queries_to_heads(self, states: torch.Tensor) -> Arriving:
         """Queries (B, n, heads, head_dim) of this rank's tokens → all tokens of this rank's heads."""
         return self._to_heads(states, self.queries)
 
     def keys_to_heads(self, states: torch.Tensor) -> Arriving:
-        """The same for keys, or for values."""
+        """The same for keys or values."""
         return self._to_heads(states, self.keys)
 
     def _to_heads(self, states: torch.Tensor, tokens: tuple[int, ...]) -> Arriving:
@@ -72,7 +72,7 @@ class HeadExchange:
         batch, _, mine, width = attended.shape
         per_rank = self._heads(heads)
         sent = [batch * n * mine * width for n in self.queries]
-        if batch == 1:  # already in the order of the ranks
+        if batch == 1:  # memory is already in rank order
             packed = attended.reshape(-1)
         else:
             packed = torch.cat([part.reshape(-1) for part in attended.split(self.queries, dim=1)])

@@ -1,7 +1,7 @@
-"""The processes that render one job together, as one of them sees them: joining, groups, rank 0's words.
+"""The processes that render one job together, seen from one of them: joining, groups, rank 0's messages.
 
-Rank 0 leads. Tensors go between the devices; what to do next goes as bytes between the processes, on a group
-of its own that waits as long as it takes: between two jobs that may be days.
+Rank 0 leads. Tensors go from device to device. Rank 0's messages are bytes that go from process to process,
+on a group of their own that never times out, because days may pass between two jobs.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _WITHOUT_END = timedelta(days=3650)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands among the ranks of its worker, and where they meet."""
+    """A process's rank in its worker, and where the ranks meet."""
 
     rank: int
     devices: tuple[str, ...]
     """One per rank."""
     meeting: Path
-    """A file that does not exist yet, in a folder that only we can enter."""
+    """A file that does not exist yet, in a folder that only this user can enter."""
     timeout_s: float
-    """A tensor that does not arrive within this long ends the process."""
+    """The process ends if a tensor takes longer than this to arrive."""
 
     @property
     def device(self) -> torch.device:
@@ -38,25 +38,25 @@ class Place:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What this rank does in the denoising steps of one clip."""
+    """This rank's part in the denoising steps of one clip."""
 
     conditional: bool
     unconditional: bool
     sequence: Group | None
-    """The ranks that share the tokens of a pass with this one; None if it has them all."""
+    """The ranks that share the tokens of a pass; None if this rank has all tokens."""
     partners: Group | None
-    """The two ranks with the same tokens, of the conditional pass and of the other; None if both are here."""
+    """This rank and the one with the same tokens of the other pass; None if this rank runs both passes."""
 
 
 ALONE = {
     guided: Arrangement(conditional=True, unconditional=guided, sequence=None, partners=None)
     for guided in (False, True)
 }
-"""One device does everything."""
+"""The arrangement of a single device, with and without guidance."""
 
 
 class Control:
-    """Rank 0's words to all others, in order."""
+    """Rank 0's messages to all other ranks, in order."""
 
     def __init__(self, handle: dist.ProcessGroup, leads: bool) -> None:
         self._handle = handle
@@ -80,13 +80,13 @@ class Control:
 
 
 class Ranks:
-    """All ranks of a worker, joined. Every process must call the same methods in the same order."""
+    """All ranks of a worker. Every process must call the same methods in the same order."""
 
     def __init__(self, place: Place) -> None:
-        """Join the others; returns when all have.
+        """Join the other ranks. Returns once all have joined.
 
         Raises:
-            RuntimeError: they did not all come within the place's time.
+            RuntimeError: some rank did not join within `place.timeout_s`.
         """
         self.rank, self.size = place.rank, len(place.devices)
         self.device = place.device
@@ -115,7 +115,7 @@ class Ranks:
             self._partners = self._group([[rank, rank + half] for rank in range(half)])
 
     def arrangement(self, guided: bool) -> Arrangement:
-        """How a clip with or without guidance is spread."""
+        """This rank's part in a clip with or without guidance."""
         guidance, sequence = degrees(self.size, guided)
         group = self._sequences[sequence] if sequence > 1 else None
         if guidance == 1:
@@ -127,7 +127,7 @@ class Ranks:
         dist.destroy_process_group()
 
     def _group(self, parts: list[list[int]]) -> Group:
-        """The one of `parts` that this rank is in. torch wants every rank to know of every group."""
+        """The one of `parts` that this rank is in. torch requires every rank to create every group."""
         mine: Group | None = None
         for part in parts:
             handle = dist.new_group(part, timeout=self._patience)
@@ -139,5 +139,5 @@ class Ranks:
 
 
 def backend_for(device: torch.device) -> str:
-    """What carries tensors between devices of this kind."""
+    """The torch backend that carries tensors between devices of this kind."""
     return "nccl" if device.type == "cuda" else "gloo"

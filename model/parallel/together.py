@@ -1,6 +1,6 @@
-"""Rank 0 leads a clip and the others follow: it sends the inputs, and after every step whether to go on.
+"""Rank 0 leads a clip and the others follow. It sends the inputs, and after every step whether to go on.
 
-Only rank 0 knows of cancelled jobs and of signals to stop. Between two clips the others wait for its word.
+Only rank 0 hears of canceled jobs and of signals to stop. Between two clips the others wait for its message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DTYPES: Final = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16,
 
 
 class OutOfStep(RuntimeError):
-    """A clip broke off at a place that the other ranks cannot know. Only fresh processes can go on."""
+    """A clip broke off where the other ranks cannot know it. All the worker's processes must start again."""
 
 
 class _Abandoned(Exception):
@@ -40,18 +40,18 @@ class _TensorShape(Frozen):
 
 
 class _ClipHeader(Frozen):
-    """`ClipInputs` without the numbers."""
+    """`ClipInputs` without the values of its tensors."""
 
     params: GenerationParams
     tensors: dict[str, _TensorShape]
 
 
 def lead(renderer: ClipRenderer, inputs: ClipInputs, on_step: OnStep) -> tuple[torch.Tensor, np.ndarray]:
-    """Render a clip as rank 0, or alone: its latents and frames, as `ClipRenderer.render` says.
+    """Render a clip as rank 0, or alone. Returns its latents and frames, see `ClipRenderer.render`.
 
     Raises:
-        OutOfStep: some rank failed, or this one did elsewhere than in `on_step`. Errors of torch's that speak
-            of memory or device are passed on as they are and mean the same.
+        OutOfStep: some rank failed, or this one failed outside `on_step`. torch's own errors about memory or
+            the device are raised unchanged, and mean the same.
     """
     ranks = renderer.ranks
     told = False
@@ -85,7 +85,7 @@ def lead(renderer: ClipRenderer, inputs: ClipInputs, on_step: OnStep) -> tuple[t
 
 
 def follow(renderer: ClipRenderer, ranks: Ranks) -> None:
-    """Render rank 0's clips with it until it says `END`. Whatever is raised here ends all ranks."""
+    """Render clips together with rank 0 until it sends `END`. Any error raised here ends all ranks."""
 
     def step(stage: Stage, finished: int) -> None:
         if ranks.control.hear() == ABANDON:

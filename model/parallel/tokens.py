@@ -1,8 +1,8 @@
-"""Which tokens a rank holds.
+"""The tokens that a rank holds.
 
-Of the target a rank holds the same places of every latent frame, so that speech, which acts frame by frame,
-needs no exchange, and every rank has its share of the tokens that experts work on. Of person, product and
-motion it holds a run each. Rotary angles go with their tokens.
+Of the target it holds the same positions in every latent frame. Speech, which acts frame by frame, therefore
+needs no exchange, and every rank has a share of the tokens that experts work on. Of person, product and
+motion it holds one run each. Rotary angles go with their tokens.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class TokenSplit:
         )
 
     def exchange(self, target_queries_only: bool) -> HeadExchange:
-        """Of a block's self-attention."""
+        """The exchange around a block's self-attention."""
         layouts = [self._layout(rank) for rank in range(self.group.size)]
         videos = tuple(layout.video for layout in layouts)
         targets = tuple(layout.target for layout in layouts)
         return HeadExchange(self.group, targets if target_queries_only else videos, videos)
 
     def gather_target(self, states: torch.Tensor) -> torch.Tensor:
-        """What every rank has computed for its target tokens (B, n, C) → for all of them, in their order."""
+        """Join every rank's results for its target tokens (B, n, C) → all target tokens, in their order."""
         frames, rows, columns = self.whole.grid
         shares = [share(rows * columns, self.group.size, rank) for rank in range(self.group.size)]
         grid = states.unflatten(1, (frames, -1))
@@ -61,7 +61,7 @@ class TokenSplit:
 
 
 def held_by(split: TokenSplit | None, tokens: torch.Tensor, frames: int = 1, dim: int = 1) -> torch.Tensor:
-    """This rank's share of `tokens`, which run frame by frame along `dim`; all of them without a split."""
+    """This rank's share of `tokens`, which run frame by frame along `dim`. Without a split, all of them."""
     if split is None:
         return tokens
     grid = tokens.unflatten(dim, (frames, -1))

@@ -1,4 +1,4 @@
-"""What all kernels share: a program's tokens, a token's width over threads, LayerNorm of one token."""
+"""Parts of all kernels: which tokens a program has, the spread of a token over threads, LayerNorm."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import triton
 import triton.language as tl
 
 WARPS = 8
-"""Warps per program: a row of 5,120 values is 20 to 32 per thread, and several rows fit in registers."""
+"""Warps per program. A row of 5,120 values is then 20 to 32 per thread, so several rows fit in registers."""
 
 TOKENS = 4
-"""Tokens per program. Weights and modulation, as wide as a token, are read once for so many."""
+"""Tokens per program. A program reads weights and modulation, as wide as a token, once for all of them."""
 
 
 def block_of(width: int) -> int:
-    """Lanes that hold one row: a power of two, as Triton's ranges must be."""
+    """The number of lanes that hold one row. Triton's ranges must be powers of two."""
     return int(triton.next_power_of_2(width))
 
 
@@ -22,16 +22,16 @@ def cdiv(count: int, size: int) -> int:
 
 
 def programs(tokens: int, group: int, rows: int) -> int:
-    """Programs that cover `tokens` without one that works on two modulation rows; see `place`."""
+    """The number of programs that cover `tokens`. No program spans two modulation rows; see `place`."""
     last = tokens - (rows - 1) * group
     if last < 0:
-        return cdiv(tokens, TOKENS) + rows  # rows without tokens: some programs find nothing to do
+        return cdiv(tokens, TOKENS) + rows  # some rows have no tokens, so some programs have nothing to do
     return (rows - 1) * cdiv(group, TOKENS) + cdiv(last, TOKENS)
 
 
 @triton.jit
 def place(tokens, group, rows, PER_PROGRAM: tl.constexpr):
-    """This program's modulation row, its first token, and the end of the row's tokens."""
+    """This program's modulation row, its first token, and the end of the tokens of that row."""
     per_row = tl.cdiv(group, PER_PROGRAM)
     program = tl.program_id(0)
     row = tl.minimum(program // per_row, rows - 1)
@@ -42,7 +42,7 @@ def place(tokens, group, rows, PER_PROGRAM: tl.constexpr):
 
 @triton.jit
 def layer_norm(states, inside, eps, WIDTH: tl.constexpr):
-    """One row, float32, zero outside its width, brought to mean 0 and variance 1."""
+    """Normalise one row to mean 0 and variance 1. The row is float32 and zero beyond its width."""
     centered = tl.where(inside, states - tl.sum(states, axis=0) / WIDTH, 0.0)
     variance = tl.sum(centered * centered, axis=0) / WIDTH
     return centered * tl.rsqrt(variance + eps)

@@ -1,4 +1,4 @@
-"""LayerNorm, scale and shift by modulation row, optionally behind a residual sum, in one pass."""
+"""LayerNorm, then scale and shift by modulation row, optionally after a residual sum, in one pass."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def _gated_add_kernel(
     tokens,
     group,
     rows,
-    routed,  # the first so many tokens have experts
+    routed,  # the number of first tokens that have experts
     EXPERTS: tl.constexpr,
     GATE: tl.constexpr,
     VECTORS: tl.constexpr,

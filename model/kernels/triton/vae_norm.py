@@ -1,4 +1,4 @@
-"""RMS over the channels of each pixel, weight and SiLU: one read and one write, for channels-last frames."""
+"""RMS norm over each pixel's channels, weight and SiLU on channels-last frames: one read and one write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton.language as tl
 from model.kernels.triton.launch import block_of, cdiv
 
 ELEMENTS = 8192
-"""Values that a program works on at once."""
+"""Values that one program handles."""
 
 SMALLEST_SQUARE = 1e-24
 
