@@ -94,6 +94,7 @@ def transformer_peak(model: CoInteractTransformer3DModel, height: int, width: in
             )
             for _ in range(2)
         ]
+        both[1] = both[1].sharing(both[0])
         tokens = both[0].layout.video
         model(latents(20), 500.0, both[0])
 

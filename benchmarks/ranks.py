@@ -133,6 +133,7 @@ def count(
     passes = 2 // guidance
     with LiveBytes(model) as denoising, torch.no_grad():
         prepared = [prepare() for _ in range(passes)]
+        prepared = [one.sharing(prepared[0]) for one in prepared]
         traffic.received.clear()
         with counter() as pass_flop:
             velocity = model(latents(CLIP_LATENT_FRAMES), 500.0, prepared[0]).sample

@@ -20,6 +20,7 @@ from cli.checks import checks
 from cli.common import DataOption, connected, console, explained_errors, settings_with
 from cli.jobs import jobs
 from cli.keys import keys
+from cli.measuring import measuring
 from cli.videos import videos
 
 app = typer.Typer(
@@ -167,7 +168,7 @@ def reaper(data: DataOption = None) -> None:
 app.add_typer(jobs, name="jobs", rich_help_panel="Make videos")
 app.add_typer(admin, name="admin", rich_help_panel="Run the service")
 app.add_typer(keys, name="keys", rich_help_panel="Run the service")
-for commands in (videos, batches, checkpoints, checks):
+for commands in (videos, batches, checkpoints, checks, measuring):
     app.add_typer(commands)
 
 

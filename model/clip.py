@@ -103,7 +103,10 @@ class ClipRenderer:
         def cast(latents: torch.Tensor | None) -> torch.Tensor | None:
             return None if latents is None else latents.to(dtype)
 
+        same: Conditioning | None = None
+
         def prepare(prompt_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> Conditioning:
+            nonlocal same
             whole = self.transformer.prepare_conditioning(
                 ConditioningInputs(
                     person_latents=inputs.person_latents.to(dtype),
@@ -117,6 +120,9 @@ class ClipRenderer:
                 num_latent_frames=CLIP_LATENT_FRAMES,
                 keep_key_values=self.streams.transformer is None,
             )
+            if same is not None:
+                whole = whole.sharing(same)
+            same = whole
             return whole if arrangement.sequence is None else share_tokens(whole, arrangement.sequence)
 
         passes = {}

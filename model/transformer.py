@@ -72,6 +72,15 @@ class Conditioning:
     injections: tuple[InjectionInputs | None, ...] | None = None
     split: TokenSplit | None = None  # with the ranks that hold the other tokens
 
+    def sharing(self, other: "Conditioning") -> "Conditioning":
+        """This one without copies of what `other`, of the same clip and another prompt, holds as well."""
+        return replace(
+            self,
+            target_bias=other.target_bias,
+            reference_tokens=other.reference_tokens,
+            rotary_emb=other.rotary_emb,
+        )
+
 
 @dataclass(frozen=True)
 class TransformerOutput:
@@ -354,6 +363,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             hoi_tokens = _flatten_grid(self.hoi_patch_embedding(hoi_latents))
             tokens.append(hoi_tokens + self.hoi_type_embedding.weight.to(hoi_tokens.dtype))
         states = torch.cat(tokens, dim=1)
+        del target, tokens
 
         # 2. Timesteps: one row for the noisy tokens, one at timestep 0 for the clean ones
         timesteps = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(batch)

@@ -20,7 +20,7 @@ from model.parallel.arrangement import degrees
 LOADED_BYTES = 2
 """Bytes of a weight on the GPU, in bf16. Weights stored in 8 bits take one byte."""
 
-HIDDEN_STATES_PER_TOKEN = 18.6
+HIDDEN_STATES_PER_TOKEN = 7.8
 """Peak of one forward, in bf16 vectors of the transformer's width per token. The conditioning of both prompts
 is kept, and there is a pose.
 """
@@ -28,6 +28,14 @@ is kept, and there is a pose.
 DECODE_BYTES_PER_PIXEL = 9_500
 ENCODE_BYTES_PER_PIXEL = 6_800
 """Peaks of the VAE in bf16, per pixel of a frame. Its causal cache makes the number of frames irrelevant."""
+
+SHARED_STATES_PER_TOKEN = 11
+"""The same where several ranks share a pass's tokens: what is on its way to and from them is held as well."""
+
+LATENT_BYTES_PER_PIXEL = 140
+"""Noise, latents, new and foretold velocity, and the three that a preset which skips steps keeps: seven
+tensors of 16 channels and 20 frames in float32, at a 64th of a frame's pixels.
+"""
 
 CACHED_BYTES = 4_500
 """Keys and values of both prompts and of the speech, per layer and unit of width."""
@@ -106,7 +114,8 @@ def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int, rank
     guidance, sequence = degrees(ranks, guided=True)
     pixels = width * height
     held = tokens(width, height) / sequence
-    denoising = int(HIDDEN_STATES_PER_TOKEN * LOADED_BYTES * size.width * held)
+    states = HIDDEN_STATES_PER_TOKEN if sequence == 1 else SHARED_STATES_PER_TOKEN
+    denoising = int(states * LOADED_BYTES * size.width * held) + LATENT_BYTES_PER_PIXEL * pixels
     denoising += CACHED_BYTES * size.layers * size.width // guidance
     # Several ranks decode a band each, which takes less than encoding whole frames on the first.
     coding = (DECODE_BYTES_PER_PIXEL if ranks == 1 else ENCODE_BYTES_PER_PIXEL) * pixels

@@ -157,7 +157,9 @@ class CoInteractBlock(nn.Module):
                 self.norm2.bias,
                 self.norm2.eps,
             )
+        del normed  # a name keeps tokens · width bytes alive that nobody reads again
         attended = self.attn1(query, key_value, exchange)
+        del query, key_value
         video, normed = gated_add_norm(
             video[:, :asking],
             attended,
@@ -168,12 +170,17 @@ class CoInteractBlock(nn.Module):
             self.norm2.bias,
             self.norm2.eps,
         )
+        del attended
 
         # 2. The prompt
         if isinstance(encoder_hidden_states, torch.Tensor):
             encoder_hidden_states = self.attn2.key_value(encoder_hidden_states)
-        attended = self.attn2(self.attn2.query(normed), encoder_hidden_states)
+        query = self.attn2.query(normed)
+        del normed
+        attended = self.attn2(query, encoder_hidden_states)
+        del query
         video, normed = add_norm_modulate(video, attended, modulation, SHIFT_FFN, SCALE_FFN, group, self.eps)
+        del attended
 
         # 3. Feed-forward, and experts on target tokens
         added = feed_forward(self.ffn, normed)
@@ -186,9 +193,13 @@ class CoInteractBlock(nn.Module):
             hand, face = self.moe(target_normed)
             if expert_gate is not None:
                 hand, face = hand * expert_gate, face * expert_gate
+            del normed, target_normed
             video = gated_add(video, added, modulation, GATE_FFN, group, logits, hand, face)
+            del hand, face
         else:
+            del normed, target_normed
             video = gated_add(video, added, modulation, GATE_FFN, group)
+        del added
 
         if hoi is not None and hoi_encoder_hidden_states is not None:
             hoi_key_value = self.attn2.key_value(hoi_encoder_hidden_states)

@@ -64,9 +64,11 @@ def test_each_mode_needs_less_gpu_memory_than_the_one_before_and_larger_frames_n
 def test_more_ranks_need_less_of_each_gpu_and_more_main_memory_for_what_each_streams() -> None:
     resident = [needed(OFFICIAL_SIZE, MemoryMode.RESIDENT, 720, 1280, ranks).gpu for ranks in (1, 2, 4, 8)]
     assert resident == sorted(resident, reverse=True)
-    # Two ranks take a pass each, with all its tokens: only the other prompt's keys and values are saved.
-    assert 0 < resident[0] - resident[1] < GB
-    assert resident[1] - resident[2] > 7 * GB
+    # One decodes whole frames. Two decode bands and take a pass each, with all its tokens; four share the
+    # tokens, and the first, which encodes whole frames, needs most for that.
+    assert GB < resident[0] - resident[1] < 2 * GB
+    assert 0 < resident[1] - resident[2] < 2 * GB
+    assert resident[2] == resident[3]
     hosts = [needed(OFFICIAL_SIZE, MemoryMode.OFFLOAD, 720, 1280, ranks).host for ranks in (1, 2, 4)]
     streamed = OFFICIAL_SIZE.transformer - OFFICIAL_SIZE.transformer_rest
     assert hosts[1] - hosts[0] > streamed
@@ -78,10 +80,11 @@ def test_more_ranks_need_less_of_each_gpu_and_more_main_memory_for_what_each_str
     [
         (141, 128, (720, 1280), MemoryMode.RESIDENT),
         (80, 128, (720, 1280), MemoryMode.RESIDENT),
-        (64, 128, (720, 1280), MemoryMode.TEXT_OFFLOAD),
+        (58, 128, (720, 1280), MemoryMode.TEXT_OFFLOAD),
         (48, 128, (480, 832), MemoryMode.TEXT_OFFLOAD),
         (24, 128, (720, 1280), MemoryMode.OFFLOAD),
-        (16, 128, (480, 832), MemoryMode.OFFLOAD),
+        (16, 128, (720, 1280), MemoryMode.OFFLOAD),
+        (10, 128, (480, 832), MemoryMode.OFFLOAD),
         (24, 32, (480, 832), None),  # what leaves the GPU has no room in main memory
         (8, 128, (480, 832), None),
     ],
