@@ -36,6 +36,8 @@ def finish_clip(
     at: datetime | None = None,
     video: bytes = VIDEO[:100],
     poster: bytes | None = None,
+    fragment: bytes | None = None,
+    header: bytes = b"header",
 ) -> Job:
     job = api.services.journal.read(job_id)
     entry = ClipFinished(
@@ -44,26 +46,19 @@ def finish_clip(
         clip=clip,
         video=put(api, job_id, f"clip-{clip}.mp4", video),
         motion=put(api, job_id, f"motion-{clip}.bin", b"motion"),
-        fragment=put(api, job_id, f"fragment-{clip}.m4s", b"fragment %d" % clip),
-        stream_header=put(api, job_id, "header.mp4", b"header") if clip == 0 else None,
+        fragment=put(api, job_id, f"fragment-{clip}.m4s", fragment or b"fragment %d" % clip),
+        stream_header=put(api, job_id, "header.mp4", header) if clip == 0 else None,
         poster=put(api, job_id, f"poster-{clip}.jpg", poster or b"poster %d" % clip, "image/jpeg"),
         gpu_seconds=gpu_seconds,
     )
     return api.services.journal.append(job, entry)
 
 
-def succeed(
-    api: Api,
-    job_id: str,
-    video: bytes = VIDEO,
-    started: bool = False,
-    clip: bytes = VIDEO[:100],
-    poster: bytes | None = None,
-) -> Job:
+def succeed(api: Api, job_id: str, video: bytes = VIDEO, started: bool = False) -> Job:
     """Start the job unless it is, finish its clips, publish a video."""
     job = api.services.journal.read(job_id) if started else start(api, job_id)
     for number in range(len(job.clips), job.submitted.params.num_clips):
-        job = finish_clip(api, job_id, number, video=clip, poster=poster)
+        job = finish_clip(api, job_id, number)
     entry = Succeeded(
         at=utcnow(),
         attempt=job.attempt,

@@ -203,9 +203,9 @@ const links = new Map();
 /** An address of our own server as a path: under another of its names it would be a foreign one. */
 const own = (address) => (address ? address.replace(/^https?:\/\/[^/]+/, "") : address);
 
-function ownLinks({ video, clips, posters, thumbnail, inputs }) {
+function ownLinks({ video, stream, preview, posters, inputs }) {
   const named = Object.entries(inputs).map(([name, address]) => [name, own(address)]);
-  return { video: own(video), clips: clips.map(own), posters: posters.map(own), thumbnail: own(thumbnail), inputs: Object.fromEntries(named) };
+  return { video: own(video), stream: own(stream), preview: own(preview), posters: posters.map(own), inputs: Object.fromEntries(named) };
 }
 
 const signed = (job) => call(`/v1/jobs/${job.id}/signed-urls`, { method: "POST", json: { expires_in: LINKS_S } });

@@ -6,43 +6,36 @@ import { Framed } from "./ingredients.js";
 import { clipSecondsOf } from "./jobs.js";
 import { useLinks } from "./links.js";
 import { Icon } from "./parts.js";
+import { attach, sourceOf } from "./source.js";
 import { change, state } from "./store.js";
 import { clipsDone, isOver, titleOf } from "./words.js";
 
-const AGAIN_MS = 2000;
-
-/** What the player plays: the whole video, or one finished clip after the other. */
+/** Plays the job: what is finished so far while it grows, then the video itself, from where one was. */
 function JobPlayer({ job, links }) {
   const video = useRef(null);
-  const [clip, setClip] = useState(0);
-  const [failures, setFailures] = useState(0);
-  const whole = links?.video ?? null;
-  const source = whole ?? links?.clips[clip] ?? null;
+  const place = useRef({ time: 0, plays: false });
+  const [tries, setTries] = useState(0);
+  const source = sourceOf(job, links);
   const length = clipSecondsOf(job);
   const slice = state.playing?.job === job.id ? state.playing.clip : null;
 
+  useEffect(() => (source ? attach(video.current, source, place.current, () => setTries(tries + 1)) : undefined), [source?.kind, tries]);
   useEffect(() => { // a slice was asked for
     if (slice === null || !source) return;
-    if (!whole && clip !== slice) return setClip(slice);
-    const player = video.current;
-    player.currentTime = whole ? slice * length : 0;
-    player.play().catch(() => {});
-  }, [slice, source]);
+    video.current.currentTime = slice * length;
+    video.current.play().catch(() => {});
+  }, [slice, source?.kind]);
 
-  const over = () => {
-    if (slice !== null) return change((now) => { now.playing = null; });
-    if (!whole && clip + 1 < (links?.clips.length ?? 0)) setClip(clip + 1);
-  };
-  const moved = (event) => {
-    if (slice === null || !whole || event.target.currentTime < (slice + 1) * length - 0.05) return;
-    event.target.pause();
+  const over = () => { if (slice !== null) change((now) => { now.playing = null; }); };
+  const moved = ({ target }) => {
+    Object.assign(place.current, { time: target.currentTime, plays: !target.paused });
+    if (slice === null || target.currentTime < (slice + 1) * length - 0.05) return;
+    target.pause();
     over();
   };
-  const broken = () => setTimeout(() => setFailures(failures + 1), AGAIN_MS);
   if (!source) return null;
-  return html`<video key=${`${job.id} ${whole ? "whole" : "clips"} ${failures}`} ref=${video} src=${source} controls playsinline preload="auto"
-    autoplay=${!whole && clip > 0} aria-label=${`Video: ${titleOf(job).slice(0, 80)}`} data-job=${job.id}
-    onEnded=${over} onTimeUpdate=${moved} onError=${broken}></video>`;
+  return html`<video ref=${video} controls playsinline preload="auto" aria-label=${`Video: ${titleOf(job).slice(0, 80)}`} data-job=${job.id}
+    data-kind=${source.kind} onEnded=${over} onTimeUpdate=${moved} onPause=${moved}></video>`;
 }
 
 /** What is said over the picture, while there is nothing to play. */

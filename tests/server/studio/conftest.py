@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import io
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
 from contract.job import new_job_id
+from contract.video import CLIP_FRAMES, FPS, clips_of_frames
 from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
+from model.media import ClipStream, encode_clip
 from server.app import create_app
 from server.keys import create_key
 from tests.server.conftest import CARD, Api, Live, empty, make_settings, serving
@@ -24,8 +29,32 @@ from tests.server.journals import fail, finish_clip, start, succeed
 from tools.browser import BINARY, Browser, Page, running_browser
 
 THREE_CLIPS = audio_bytes(seconds=9.0)
-CLIP = video_bytes(20)
 VIDEO = video_bytes(60)
+
+
+@dataclass(frozen=True)
+class MadeClip:
+    """A finished clip as a worker makes it: alone, and as a part of a stream with sound."""
+
+    video: bytes
+    fragment: bytes
+    header: bytes
+
+
+@cache
+def made_clips(num_frames: int) -> list[MadeClip]:
+    """The clips of a video of so many frames, each of another colour."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "speech.wav").write_bytes(audio_bytes(seconds=num_frames / FPS))
+        stream, made = ClipStream(folder / "speech.wav", num_frames), []
+        for number in range(clips_of_frames(num_frames)):
+            count = min(CLIP_FRAMES, num_frames - number * CLIP_FRAMES)
+            clip, header, fragment = (folder / f"{number}.{kind}" for kind in ("mp4", "header", "m4s"))
+            encode_clip(np.full((count, 192, 112, 3), 60 + 60 * number % 190, np.uint8), clip)
+            stream.write(number, clip, header, fragment)
+            made.append(MadeClip(clip.read_bytes(), fragment.read_bytes(), header.read_bytes()))
+    return made
 
 
 def jpeg() -> bytes:
@@ -98,10 +127,25 @@ class Studio:
         start(self.api, job_id)
 
     def finish_clip(self, job_id: str, clip: int) -> None:
-        finish_clip(self.api, job_id, clip, video=CLIP, poster=jpeg())
+        params = self.live.services.journal.read(job_id).submitted.params
+        made = made_clips(params.num_frames)[clip]
+        finish_clip(
+            self.api,
+            job_id,
+            clip,
+            video=made.video,
+            poster=jpeg(),
+            fragment=made.fragment,
+            header=made.header,
+        )
 
     def succeed(self, job_id: str, started: bool = False) -> None:
-        succeed(self.api, job_id, VIDEO, started, clip=CLIP, poster=jpeg())
+        job = self.live.services.journal.read(job_id)
+        if not started:
+            self.start(job_id)
+        for clip in range(len(job.clips), job.submitted.params.num_clips):
+            self.finish_clip(job_id, clip)
+        succeed(self.api, job_id, VIDEO, started=True)
 
     def fail(self, job_id: str, started: bool = False) -> None:
         fail(self.api, job_id, started)

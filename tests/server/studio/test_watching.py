@@ -1,0 +1,75 @@
+"""Watching a video while it is made: with sound, from clip to clip, and on into the finished one."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.routes.pages import FILES
+from tests.server.studio.conftest import THREE_CLIPS, Studio
+from tools.browser import Page
+
+pytestmark = pytest.mark.slow
+LIKE_SAFARI = "HTMLVideoElement.prototype.webkitSetPresentationMode = () => {};"
+
+
+def loaded(name: str) -> str:
+    return f"performance.getEntriesByType('resource').some((one) => one.name.endsWith('{name}'))"
+
+
+def test_finished_clips_play_with_sound_while_the_others_are_made(studio: Studio) -> None:
+    job = studio.submit(audio=THREE_CLIPS)
+    studio.start(job)
+    studio.finish_clip(job, 0)
+
+    async def visit(page: Page) -> None:
+        video = "document.querySelector('video')"
+        await page.until(f"{video}?.readyState >= 2")
+        assert await page.run(f"{video}.dataset.kind") == "stream"
+        assert await page.run(f"{video}.currentTime") == 0
+        assert await page.run(loaded("vendor/hls.js"))
+        await page.click("[aria-label='Play clip 1']")
+        await page.until(f"{video}.currentTime > 0")
+        studio.finish_clip(job, 1)
+        await page.click("[aria-label='Play clip 2']")
+        await page.until(f"{video}.currentTime > 3.3")
+        assert await page.run(f"{video}.webkitAudioDecodedByteCount") > 0, "with sound"
+        place = await page.run(f"{video}.currentTime")
+        studio.succeed(job, started=True)
+        await page.until(f"{video}.dataset.kind === 'video' && {video}.readyState >= 1")
+        assert await page.run(f"{video}.currentTime") >= min(place, 1.9), "goes on where it was"
+        assert page.complaints == []
+
+    studio.visit(visit, at=f"/#job={job}")
+
+
+def test_where_streams_play_by_themselves_nothing_is_loaded_for_them(studio: Studio) -> None:
+    job = studio.submit(audio=THREE_CLIPS)
+    studio.start(job)
+    studio.finish_clip(job, 0)
+
+    async def visit(page: Page) -> None:
+        await page.until("document.querySelector('video')?.src.endsWith('/stream.m3u8')")
+        await page.until("document.querySelector('video').readyState >= 1")
+        assert not await page.run(loaded("vendor/hls.js"))
+
+    studio.visit(visit, at=f"/#job={job}", script=LIKE_SAFARI)
+
+
+def test_what_was_finished_of_a_canceled_video_plays_as_one(studio: Studio) -> None:
+    job = studio.submit(audio=THREE_CLIPS)
+    studio.start(job)
+    for clip in (0, 1):
+        studio.finish_clip(job, clip)
+
+    async def visit(page: Page) -> None:
+        await page.says("footer", "Cancel")
+        await page.click("footer button:not(.primary)")
+        await page.until("document.querySelector('video')?.dataset.kind === 'preview'")
+        await page.until("document.querySelector('video').duration > 6.3")
+
+    studio.visit(visit, at=f"/#job={job}")
+
+
+def test_the_player_of_streams_is_not_a_part_of_the_page() -> None:
+    page = FILES["index.html"].plain.decode()
+    assert "hls" not in page
