@@ -47,6 +47,21 @@ def test_a_newcomer_reads_the_readme_at_a_sitting() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
+def test_the_readmes_map_names_every_page() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Documents")[2]
+    linked = set(re.findall(r"\]\(([^)#]+)", table))
+    pages = {name for name in tracked_files() if re.fullmatch(r"(docs/)?[\w-]+\.md", name)}
+    assert pages - linked == {"README.md"}
+
+
+@pytest.mark.parametrize("page", [name for name in tracked_files() if name.endswith(".md")])
+def test_the_modules_that_pages_run_exist(page: str) -> None:
+    for module in re.findall(r"python -m ([a-z][\w.]*\w)", (ROOT / page).read_text(encoding="utf-8")):
+        path = ROOT / module.replace(".", "/")
+        ours = (ROOT / module.partition(".")[0]).is_dir()
+        assert not ours or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
 def names_in(source: Path) -> set[str]:
     """What a file defines: functions, classes and constants, and `Class.method`."""
     found: set[str] = set()

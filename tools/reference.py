@@ -44,9 +44,9 @@ Imports go one way only, and `tests/test_architecture.py` keeps it so.
 SETTINGS_INTRODUCTION = """\
 # Settings
 
-Every setting is an environment variable, read once when a process starts and checked before anything else
-happens; what makes no sense stops the process and is named. This page is written from
-`contract/settings.py` by `make docs`.
+Every setting with its default and its meaning. A setting is an environment variable. A process reads and
+checks all of them once, when it starts. One that makes no sense is named and stops the process. `make docs`
+writes this page from `contract/settings.py`.
 
 | variable | default | meaning |
 |---|---|---|
@@ -55,9 +55,10 @@ happens; what makes no sense stops the process and is named. This page is writte
 CLI_INTRODUCTION = """\
 # The `cointeract` command
 
-Exit status: 0 done, 1 failed (a sentence on stderr says why), 2 wrong usage, 130 interrupted. This page is
-written from `cli/app.py` by `make docs`; `cointeract COMMAND --help` says the same. `cointeract --version`
-prints the version, which is also the one in the API's OpenAPI document.
+Every command with its options; `cointeract COMMAND --help` says the same. The exit status is 0 for done, 1
+for failed (a sentence on stderr says why), 2 for wrong usage, 130 for interrupted. `cointeract --version`
+prints the version, which is also the one in the API's OpenAPI document. `make docs` writes this page from
+`cli/app.py`.
 """
 
 
