@@ -97,6 +97,13 @@ class Submitted(Entry):
     """Finished clips that this job shares with its parent; it has files of its own with their content."""
 
 
+class JobChanges(Frozen):
+    """What a job's owner has changed about it since the submit. It is no entry: it is replaced."""
+
+    metadata: dict[str, str]
+    priority: Priority
+
+
 class Started(Entry):
     type: Literal["started"] = "started"
     attempt: int

@@ -33,6 +33,8 @@ MOST_PROMPTS: Final = 10_000
 MOST_STEPS: Final = 1000
 """Likewise of computed steps."""
 
+MOST_METADATA: Final = 16
+
 LARGEST_SEED: Final = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
 
@@ -175,7 +177,9 @@ class GenerateFields(BaseModel):
         description="Events that the webhook is told; all if not given.",
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(
-        default_factory=dict, max_length=16, description="Strings of yours, given back with the job."
+        default_factory=dict,
+        max_length=MOST_METADATA,
+        description="Strings of yours, given back with the job.",
     )
 
 

@@ -22,6 +22,7 @@ from contract.entries import (
     Failed,
     Interrupted,
     InterruptReason,
+    JobChanges,
     JournalEntry,
     Started,
     Submitted,
@@ -80,6 +81,10 @@ def _in_short(error: ValidationError) -> str:
 
 def _entry_key(job_id: str, sequence: int) -> str:
     return f"{job_prefix(job_id)}/journal/{sequence:06d}.json"
+
+
+def _changes_key(job_id: str) -> str:
+    return f"{job_prefix(job_id)}/changes.json"
 
 
 def gone_key(claim: str) -> str:
@@ -207,8 +212,11 @@ class Journal:
             raise UnreadableJob(job.id, error, job.submitted) from error
 
     def as_of(self, job_id: str, sequence: int) -> Job:
-        """The job as it was after entry `sequence`. Raises JobNotFound if there is no such job or entry."""
-        job = self._at_submit(job_id)
+        """The job as it was after entry `sequence`, without later changes.
+
+        Raises JobNotFound if there is no such job or entry.
+        """
+        job = self._at_submit(job_id, changed=False)
         for _, later in islice(self.follow(job), sequence):
             job = later
         if job.sequence != sequence:
@@ -230,13 +238,39 @@ class Journal:
             job = later
         return job
 
-    def _at_submit(self, job_id: str) -> Job:
+    def change(self, job: Job, changes: JobChanges) -> Job:
+        """Replace what may be changed about a stored job. It is no part of what happened to the job, so it
+        lies beside the entries: nobody who waits for the next one is disturbed. The last change counts.
+
+        Raises JobNotFound, and OSError if the store cannot write.
+        """
+        try:
+            self.store.write(_changes_key(job.id), changes.model_dump_json().encode())
+        except FileNotFoundError as error:
+            raise JobNotFound(job.id) from error
+        return self.read(job.id)
+
+    def _changed(self, job_id: str, submitted: Submitted) -> Submitted:
+        """What was submitted, as it was changed since. A damaged change is passed over: a title is worth no
+        job.
+        """
+        try:
+            data = self.store.read(_changes_key(job_id))
+            changes = None if data is None else JobChanges.stored(data)
+        except (ValueError, NoFileOfOurs) as error:
+            self.store.passed_over.note("stray", _changes_key(job_id), error)
+            return submitted
+        if changes is None:
+            return submitted
+        return submitted.model_copy(update={"metadata": changes.metadata, "priority": changes.priority})
+
+    def _at_submit(self, job_id: str, changed: bool = True) -> Job:
         submitted = next(self.entries(job_id), None)
         if submitted is None:
             raise JobNotFound(job_id)
         if not isinstance(submitted, Submitted):
             raise UnreadableJob(job_id, f"the first entry is {submitted.type}, not submitted")
-        return submitted_job(job_id, submitted)
+        return submitted_job(job_id, self._changed(job_id, submitted) if changed else submitted)
 
     def ended_at(self, job: Job) -> float:
         """When the job ended, in Unix time: as its worker says, or as storage stamped the last entry if that

@@ -43,6 +43,7 @@ from server.protocol import BoundedHttpProtocol
 from server.routes import (
     admin,
     derived,
+    examples,
     files,
     health,
     jobs,
@@ -203,6 +204,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(kept_files.router)
     app.include_router(derived.router)
     app.include_router(streaming.router)
+    app.include_router(examples.router)
     app.include_router(videos.router)
     app.include_router(webhooks.router)
     app.include_router(health.router)

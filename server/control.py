@@ -10,15 +10,18 @@ from typing import Final
 
 from starlette.responses import JSONResponse, Response
 
-from contract.entries import Canceled
-from contract.job import utcnow
+from contract.entries import Canceled, JobChanges
+from contract.job import JobState, utcnow
+from contract.request import MOST_METADATA
 from contract.state import Job
 from jobs.journal import JobNotFound, Outdated, UnreadableJob
 from server.access import Principal
 from server.errors import ApiError
 from server.index import JobFilter
 from server.keys import ANONYMOUS_OWNER
+from server.schemas import JobPatch
 from server.services import Services
+from server.submit.check import priority_of
 from server.views import job_path, job_view
 
 WAIT_POLL_S: Final = 0.2
@@ -104,6 +107,28 @@ def cancel(job: Job, services: Services, principal: Principal) -> Job:
         services.index.put(job)
     if not job.state.is_terminal:
         raise ApiError("busy", "The job is changing too fast; try again.", retry_after_s=1)
+    return job
+
+
+async def change(job: Job, patch: JobPatch, services: Services, principal: Principal) -> Job:
+    """Change what may be changed about a job. Raises ApiError."""
+    async with services.storing.turn(job.id):  # a change is put together from the one before
+        job = await asyncio.to_thread(services.journal.read, job.id)
+        metadata = {**job.submitted.metadata, **(patch.metadata or {})}
+        kept = {key: value for key, value in metadata.items() if value is not None}
+        if len(kept) > MOST_METADATA:
+            raise ApiError("too_many", "Too many keys.", field="metadata", limit=MOST_METADATA)
+        priority = job.submitted.priority
+        if patch.priority is not None and patch.priority is not priority:
+            if job.state is not JobState.QUEUED:
+                detail = f"Too late for another priority: the job {job.state.in_words}."
+                raise ApiError("job_not_queued", detail, field="priority")
+            priority = priority_of(patch.priority, principal)
+        changes = JobChanges(metadata=kept, priority=priority)
+        job = await asyncio.to_thread(services.journal.change, job, changes)
+    services.index.put(job)
+    if patch.priority is not None and job.state is JobState.QUEUED:
+        await asyncio.to_thread(services.hints.announce, job)
     return job
 
 

@@ -82,6 +82,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "job_already_finished": 409,
     "no_result": 409,
     "motion_not_kept": 409,
+    "job_not_queued": 409,
     "idempotency_key_reused": 409,
     "idempotent_job_gone": 409,
     "precondition_failed": 412,

@@ -12,7 +12,7 @@ from contract.choices import Preset
 from contract.job import CancelReason, JobState, Priority, Stage
 from contract.memory import MemoryMode
 from contract.params import GenerationParams
-from contract.request import GenerateFields
+from contract.request import MOST_METADATA, GenerateFields, MetadataKey, MetadataValue
 from contract.warnings import JobWarning
 
 
@@ -221,6 +221,34 @@ class LimitsView(Wire):
     max_steps: int
     fields: dict[str, Any] = Field(description="JSON Schema of each field of a submit that is no file.")
     key: KeyView | None = Field(description="Null on a server without keys.")
+
+
+class JobPatch(BaseModel):
+    """What may be changed about a job."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    metadata: dict[MetadataKey, MetadataValue | None] | None = Field(
+        None, max_length=2 * MOST_METADATA, description="Keys to set; null removes one. Others stay."
+    )
+    priority: Priority | None = Field(
+        None, strict=False, description="While the job waits, as far as the key allows."
+    )
+
+
+class ExampleView(Wire):
+    """Inputs to try the service with."""
+
+    title: str
+    prompts: list[str]
+    person_image: str = Field(description="Where the file is, as are the next two.")
+    product_image: str
+    audio: str
+
+
+class ExampleList(Wire):
+    object: Literal["list"] = "list"
+    data: list[ExampleView]
 
 
 class SignRequest(BaseModel):

@@ -23,7 +23,7 @@ from server.access import (
     Submitter,
     WritableJob,
 )
-from server.control import accepted, cancel, delete, listed
+from server.control import accepted, cancel, change, delete, listed
 from server.delivery.events import event_stream
 from server.delivery.files import clip_file, file_response, finished_file
 from server.errors import ApiError
@@ -37,6 +37,7 @@ from server.schemas import (
     CheckpointView,
     Deleted,
     JobList,
+    JobPatch,
     JobView,
     SignedUrls,
     SignRequest,
@@ -152,6 +153,15 @@ def get_manifest(job: ReadableJob, services: ServicesOf) -> Manifest:
 def get_log(job: ReadableJob, services: ServicesOf) -> JobLogView:
     """Its journal in words, and what each attempt's worker said, stage by stage. It grows with each clip."""
     return job_log(job, services)
+
+
+@router.patch("/jobs/{job_id}", response_model=JobView, summary="Change a job")
+async def change_job(
+    job: WritableJob, services: ServicesOf, principal: Submitter, patch: JobPatch
+) -> JobView:
+    """Set or remove metadata, at any time; change the priority of a job that waits."""
+    job = await change(job, patch, services, principal)
+    return await asyncio.to_thread(job_view, job, services.hints, services.settings.base_url)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=JobView, summary="Cancel a job")

@@ -289,7 +289,7 @@ def test_deleting_the_parent_leaves_the_child_whole_and_they_share_the_space(api
     made = redo(api, job, 2)
     folder = api.store.root / "jobs" / made["id"]
     shared = [path for path in folder.rglob("*") if path.is_file() and "journal" not in path.parts]
-    assert len(shared) == 4 + 2 * 3
+    assert len(shared) == 4 + 2 * 4 + 1
     assert all(path.stat().st_nlink == 2 for path in shared)
     clips, inputs = clips_of(api, made), made["urls"]["inputs"]
     api.client.delete(f"/v1/jobs/{job['id']}")
