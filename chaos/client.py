@@ -1,6 +1,6 @@
-"""A lean HTTP/1.1 client for `cointeract chaos`, because it shares the machine with what it measures.
+"""A lean HTTP/1.1 client for `cointeract chaos`, which shares the machine with the service that it measures.
 
-It makes real requests over real sockets and keeps its connections. Bodies are made before the clock runs.
+It makes real requests over real sockets and keeps its connections. Bodies are made before measuring starts.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from contract.video import SAMPLE_RATE
 BOUNDARY = "chaos-a6d0f6ab"
 TIMEOUT_S = 30.0
 CONNECTION_KEPT_S = 10.0
-"""How long an unused connection is kept. The server closes it after 30 s, which no request must meet."""
+"""How long an unused connection is kept. The server closes it after 30 s; no request may run into that."""
 
 
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 class NoAnswer(Exception):
-    """The server was not there, went away, or took too long."""
+    """The server was not there, broke off, or took too long."""
 
 
 @dataclass(frozen=True)
 class Answer:
     status: int
     headers: Mapping[str, str]
-    """Values by names in lower case."""
+    """Values by lower-case name."""
     body: bytes
 
     def json(self) -> Any:
@@ -51,7 +51,7 @@ class Client:
         self._idle: dict[int, list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]]] = {
             port: [] for port in ports
         }
-        """By port: since when, and the connection."""
+        """Idle connections by port, each with the time since when it has been idle."""
 
     async def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""

@@ -1,4 +1,4 @@
-"""A disk of its own, an ext4 image on a loop device, whose power can be cut. Needs root and mkfs.ext4."""
+"""A disk whose power can be cut: an ext4 image on a loop device. Needs root and mkfs.ext4."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _UNMOUNT_S = 10.0
 
 
 class NoDisk(Exception):
-    """This machine does not let us make one; the message says what is missing."""
+    """This machine does not allow such a disk. The message says what is missing."""
 
 
 @dataclass
 class Disk:
-    """`image` is mounted at `path`."""
+    """The ext4 image `image`, mounted at `path`."""
 
     image: Path
     path: Path
@@ -41,7 +41,7 @@ class Disk:
             raise NoDisk(f"an image cannot be mounted here, which needs root: {done.stderr.strip()}")
 
     def unmount(self) -> None:
-        """At once if nobody has a file open there, else soon: then only for those who open files anew."""
+        """Unmount. If some files stay open, the disk goes away when the last of them is closed."""
         until = time.monotonic() + _UNMOUNT_S
         while subprocess.run(["umount", str(self.path)], capture_output=True, check=False).returncode != 0:
             if time.monotonic() > until:
@@ -50,8 +50,9 @@ class Disk:
             time.sleep(0.1)
 
     def cut_power(self) -> None:
-        """From now on nothing reaches the device, and everybody gets EIO. What the kernel had not yet written
-        is lost. `unmount` and `mount` put the power back.
+        """Cut the power: nothing reaches the device any more, and every access gets EIO.
+
+        Data that the kernel had not yet written is lost. `unmount` and `mount` bring the power back.
 
         Source: EXT4_IOC_SHUTDOWN with NOLOGFLUSH, by which xfstests tests file systems for power cuts.
         """
@@ -64,7 +65,7 @@ class Disk:
 
 @contextmanager
 def disk_in(folder: Path, size: int = BYTES) -> Iterator[Disk]:
-    """An empty one, unmounted and removed at the end. Raises NoDisk."""
+    """An empty disk, which is unmounted and removed at the end. Raises NoDisk."""
     if shutil.which("mkfs.ext4") is None:
         raise NoDisk("mkfs.ext4 is not installed (Debian: e2fsprogs)")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""`cointeract chaos --noisy-neighbour`: what one tenant feels of another that asks for all.
+"""`cointeract chaos --noisy-neighbour`: measures how much a greedy tenant slows down a modest one.
 
-The modest tenant submits a few jobs a second, first alone, then while the greedy one does everything at once
-that a key allows: floods of submits, JSON and image bombs to validate, uploads that trickle, event streams.
+The modest tenant submits a few jobs a second: first alone, then while the greedy tenant does all that a key
+allows at once: floods of submits, JSON and image bombs to validate, trickling uploads, event streams.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from contract.settings import Settings
 from workers.engines.fake import FakeSettings
 
 MODEST_RATE: Final = 5.0
-"""Submits a second of the modest tenant."""
+"""Submits per second of the modest tenant."""
 MOST_RATIO: Final = 2.0
 NOISE_GROWS_S: Final = 3.0
 
 
 @dataclass
 class NeighbourReport:
-    """What the modest tenant felt."""
+    """What the modest tenant experienced."""
 
     calm_submit_p50_ms: float | None = None
     calm_submit_p99_ms: float | None = None
     noisy_submit_p50_ms: float | None = None
     noisy_submit_p99_ms: float | None = None
     p99_ratio: float | None = None
-    """The bar is 2."""
+    """The ratio of the submit p99 with noise to that without. `MOST_RATIO` is the limit."""
     modest: dict[str, int] = field(default_factory=dict)
-    """Answers to the modest tenant by status; only 202 is good."""
+    """The number of answers to the modest tenant by status. Only 202 is good."""
     greedy: dict[str, int] = field(default_factory=dict)
     seed: int = 0
 
@@ -50,7 +50,7 @@ class NeighbourReport:
         return json.dumps({"ok": self.ok(), **asdict(self)}, indent=2)
 
     def ok(self) -> bool:
-        """Whether the modest tenant was served as before."""
+        """Whether the modest tenant was served as well as alone."""
         was_served = set(self.modest) == {"202"}
         return (
             was_served and bool(self.greedy) and self.p99_ratio is not None and self.p99_ratio <= MOST_RATIO
@@ -58,7 +58,7 @@ class NeighbourReport:
 
 
 def run_neighbours(seconds: float, seed: int) -> NeighbourReport:
-    """Run both tenants against a stack of their own for so many seconds each, without and with noise."""
+    """Run the tenants against a stack of their own, for `seconds` without noise and `seconds` with noise."""
     with tempfile.TemporaryDirectory(prefix="cointeract-neighbours-") as folder:
         fake = FakeSettings(seconds_per_step=0.01, media=False)
         with live_stack(Path(folder), 2, fake, Settings(min_free_bytes=0)) as stack:
@@ -74,7 +74,7 @@ def _new_key(stack: LiveStack, name: str) -> str:
 
 @contextmanager
 def _noise(port: int, key: str, seed: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that makes noise until its input is closed."""
+    """A process that makes noise until its standard input is closed."""
     command = own_process("chaos.noise", str(port), str(seed))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -116,7 +116,7 @@ class _Neighbours:
         return report
 
     async def _submit_modestly(self, seconds: float) -> list[float]:
-        """Milliseconds of each submit."""
+        """The duration of each submit in milliseconds."""
         client, taken = Client(self._port), list[float]()
 
         async def one() -> None:

@@ -1,7 +1,7 @@
-"""What a greedy tenant does, in a process of its own: `chaos.neighbour` measures what others feel of it.
+"""The greedy tenant of `chaos.neighbour`, in a process of its own: `python -m chaos.noise PORT SEED`.
 
-`python -m chaos.noise PORT SEED`, with the key on standard input. It says `ready` when it begins, ends with
-its standard input, and then prints how many answers of each status it got.
+It reads its key from standard input and says `ready` when it begins. It ends when its standard input does,
+and then prints how many answers of each status it got.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STREAMS: Final = 150
 
 
 class Noise:
-    """Everything at once that a key allows."""
+    """Does everything that a key allows, all at once."""
 
     def __init__(self, port: int, key: str, seed: int) -> None:
         self._port, self._key = port, key
@@ -39,7 +39,7 @@ class Noise:
     async def run(self) -> None:
         """Make noise until standard input ends."""
         makers = await self._noise_makers()
-        os.nice(19)  # We stand for other machines, so we take no time from the server.
+        os.nice(19)  # This process stands for other machines, so it takes no CPU time from the server.
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         tasks = [asyncio.create_task(make()) for make in makers]

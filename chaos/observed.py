@@ -1,4 +1,4 @@
-"""What the clients of `cointeract chaos` have seen, and how it is summed up."""
+"""The observations of the clients of `cointeract chaos`, and percentiles of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Receivers of webhooks: one that takes every message, and a black hole, which accepts and never answers.
+"""Receivers of webhooks: one that takes every message, and a black hole that takes connections in silence.
 
-The server sends webhooks to public addresses only. So this process moves into a network of its own, where a
-public address is ours, and from which nothing can reach the real one. Needs root, ip and openssl.
+The server sends webhooks to public addresses only. This process therefore moves into a network of its own, in
+which a public address leads to it, and which has no way to the real one. Needs root, ip and openssl.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ _TOOLS = ("ip", "openssl")
 
 
 class NoNetwork(Exception):
-    """This machine does not let us make one; the message says what is missing."""
+    """This machine does not allow such a network. The message says what is missing."""
 
 
 @contextmanager
 def network_of_our_own() -> Iterator[None]:
-    """Within it this thread, and all processes and threads that it starts, see a loopback with `ADDRESS` on
-    it and nothing else. Raises NoNetwork.
+    """Move this thread, and all processes and threads that it starts, into a network of their own.
+
+    The network has nothing but a loopback device, on which `ADDRESS` is. Raises NoNetwork.
     """
     for tool in _TOOLS:
         if shutil.which(tool) is None:
@@ -51,7 +52,7 @@ def network_of_our_own() -> Iterator[None]:
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """(certificate, key) for `ADDRESS`, good for two days and trusted by nobody who is not told to."""
+    """(certificate, key) for `ADDRESS`, valid for two days. Only those who are told to trust it do."""
     certificate, key = folder / "receiver.pem", folder / "receiver.key"
     subprocess.run(
         [
@@ -67,14 +68,14 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 @dataclass
 class Receivers:
-    """What was received. URLs are known once both listen."""
+    """The received messages. The URLs are known once both receivers listen."""
 
     good_url: str = ""
     hole_url: str = ""
     ends: dict[str, float] = field(default_factory=dict)
-    """Unix time at which the end of each job was first told."""
+    """Unix time of the first message about each job's end."""
     messages: Counter[str] = field(default_factory=Counter)
-    """How often each message id was received."""
+    """The number of times that each message id was received."""
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -107,7 +108,7 @@ class Receivers:
 
 @asynccontextmanager
 async def receiving(certificate: Path, key: Path) -> AsyncIterator[Receivers]:
-    """Both receivers, listening."""
+    """Run both receivers, which listen."""
     receivers = Receivers()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate, key)

@@ -1,4 +1,4 @@
-"""What `cointeract chaos` reports, and how it is shown."""
+"""The report of `cointeract chaos`, and how it is shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass
 class Report:
-    """What a run found. The figures of the first block must be zero."""
+    """The findings of a run. The figures of the first block must be zero."""
 
     lost: int = 0
     """Accepted jobs that storage does not know."""
@@ -27,15 +27,15 @@ class Report:
     refused: int = 0
     """Requests answered with neither success nor a documented refusal."""
     unexplained: int = 0
-    """Attempts that counted against a job though no fault of ours had ended them."""
+    """Attempts that counted against a job although no injected fault had ended them."""
     webhooks_lost: int = 0
-    """Jobs whose end a receiver that answers was never told."""
+    """Jobs whose end was never posted to a receiver that answers."""
 
     seed: int = 0
     workers: int = 0
     apis: int = 0
     max_attempts: int = 0
-    """Attempts that may end badly before a job fails: the default of the service."""
+    """The number of attempts that may fail before the job fails: the default of the service."""
     jobs: int = 0
     succeeded: int = 0
     failed: int = 0
@@ -51,24 +51,24 @@ class Report:
     """Seconds from the fault that hit a running attempt to the start of the next attempt."""
     submit_p50_ms: float | None = None
     submit_p99_ms: float | None = None
-    """Without faults, at 50 per second."""
+    """Of submits without faults, at 50 per second."""
     submit_under_faults_p99_ms: float | None = None
     status_p99_ms: float | None = None
-    """Without faults."""
+    """Of status requests without faults."""
     status_under_faults_p99_ms: float | None = None
     cancel_p99_s: float | None = None
     """Seconds from the request until the job is canceled and no worker holds it, without faults."""
     cancel_under_faults_p99_s: float | None = None
-    """The same, including the time of waiting for a dead API, Redis or worker."""
+    """The same with faults: it includes waiting for a dead API, Redis or worker."""
     webhooks: int = 0
-    """Jobs that named a webhook, half of them at a black hole."""
+    """Jobs that named a webhook. For half of them it is a black hole."""
     webhooks_repeated: int = 0
-    """Messages that a receiver got more than once: their sender died before it could note the answer."""
+    """Messages that arrived more than once, because their sender died before it could note the answer."""
     webhook_p99_s: float | None = None
-    """Seconds from the end of a job until a receiver that answers was told, without faults."""
+    """Seconds from a job's end to its message at a receiver that answers, without faults."""
     webhook_under_faults_p99_s: float | None = None
     overload: dict[str, int] = field(default_factory=dict)
-    """Answers to a flood against a full queue, by status code."""
+    """The number of answers to a flood against a full queue, by status code."""
     overload_per_s: float | None = None
     """How many requests of the flood were answered per second."""
     overload_api_growth_mb: float | None = None

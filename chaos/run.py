@@ -1,8 +1,8 @@
-"""`cointeract chaos`: submits jobs over HTTP while it kills parts of a live stack, and counts faults.
+"""`cointeract chaos`: submits jobs over HTTP, kills parts of a live stack, and counts broken promises.
 
-The model is fake and fast. Everything else is what runs in production: API, journals, Redis, workers and
-reaper under the same supervisor. Each submit carries an Idempotency-Key and is repeated until it is answered,
-as a careful client does. Every promise is then checked against the journals and the bytes that were served.
+The model is fake and fast. Everything else runs as in production: API, journals, Redis, workers and reaper,
+under the same supervisor. Each submit carries an Idempotency-Key and is repeated until it is answered, as a
+careful client does. Every promise is then checked against the journals and the served bytes.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ CALM_SHARE = 0.5
 SUBMIT_RATE = 50.0
 STATUS_RATE = 20.0
 CANCEL_EVERY = 20
-"""One in so many jobs is canceled."""
+"""One job in this many is canceled."""
 STEPS_PER_JOB = 8
 """Two clips of four steps."""
 FLOOD_CLIENTS = 64
 WEBHOOK_EVERY = 5
-"""One in so many jobs names a webhook; of these, every other one a black hole."""
+"""One job in this many names a webhook. Every other of these webhooks is a black hole."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Options:
     """Length of the part with faults."""
     workers: int = 4
     outage_s: float = 0.0
-    """Seconds, in the middle of that part, during which Redis answers nobody."""
+    """Seconds in the middle of that part in which Redis answers nobody."""
     overload_s: float = 0.0
-    """Seconds for which the API is flooded afterwards."""
+    """Seconds of flooding the API afterwards."""
     apis: int = 1
-    """API processes that share the store; clients ask them in turn."""
+    """The number of API processes that share the store. Clients ask them in turn."""
     power_cuts: int = 0
-    """Further faults: the power goes, and what had not reached the disk is lost."""
+    """The number of power cuts, on top of the kills. Data that had not reached the disk is lost."""
     webhooks: bool = False
-    """Some jobs name webhooks, half of them a black hole."""
+    """Whether some jobs name webhooks, half of which are black holes."""
     seed: int = 0
 
 
@@ -164,7 +164,7 @@ class Chaos:
     async def _insist(
         self, path: str, request: Callable[[], Awaitable[Answer]], wanted: set[int]
     ) -> Answer | None:
-        """Repeat a request while the API is dead, starting or full; None, and a note, for other refusals."""
+        """Repeat a request while the API is dead, starting or full. Note other refusals and return None."""
         while not self._ended.is_set():
             try:
                 answer = await request()
@@ -180,7 +180,7 @@ class Chaos:
         return None
 
     async def _watch(self) -> None:
-        """Ask for random jobs' states, and fetch each video as soon as there is one."""
+        """Ask for the states of random jobs, and fetch each video as soon as there is one."""
         while not self._ended.is_set():
             await asyncio.sleep(1 / STATUS_RATE)
             live = self.seen.live()
@@ -205,7 +205,7 @@ class Chaos:
         await self._fetch_video(job_id)
 
     async def _fetch_video(self, job_id: str) -> None:
-        """Fetch a video. At any moment it is served whole or not at all."""
+        """Fetch a video and note whether it was served whole, as it must be at any moment."""
         try:
             answer = await self.client.get(f"/v1/jobs/{job_id}/video")
         except NoAnswer:
@@ -295,7 +295,7 @@ class Chaos:
                 return self.stack.kill_child(self.random.choice(workers))
 
     async def _drain(self) -> None:
-        """Wait until all accepted jobs have ended, and were told, or until none has for a minute."""
+        """Wait until all accepted jobs have ended and were posted, or until a minute brings no progress."""
         last_change, remaining = time.monotonic(), -1
         while time.monotonic() - last_change < 60:
             live = [job_id for job_id in self.seen.accepted.values() if not self._is_over(job_id)]
@@ -307,7 +307,7 @@ class Chaos:
             await asyncio.sleep(0.5)
 
     def _untold(self) -> list[str]:
-        """Jobs whose receiver answers and does not know their end."""
+        """Jobs whose receiver answers but has not been told their end."""
         if self.receivers is None:
             return []
         good, ends = self.receivers.good_url, self.receivers.ends
@@ -378,11 +378,11 @@ async def _run(options: Options, folder: Path, disk: Disk | None) -> Report:
 
 
 def run_chaos(options: Options, folder: Path | None = None) -> Report:
-    """Run it in `folder` (a temporary one by default). Main thread only.
+    """Run chaos in `folder` (default: a temporary one). Must be called in the main thread.
 
     Lease times and the number of attempts are those of production.
 
-    Raises NoDisk, NoNetwork where this machine does not allow what `options` ask for.
+    Raises NoDisk or NoNetwork if this machine does not allow what `options` ask for.
     """
     with ExitStack() as resources:
         if folder is None:

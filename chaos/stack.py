@@ -37,7 +37,7 @@ POWER_CUT = "power cut"
 
 @dataclass(frozen=True)
 class InjectedFault:
-    """Something that was done to the stack, and when."""
+    """A fault that was injected into the stack."""
 
     kind: str
     at: float
@@ -52,7 +52,7 @@ class InjectedFault:
 
 @dataclass
 class LiveStack:
-    """A running stack and the ways to hurt it. One thread only (see `deploy.stack.PartSupervisor`)."""
+    """A running stack and faults for it. For one thread, as `deploy.stack.PartSupervisor`."""
 
     settings: Settings
     url: str
@@ -61,11 +61,11 @@ class LiveStack:
     queue: JobQueue
     workers: int
     ports: tuple[int, ...]
-    """Of the API processes; `url` leads to the first."""
+    """The ports of the API processes. `url` leads to the first."""
     disk: Disk | None = None
-    """What the data folder lies on, if its power can be cut."""
+    """The disk under the data folder, if its power can be cut."""
     frozen: dict[int, float] = field(default_factory=dict)
-    """Stopped processes, and when they are to go on."""
+    """Stopped processes, each with the time at which it goes on."""
 
     @property
     def journal(self) -> Journal:
@@ -76,7 +76,7 @@ class LiveStack:
         return [f"api-{number}" for number in range(len(self.ports))]
 
     def poll(self) -> None:
-        """Restart what died, and let go on what was stopped for long enough."""
+        """Restart dead parts, and continue processes that have been stopped for long enough."""
         self.supervisor.poll()
         for pid, wake_at in list(self.frozen.items()):
             if time.monotonic() > wake_at:
@@ -90,7 +90,7 @@ class LiveStack:
         return [pid for pid in pids if pid is not None and pid not in self.frozen]
 
     def kill(self, part: str) -> InjectedFault | None:
-        """Kill an API, "reaper" or "redis"; None if it is not running."""
+        """Kill an API, "reaper" or "redis". None if it is not running."""
         pid = self.supervisor.pid(part)
         if pid is None:
             return None
@@ -98,7 +98,7 @@ class LiveStack:
         return InjectedFault(f"kill {part.partition('-')[0]}", time.time())
 
     def cut_power(self) -> InjectedFault | None:
-        """Everything stops at once, and what had not reached the disk is gone. Then the power is back."""
+        """Cut the power and restore it. Everything stops, and data that was not yet on the disk is lost."""
         assert self.disk is not None
         fault = InjectedFault(POWER_CUT, time.time())
         self.disk.cut_power()
@@ -142,7 +142,7 @@ class LiveStack:
         return fault
 
     def freeze_redis(self, seconds: float) -> InjectedFault | None:
-        """Stop Redis: it answers nobody, which is worse for its clients than a Redis that is gone."""
+        """Stop Redis, so that it answers nobody. Its clients bear that worse than a Redis that is gone."""
         pid = self.supervisor.pid("redis")
         if pid is None:
             return None
@@ -158,14 +158,14 @@ class LiveStack:
         return InjectedFault("FLUSHALL", time.time())
 
     def running_jobs(self) -> set[str]:
-        """Jobs that live workers name. Raises RedisError."""
+        """The jobs that live workers say they render. Raises RedisError."""
         return {worker.running.job_id for worker in self.queue.workers() if worker.running is not None}
 
     def is_rendering(self, job_id: str) -> bool:
         """Whether a worker may hold the job. Raises RedisError.
 
-        A worker has a folder for its attempt and removes it after freeing the device. A killed one leaves the
-        folder behind, so the worker must also be known to live.
+        A worker has a folder for its attempt and removes it after freeing the device. A killed worker leaves
+        the folder behind, so a folder counts only if its worker lives.
         """
         folders = self.store.list_names("scratch")
         return (
@@ -207,8 +207,9 @@ def live_stack(
     disk: Disk | None = None,
     more_environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[LiveStack]:
-    """Start everything in `folder`, its data on `disk` if there is one, wait until it is ready, and take it
-    down.
+    """Start everything in `folder` and wait until it is ready. At the end, stop it.
+
+    The data is on `disk` if there is one.
     """
     data = (folder if disk is None else disk.path) / "data"
     shutil.rmtree(data, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The verdict of `cointeract chaos`: every promise against the journals and the bytes that were served."""
+"""The verdict of `cointeract chaos`: checks every promise against the journals and the served bytes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
 SLACK_S = 1.0
-"""How much earlier than a worker's claim the fault may seem to be that ended the attempt."""
+"""A fault may seem to precede, by this much, the start of the attempt that it ended."""
 
 
 @dataclass
 class Judge:
-    """Looks at everything once all jobs have ended."""
+    """Checks everything once all jobs have ended."""
 
     stack: LiveStack
     client: Client
@@ -37,7 +37,7 @@ class Judge:
     faults: Sequence[InjectedFault]
     receivers: Receivers | None = None
     knows_all_jobs: bool = True
-    """Whether every stored job must be one that a client was told of."""
+    """Whether some client must know every stored job."""
 
     async def judge(self, report: Report) -> None:
         seen = self.seen
@@ -60,7 +60,7 @@ class Judge:
             if job.video is not None:
                 await self._fetch_until_served(job_id)
         if self.knows_all_jobs:
-            # A job that no client was told of was made by a second submit with the same key.
+            # A job that no client knows comes from a second submit with the same key.
             report.duplicated += len(set(self.stack.store.list_names("jobs")) - ids)
         report.partial, report.flipped = len(seen.partial), len(seen.flipped)
         report.refused = len(seen.refused)
@@ -97,7 +97,7 @@ class Judge:
             log.error("job %s: %s %s", job.id, job.state, job.error)
 
     def _unexplained(self, entries: list[JournalEntry]) -> int:
-        """Attempts that counted against the job though no fault of ours had ended them."""
+        """Attempts that counted against the job although no injected fault had ended them."""
         found = 0
         worker, claimed_at = "", 0.0
         for entry in entries:
@@ -136,7 +136,7 @@ class Judge:
         report.webhook_under_faults_p99_s = rounded(percentile(stormy, 0.99))
 
     def _restart_times(self, entries: list[JournalEntry], job_id: str) -> list[float]:
-        """For each attempt that a fault ended: seconds from the fault to the start of the next attempt."""
+        """For each attempt that a fault ended, the seconds from the fault to the next attempt's start."""
         times = []
         worker, hurt_at = "", None
         for entry in entries:

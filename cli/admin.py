@@ -1,4 +1,4 @@
-"""`cointeract admin`: workers, queue and keys of a server, for who has an admin's key.
+"""`cointeract admin`: workers, queue and keys of a server, for holders of an admin's key.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -18,7 +18,7 @@ WorkerArgument = Annotated[str, typer.Argument(metavar="WORKER", help="Its name,
 
 @admin.command()
 def workers(url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = None) -> None:
-    """List the live workers: what each is, does, and cannot do."""
+    """List the live workers: device, speed, problem, and the job that each renders."""
     from cli.service import service
 
     table = Table(
@@ -47,7 +47,7 @@ def workers(url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption =
 
 @admin.command()
 def queue(url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = None) -> None:
-    """Show who waits for what, in the order in which jobs start."""
+    """Show the waiting jobs, in the order in which they start."""
     from cli.service import service
 
     with explained_errors(), service(url, api_key) as client:
@@ -65,7 +65,7 @@ def queue(url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = N
 
 @admin.command()
 def owners(url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = None) -> None:
-    """List the keys with what each uses."""
+    """List the keys, with the use and the limits of each."""
     from cli.service import service
 
     table = Table(Column("key", no_wrap=True), "name", "jobs", "GPU s, 24 h", "stored", "files", "limits")
@@ -88,7 +88,7 @@ def owners(url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = 
 def drain(
     worker: WorkerArgument, url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = None
 ) -> None:
-    """Let a worker finish its job and take no other, until it is resumed or started anew."""
+    """Let a worker finish its job and take no other, until it is resumed or restarted."""
     from cli.service import service
 
     with explained_errors(), service(url, api_key) as client:

@@ -1,7 +1,7 @@
 """The `cointeract` command, and the commands that run the service. Each is a thin layer over a module.
 
-The `cli` modules, and no others, import inside their functions on purpose: `cointeract --help` answers in a
-fraction of a second, and only commands that compute load torch.
+The `cli` modules, and no others, import inside their functions. So `cointeract --help` answers in a fraction
+of a second, and only commands that compute load torch.
 """
 
 from __future__ import annotations

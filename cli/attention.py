@@ -1,4 +1,4 @@
-"""What `cointeract doctor` says about attention: the speeds measured here, and what would be faster."""
+"""The part of `cointeract doctor` about attention: the speeds measured here, and advice for faster ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cointeract batch`: a video of each row of a table, through a server.
+"""`cointeract batch`: makes a video of each row of a table, through a server.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -32,11 +32,11 @@ def batch(
     url: ServerOption = "http://127.0.0.1:8000",
     api_key: ApiKeyOption = None,
 ) -> None:
-    """Make a video of each row of a table. After a stop, run it again: it goes on where it stopped.
+    """Make a video of each row of a table. A stopped run goes on where it stopped when it is run again.
 
     Columns: person, product, audio, pose (paths from the table's folder, or https: URLs), prompt, prompt2, …
     (one per clip), name, metadata.KEY, and any other field of a submit (seed, size, preset, speech_text, …).
-    OUT/results.csv tells what became of each row. Exit status: 0 if all have a video, else 1.
+    OUT/results.csv has the state of each row. Exit status: 0 if all rows have a video, else 1.
     """
     from cointeract_client import read_rows, run_batch
 

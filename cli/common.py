@@ -1,4 +1,4 @@
-"""What the modules of the command line share: error messages, settings and options.
+"""Shared by the modules of the command line: error messages, settings and options.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -23,7 +23,7 @@ FAILED = 1
 INTERRUPTED = 130
 
 MODEL_PACKAGES = {"torch", "diffusers", "transformers", "huggingface_hub", "safetensors", "accelerate"}
-"""Packages that are installed on hosts that render. The API alone does not need them."""
+"""Packages that only hosts that render need. The API works without them."""
 
 DataOption = Annotated[
     Path | None,

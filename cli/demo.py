@@ -55,7 +55,7 @@ def run_demo(output: Path, url: str | None, api_key: str | None, serve: bool, co
 
 
 def studio_address(url: str, made: Made) -> str:
-    """Where the studio shows the video."""
+    """The address at which the studio shows the video."""
     return f"{url.rstrip('/')}/#job={made.job_id}"
 
 
@@ -67,7 +67,7 @@ def _ready_panel(video: Path, made: Made, began: float, studio: str) -> Panel:
 
 
 def _wait_until_stopped(url: str, console: Console) -> None:
-    """Return at Ctrl-C, or when the service does not answer any more."""
+    """Return at Ctrl-C, or when the service no longer answers."""
     console.print("Serving until Ctrl-C.", highlight=False)
     with suppress(KeyboardInterrupt):
         while _answers(f"{url}/healthz"):

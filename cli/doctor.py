@@ -1,4 +1,4 @@
-"""`cointeract doctor`: what this machine can do with these checkpoints, what is wrong, and what to do."""
+"""`cointeract doctor`: says what this machine can do with the checkpoints, what is wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Status(StrEnum):
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
-    """Something must be fixed. The command's exit status says so, too."""
+    """Something must be fixed. It makes the command's exit status 1."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Gpu:
 class Machine:
     gpus: tuple[Gpu, ...]
     host_bytes: int
-    """Main memory that processes here may use: the machine's, or the container's limit."""
+    """Main memory that processes may use here: the machine's memory, or the container's limit."""
     cpus: int
 
 
@@ -124,7 +124,7 @@ def diagnose(settings: Settings, checkpoints: Mapping[str, Path], verify: bool =
         findings.append(check_fit(name, size, card, machine))
         findings += check_attention(settings, folder, card)
     if not checkpoints:
-        # Users want to know this before the download.
+        # Users want to know this before they download the weights.
         fits = [
             judge for text in SIZES for judge in judge_fits("official weights", OFFICIAL_SIZE, machine, text)
         ]
@@ -261,7 +261,7 @@ def check_attention(
 
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
-    """Check that the data folder is writable, has room, and creates files exclusively, as all races need."""
+    """Check that the data folder is writable, has room, and creates files exclusively, as races need."""
     folder = settings.data_dir.absolute()
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     try:

@@ -35,19 +35,19 @@ class Made:
 
     seed: int | None
     caveat: str
-    """What its viewers should know of the checkpoint; may be empty."""
+    """A note about the checkpoint that viewers of the video should know; may be empty."""
     job_id: str | None = None
     """The job that made it, if a server did."""
 
 
 def caveat(trained: bool, note: str) -> str:
-    """The card's note, and that the checkpoint is untrained if it is."""
+    """The card's note, preceded by a warning if the checkpoint is untrained."""
     return note if trained else f"The checkpoint is untrained: the picture is noise. {note}".strip()
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What the command line asks for: fields and files, named as in `POST /v1/generate`."""
+    """The fields and files of the command line, named as in `POST /v1/generate`."""
 
     fields: GenerateFields
     files: Mapping[str, Path]
@@ -118,7 +118,7 @@ def generate_over_http(options: GenerateOptions, output: Path, client: Client, c
 
 
 def show_job(display: ProgressDisplay, job: Job) -> None:
-    """Show where a job is."""
+    """Update the display with the job's progress."""
     left = None
     if job.estimated_finish_at is not None:
         left = (job.estimated_finish_at - utcnow()).total_seconds()

@@ -56,10 +56,10 @@ def generate_here(
 async def _decoded(
     files: Mapping[str, Path], folder: Path, settings: Settings
 ) -> tuple[dict[str, Path], list[DecodedFile]]:
-    """The files as a server would store them, in `folder`, and what is known about them in the same order.
+    """Decode the files into `folder`, as a server does. Returns what is known about each, in the same order.
 
-    The server's own sandbox decodes them: pixels and samples are the same, and a file that crashes a codec
-    does no harm.
+    The server's own sandbox decodes them. Pixels and samples are therefore the same, and a file that crashes
+    a codec does no harm.
 
     Raises GenerationFailed.
     """
@@ -134,7 +134,7 @@ def _render(engine: PipelineEngine, request: RenderRequest, output: Path, consol
             others = Path(scratch) / "motion", Path(scratch) / "poster.jpg"
             rendered.save(ClipFiles(videos[-1], *others))
         display.show(99.0, Stage.MUXING)
-        # It is joined next to its target, so that the last step is a rename within one file system.
+        # The video is joined next to its target, so that the last step is a rename within one file system.
         partial = output.with_name(output.name + ".part")
         engine.finish(request, videos, partial, Path(scratch) / "poster.jpg")
         partial.replace(output)

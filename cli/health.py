@@ -12,7 +12,7 @@ from jobs.queue import JobQueue
 
 
 def why_api_is_unhealthy(settings: Settings) -> str | None:
-    """Why the API on this host does not answer; None if it does."""
+    """The reason why the API on this host does not answer; None if it does."""
     url = f"{base_url(settings)}/healthz"
     try:
         response = httpx.get(url, timeout=3.0, trust_env=False)  # our own: never through a proxy
@@ -22,7 +22,7 @@ def why_api_is_unhealthy(settings: Settings) -> str | None:
 
 
 def why_worker_is_unhealthy(settings: Settings, redis_url: str) -> str | None:
-    """Why no worker of this host has its model loaded and a live lease; None if one has."""
+    """The reason why no worker on this host has a loaded model and a live lease; None if one has."""
     try:
         workers = JobQueue(settings, redis_url).workers()
     except RedisError as error:

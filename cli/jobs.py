@@ -1,4 +1,4 @@
-"""`cointeract jobs`: look at the jobs of a server, and do something about them.
+"""`cointeract jobs`: shows, follows, cancels and deletes the jobs of a server, and saves their videos.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -149,7 +149,7 @@ def watch(
 def log(
     job_id: JobArgument, url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = None
 ) -> None:
-    """Show what happened to a job, and what its workers said about it."""
+    """Show a job's history, with the messages of its workers."""
     from cli.service import service
 
     with explained_errors(), service(url, api_key) as client:
@@ -170,12 +170,12 @@ def cancel(
 def delete(
     job_ids: JobsArgument, url: ServerOption = "http://127.0.0.1:8000", api_key: ApiKeyOption = None
 ) -> None:
-    """Cancel jobs if need be, and remove them with their files."""
+    """Remove jobs with their files. A job that is not over is canceled first."""
     _each(job_ids, url, api_key, "deleted")
 
 
 def _each(job_ids: list[str], url: str, api_key: str | None, verb: str) -> None:
-    """Do it to each job; one that cannot be done holds up no other."""
+    """Cancel or delete each job. An error with one job does not hold up the others."""
     from cointeract_client import ApiError
 
     from cli.service import explained, service

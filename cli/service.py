@@ -1,4 +1,4 @@
-"""How the command line reaches a server: through the client package, with advice where something fails."""
+"""Connects the command line to a server through the client package, and explains errors."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from contextlib import contextmanager, suppress
 from cointeract_client import ApiError, Client, CoInteractError, ConnectionFailed
 
 PATIENCE: int = 8
-"""Tries of a request while a server restarts: more than a minute."""
+"""How often a request is tried while a server restarts. The tries take more than a minute."""
 
 
 @contextmanager
 def service(url: str, api_key: str | None) -> Iterator[Client]:
     """A client of a server that answers. Raises ConnectionFailed at once if none does."""
     with Client(url, api_key, max_retries=0, timeout_s=10.0) as probe, suppress(ApiError):
-        probe.models()  # a key that may only submit is refused here; that is an answer, too
+        probe.models()  # A key that may only submit is refused here, but the server has answered.
     with Client(url, api_key, max_retries=PATIENCE) as client:
         yield client
 
 
 def note_of(client: Client, checkpoint: str) -> str:
-    """What viewers of a checkpoint's videos should know; empty if there is nothing, or it may not be read."""
+    """A checkpoint's note for viewers of its videos. Empty if there is none, or the key may not read it."""
     with suppress(ApiError):
         return next((model.note for model in client.models() if model.id == checkpoint), "")
     return ""
 
 
 def explained(error: CoInteractError) -> str:
-    """The error in a sentence, with what to do about it."""
+    """The error as a sentence, with advice."""
     sentence = str(error)
     if isinstance(error, ConnectionFailed) and sentence.startswith("No server answers"):
         return f"{sentence} Start one with `cointeract up`, or check --url."

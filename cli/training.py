@@ -15,10 +15,10 @@ from training.recipe import TrainRecipe
 
 
 def run_training(config: Path, resume: bool, console: Console) -> None:
-    """Train as `config` says, and tell where the checkpoint is.
+    """Train as `config` says, and print where the checkpoint is.
 
     Raises:
-        StackError: the recipe, the base checkpoint or the data cannot be used; its text says why.
+        StackError: the recipe, the base checkpoint or the data cannot be used. The message says why.
     """
     columns = (TextColumn("Step {task.fields[step]}"), BarColumn(), TextColumn("{task.fields[losses]}"))
     try:

@@ -55,7 +55,7 @@ def parse_revisions(texts: list[str]) -> dict[str, str]:
 
 
 def run_fetch(request: FetchRequest, console: Console) -> None:
-    """Fetch, and tell the command that comes next."""
+    """Fetch the files, and print the command that comes next."""
     from model.checkpoints.fetch import fetch
 
     with _explained():

@@ -1,4 +1,4 @@
-"""What admins see: workers, queues and keys; and what each key sees of its own use."""
+"""Answers for admins about workers, queues and keys, and for each key about its own use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cointeract_client.types import Answer
 
 
 class DayOfUse(Answer):
-    """One day (UTC), as the jobs that are still stored tell it."""
+    """Use on one day (UTC), from the jobs that are still stored."""
 
     date: date
     submitted: int
@@ -21,11 +21,11 @@ class DayOfUse(Answer):
 
 
 class KeyUse(Answer):
-    """What a key uses and has used."""
+    """The present and past use of a key."""
 
     key: str
     jobs: dict[str, int]
-    """By state."""
+    """The number of jobs by state."""
     stored_bytes: int
     files: int
     files_bytes: int
@@ -34,7 +34,7 @@ class KeyUse(Answer):
 
 
 class Owner(KeyUse):
-    """A key, and what it uses."""
+    """A key and its use."""
 
     name: str | None = None
     scopes: list[str] = Field(default_factory=list)
@@ -44,13 +44,13 @@ class Owner(KeyUse):
 
 
 class OwnerList(Answer):
-    """All keys, and whoever else has jobs."""
+    """All keys, and all other owners of jobs."""
 
     data: list[Owner]
 
 
 class WorkerJob(Answer):
-    """What a worker is busy with."""
+    """The job that a worker renders."""
 
     id: str
     owner: str

@@ -1,4 +1,4 @@
-"""Many videos from a table: one row, one job. It goes on where it stopped."""
+"""Makes a video of each row of a table. A stopped run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = {
     "pose": "pose_video",
     "audio": "audio",
 }
-"""Columns of files, by a short name or that of the field."""
+"""Field of each column that holds files. A column has the field's name or a short one."""
 KIND_OF_FIELD = {"person_image": "image", "product_image": "image", "pose_video": "video", "audio": "audio"}
 RESULTS = "results.csv"
 BATCH_ID = ".batch-id"
@@ -37,31 +37,31 @@ _NAME = re.compile(r"[^\w.-]+")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     number: int
-    """Counted from 1."""
+    """The row's number, from 1."""
     name: str
     """The video becomes NAME.mp4."""
     files: Mapping[str, str]
-    """Paths, or https: URLs, by field."""
+    """Paths or https: URLs, by field."""
     settings: Mapping[str, str | list[str]]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a row. A line of results.csv."""
+    """The state of a row, as a line of results.csv."""
 
     row: int
     name: str
     state: str = "waiting"
-    """waiting, submitted, succeeded, failed, canceled, refused (no job was made) or lost (it is gone)."""
+    """waiting, submitted, succeeded, failed, canceled, refused (no job) or lost (the job is gone)."""
     job: str = ""
     error: str = ""
     file: str = ""
     seed: str = ""
     request: str = ""
-    """Stands for all that the row asks for: a row that was changed is made anew."""
+    """A hash of all that the row asks for. If it changes, the row's video is made again."""
 
     @property
     def is_final(self) -> bool:
@@ -77,7 +77,7 @@ def read_rows(table: str | PathLike[str]) -> list[Row]:
     Columns: `person`, `product`, `audio`, `pose` (paths from the table's folder, or https: URLs), `prompt`,
     `prompt2`, … (one per clip), `name` (of the video), `metadata.KEY`, and any other field of a submit.
 
-    Raises OSError, and ValueError for a table that cannot be understood.
+    Raises OSError, or ValueError if the table has a mistake. The message says in which row.
     """
     path = Path(table)
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -131,14 +131,13 @@ def run_batch(
 ) -> list[Result]:
     """Make a video of each row in the folder `out`, and keep `results.csv` there up to date.
 
-    Each distinct file is sent once. A stopped run goes on where it stopped: rows that are finished are left
-    alone, jobs that were submitted are found again. A row that the server refuses, or that fails, holds up
-    no other one.
+    Each distinct file is sent once. A stopped run goes on where it stopped. It leaves finished rows alone and
+    finds the jobs that it had submitted. A row that is refused or fails does not hold up the others.
 
     Args:
-        at_once: jobs that wait or run at the same time.
-        retry: make rows anew that ended without a video in an earlier run.
-        on_result: told of each change.
+        at_once: how many jobs wait or run at the same time.
+        retry: try rows again that ended without a video in an earlier run.
+        on_result: called after each change with the row's new state.
 
     Raises ConnectionFailed, ApiError if the server refuses everything (401), OSError.
     """
@@ -172,10 +171,10 @@ class _Batch:
     on_result: OnResult | None
     results: dict[int, Result] = field(default_factory=dict)
     _kept: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Ids of files that were sent, by path and kind."""
+    """Ids of the files that have been sent, by path and kind."""
 
     def begin(self, rows: Sequence[Row], retry: bool) -> None:
-        """Take up what an earlier run has left."""
+        """Read the results of an earlier run."""
         earlier = {result.row: result for result in _read_results(self.folder / RESULTS)}
         for row in rows:
             request, known = _request_of(row), earlier.get(row.number)
@@ -190,7 +189,7 @@ class _Batch:
         self._save()
 
     def submit(self, row: Row) -> str | None:
-        """The id of the row's job; None if it was refused, or cannot be taken yet."""
+        """Submit the row and return its job's id. None if it is refused, or if the server is too busy yet."""
         known = self.results[row.number]
         if known.job and known.state == "submitted":
             return known.job
@@ -220,7 +219,7 @@ class _Batch:
         return job.id
 
     def look_at(self, number: int, job_id: str) -> bool:
-        """Whether a job is over. Its video is then saved."""
+        """Whether a job is over. If it has succeeded, its video is saved."""
         known = self.results[number]
         try:
             job = self.client.job(job_id)
@@ -242,7 +241,7 @@ class _Batch:
         return replace(known, state="succeeded", file=name, error="")
 
     def _file(self, name: str, path: str) -> str:
-        """What stands for a file in a submit: it is sent at its first use."""
+        """A file's URL or id, to be used in a submit. A file is sent when it is first used."""
         if _is_reference(path):
             return path
         use = (path, KIND_OF_FIELD[name])
@@ -257,7 +256,7 @@ class _Batch:
             self.on_result(result)
 
     def _save(self) -> None:
-        """Write results.csv whole: a run may be killed at any moment."""
+        """Replace results.csv in one step, because a run may be killed at any moment."""
         partial = self.folder / f"{RESULTS}.part"
         with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, [each.name for each in fields(Result)])
@@ -267,12 +266,12 @@ class _Batch:
 
 
 def _is_reference(given: str) -> bool:
-    """Whether a file is given by its URL, or by the id of a kept one."""
+    """Whether a file is given as a URL, or as the id of a kept file."""
     return given.startswith(("https:", "http:", "file_"))
 
 
 def _batch_id(folder: Path) -> str:
-    """What makes the jobs of this folder its own: the same table in another folder makes new videos."""
+    """An id that sets apart this folder's jobs: the same table in another folder makes new videos."""
     path = folder / BATCH_ID
     try:
         return str(uuid.UUID(path.read_text(encoding="ascii").strip()))
@@ -293,7 +292,7 @@ def _read_results(path: Path) -> Iterator[Result]:
 
 
 def _request_of(row: Row) -> str:
-    """A hash of what a row asks for. Files count by path, size and time of change."""
+    """A hash of all that a row asks for. Files count by path, size and time of change."""
     files: dict[str, object] = {}
     for name, path in row.files.items():
         known = Path(path)

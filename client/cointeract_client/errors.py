@@ -1,4 +1,4 @@
-"""What can go wrong, each kind with what a caller needs in order to act on it."""
+"""The errors of this package, each with what a caller needs in order to act on it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Problem(BaseModel):
     """Stable; docs/errors.md lists all of them."""
     detail: str = ""
     field: str | None = None
-    """Name of the field or header to blame."""
+    """The field or header that is wrong."""
     limit: float | int | str | None = None
-    """What the field was measured against."""
+    """The limit that applies to the field."""
 
 
 class CoInteractError(Exception):
@@ -58,12 +58,12 @@ class ApiError(CoInteractError):
 
     @property
     def field(self) -> str | None:
-        """The field or header to blame, if there is one."""
+        """The field or header that is wrong, if it is one."""
         return self.problem.field
 
     @property
     def limit(self) -> float | int | str | None:
-        """What the field was measured against, if it was."""
+        """The limit that applies to the field, if there is one."""
         return self.problem.limit
 
 
@@ -87,7 +87,7 @@ class WaitTimeout(CoInteractError):
 
 
 class DownloadDamaged(CoInteractError):
-    """What arrived is not what the server said it would send."""
+    """The bytes that arrived are not those that the server announced."""
 
 
 class WebhookInvalid(CoInteractError):

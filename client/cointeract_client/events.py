@@ -1,4 +1,4 @@
-"""Server-sent events: bytes → events (the WHATWG's event stream format). No input or output of its own."""
+"""Server-sent events: lines → events (the WHATWG's event stream format), without input or output."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Event(BaseModel):
     type: str
     """job.submitted, job.started, job.progress, job.clip_finished, job.succeeded, …"""
     id: str | None
-    """Number of the event; progress has none."""
+    """The event's number. Progress has none."""
     job: Job | None
-    """The job as of then; None once it is deleted."""
+    """The job at the time of the event; None once it is deleted."""
 
 
 @dataclass
 class EventReader:
-    """Turns the lines of a stream into events; remembers the last id, by which a new stream goes on."""
+    """Turns the lines of a stream into events. Its last id lets a new stream go on from there."""
 
     last_id: str | None = None
     _type: str = "message"

@@ -39,7 +39,7 @@ Progress = Callable[[Job], None]
 
 
 class Client:
-    """Speaks to one server.
+    """A client of one server.
 
     Args:
         url: where the server is, such as `http://localhost:8000`.
@@ -97,8 +97,8 @@ class Client:
         """Queue a job and return at once.
 
         `settings` are the other fields of `POST /v1/generate`: size, seed, num_inference_steps, preset,
-        metadata, webhook_url, … `params` of a finished job stands for all that is not given. The request
-        is repeated safely: it carries an Idempotency-Key.
+        metadata, webhook_url, … `params` of another job apply to all fields that are not given. The request
+        can be repeated safely, because it carries an Idempotency-Key.
 
         Raises ApiError, ConnectionFailed.
         """
@@ -135,14 +135,14 @@ class Client:
         prompt: str | Sequence[str] | None = None,
         **settings: Any,
     ) -> Validation:
-        """What a submit of the same would become. Queues nothing. Raises ApiError, ConnectionFailed."""
+        """Check what `submit` would check, and resolve settings. Raises ApiError, ConnectionFailed."""
         names = ("product_image", "pose_video")
         files = {name: settings.pop(name) for name in names if name in settings}
         files |= {"person_image": person_image, "audio": audio}
         return self._submit("/v1/validate", Validation, files, {"prompt": prompt, **settings}, None)
 
     def job(self, job: Job | str) -> Job:
-        """The job as of now. Raises ApiError, ConnectionFailed."""
+        """The present state of a job. Raises ApiError, ConnectionFailed."""
         return Job.model_validate_json(self._send(Call("GET", _path(job))).content)
 
     def jobs(
@@ -155,7 +155,7 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         page_size: int = 100,
     ) -> Iterator[Job]:
-        """The jobs for which all that is given holds, newest first, fetched page by page as needed.
+        """The jobs that match all given filters, newest first. Pages are fetched as needed.
 
         Raises ApiError, ConnectionFailed.
         """
@@ -176,7 +176,7 @@ class Client:
     def wait(
         self, job: Job | str, *, on_progress: Progress | None = None, timeout_s: float | None = None
     ) -> Job:
-        """The job once it has succeeded; `on_progress` is told whatever happens to it before.
+        """Wait until a job has succeeded, and return it. `on_progress` is called with each change before.
 
         Raises JobFailed, WaitTimeout, ApiError, ConnectionFailed.
         """
@@ -197,10 +197,10 @@ class Client:
     def events(
         self, job: Job | str, *, after: str | None = None, until: float | None = None
     ) -> Iterator[Event]:
-        """What happens to a job, until it is over. A lost connection is taken up where it broke.
+        """A job's events until it is over. After a lost connection, the events go on without a gap.
 
         Args:
-            after: the id of the last event that was seen; None: all from the beginning.
+            after: the id of the last event that was seen; None: from the beginning.
             until: a time of `time.monotonic()` at which to stop.
 
         Raises ApiError, ConnectionFailed.
@@ -239,7 +239,7 @@ class Client:
         return found
 
     def log(self, job: Job | str) -> list[LogLine]:
-        """What happened to a job, and what its workers said. Raises ApiError, ConnectionFailed."""
+        """A job's history, with its workers' messages. Raises ApiError, ConnectionFailed."""
         return JobLog.model_validate_json(self._send(Call("GET", f"{_path(job)}/log")).content).data
 
     def cancel(self, job: Job | str) -> Job:
@@ -247,7 +247,7 @@ class Client:
         return Job.model_validate_json(self._send(Call("POST", f"{_path(job)}/cancel")).content)
 
     def delete(self, job: Job | str) -> None:
-        """Cancel a job if need be, and remove it with its files. Raises ApiError, ConnectionFailed."""
+        """Remove a job and its files; cancel it first if need be. Raises ApiError, ConnectionFailed."""
         self._send(Call("DELETE", _path(job)))
 
     def signed_urls(self, job: Job | str, expires_in_s: int = 900) -> SignedUrls:
@@ -258,10 +258,10 @@ class Client:
     # Kept files
 
     def keep(self, file: FileInput, *, kind: str | None = None) -> KeptFile:
-        """Send a file once, to give its `id` in any number of submits.
+        """Send a file once. Any number of submits can then use its `id`.
 
         Args:
-            kind: image, audio or video; None: as the file says.
+            kind: image, audio or video. By default the file's type decides.
 
         Raises ApiError, ConnectionFailed.
         """
@@ -269,29 +269,27 @@ class Client:
         return KeptFile.model_validate_json(self._send(call).content)
 
     def kept_files(self) -> list[KeptFile]:
-        """All files that are kept. Raises ApiError, ConnectionFailed."""
+        """All kept files. Raises ApiError, ConnectionFailed."""
         return KeptFileList.model_validate_json(self._send(Call("GET", "/v1/files")).content).data
 
     def forget(self, file: KeptFile | str) -> None:
-        """Delete a kept file; jobs that were submitted with it keep theirs. Raises ApiError,
-        ConnectionFailed.
-        """
+        """Delete a kept file. Jobs that used it have copies. Raises ApiError, ConnectionFailed."""
         self._send(Call("DELETE", f"/v1/files/{file if isinstance(file, str) else file.id}"))
 
     # Webhooks
 
     def deliveries(self, job: Job | str) -> list[Delivery]:
-        """What became of each message to the job's webhook. Raises ApiError, ConnectionFailed."""
+        """The messages to a job's webhook, with every try. Raises ApiError, ConnectionFailed."""
         call = Call("GET", f"{_path(job)}/deliveries")
         return DeliveryList.model_validate_json(self._send(call).content).data
 
     def redeliver(self, job: Job | str, sequence: int) -> Delivery:
-        """Send the message with this number again. Raises ApiError, ConnectionFailed."""
+        """Send the message with the given number again. Raises ApiError, ConnectionFailed."""
         call = Call("POST", f"{_path(job)}/deliveries/{sequence}/redeliver")
         return Delivery.model_validate_json(self._send(call).content)
 
     def webhook_secret(self, *, renew: bool = False) -> str:
-        """The key's own webhook secret (404 if it has none); `renew` makes one, or the next one.
+        """The key's own webhook secret (404 if it has none). `renew` makes or replaces it.
 
         Raises ApiError, ConnectionFailed.
         """
@@ -301,14 +299,14 @@ class Client:
     # Files
 
     def download(self, job: Job | str, target: str | PathLike[str]) -> Path:
-        """Save the finished video as `target`, which appears only once it is whole.
+        """Save the finished video as `target`, which appears only once it is complete.
 
         Raises ApiError, ConnectionFailed, DownloadDamaged, OSError.
         """
         return self._download(f"{_path(job)}/video", Path(target))
 
     def download_clip(self, job: Job | str, clip: int, target: str | PathLike[str]) -> Path:
-        """Save one finished clip, without sound; clips count from 0. Raises as `download`."""
+        """Save one finished clip, without sound. Clips count from 0. Raises the errors of `download`."""
         return self._download(f"{_path(job)}/clips/{clip}", Path(target))
 
     def _download(self, path: str, target: Path) -> Path:
@@ -337,7 +335,7 @@ class Client:
         return ModelList.model_validate_json(self._send(Call("GET", "/v1/models")).content).data
 
     def usage(self) -> KeyUse:
-        """What the key uses. Raises ApiError, ConnectionFailed."""
+        """The key's use. Raises ApiError, ConnectionFailed."""
         return KeyUse.model_validate_json(self._send(Call("GET", "/v1/usage")).content)
 
     # For admins
@@ -351,7 +349,7 @@ class Client:
         return QueueList.model_validate_json(self._send(Call("GET", "/v1/admin/queue")).content).data
 
     def owners(self) -> list[Owner]:
-        """All keys with what they use. Raises ApiError, ConnectionFailed."""
+        """All keys with their use. Raises ApiError, ConnectionFailed."""
         return OwnerList.model_validate_json(self._send(Call("GET", "/v1/admin/owners")).content).data
 
     def drain(self, worker: str) -> Worker:

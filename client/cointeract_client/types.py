@@ -1,4 +1,4 @@
-"""The objects that the server answers with. A field that a newer server adds is kept, not refused."""
+"""The objects in the server's answers. Fields that a newer server adds are kept, not refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Usage(Answer):
 
 
 class Warn(Answer):
-    """Something in the request that its sender should know, though the job is accepted."""
+    """A hint about an accepted request that is probably not as its sender meant it."""
 
     code: str
     message: str
@@ -210,9 +210,9 @@ class ModelPreset(Answer):
     exact: bool = True
     num_inference_steps: int = 0
     num_computed_steps: int = 0
-    """Steps in which the network runs: the time that a video takes."""
+    """Steps that the network computes. A video takes time in proportion to them."""
     psnr_db: float | None = None
-    """Against the exact video, as measured on this checkpoint."""
+    """PSNR against the exact video, measured on this checkpoint."""
 
 
 class Model(Answer):
@@ -231,7 +231,7 @@ class Model(Answer):
     presets: list[ModelPreset] = Field(default_factory=list)
     license: str = ""
     note: str = ""
-    """What whoever sees its videos should know; may be empty."""
+    """A note that viewers of its videos should know; may be empty."""
 
 
 class ModelList(Answer):

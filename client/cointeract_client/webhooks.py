@@ -1,4 +1,4 @@
-"""Webhooks of the server, checked as Standard Webhooks say (standardwebhooks.com)."""
+"""Checks the server's webhooks as Standard Webhooks say (standardwebhooks.com)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class WebhookEvent(BaseModel):
 def verify_webhook(
     body: bytes, headers: Mapping[str, str], secret: str, tolerance_s: float = TOLERANCE_S
 ) -> WebhookEvent:
-    """The event in `body`, once its signature is known to be right.
+    """Check the signature of a webhook, and return the event in its body.
 
     Args:
         body: the request's body, exactly as received.
         headers: the request's headers, in any case.
         secret: `whsec_…`, as the server's operator gives it.
-        tolerance_s: how far the sender's clock may be off, and how old a repeated message may be.
+        tolerance_s: how many seconds the message's timestamp may differ from the clock here.
 
     Raises:
         WebhookInvalid: a header is missing, the signature is wrong, or the message is too old.

@@ -1,4 +1,4 @@
-"""What sync and async have in common: requests as data, answers as objects, and when to try again."""
+"""Shared by both clients: requests as data, answers as objects, and when to try again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from cointeract_client.errors import ApiError, ConnectionFailed, Problem
 
 FileInput = Union[str, "os.PathLike[str]", bytes, BinaryIO]
-"""A path, the bytes themselves, an open binary file, a `https:` or `data:` URL, or the id of a kept file."""
+"""A path, bytes, an open binary file, a `https:` or `data:` URL, or the id of a kept file."""
 
 Answer = TypeVar("Answer", bound=BaseModel)
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
@@ -31,7 +31,7 @@ LONGEST_PAUSE_S = 30.0
 
 @dataclass(frozen=True)
 class Call:
-    """One request, to be sent as often as need be."""
+    """A request that can be sent several times."""
 
     method: str
     path: str
@@ -42,8 +42,8 @@ class Call:
     files: Mapping[str, FileInput] = field(default_factory=dict)
 
     def build(self, client: httpx.Client | httpx.AsyncClient, opened: ExitStack) -> httpx.Request:
-        """The request, with its files opened anew."""
-        # A form without files would be sent urlencoded, which the server does not read.
+        """Build the request, with its files opened again."""
+        # httpx would send a form without files urlencoded, which the server does not read.
         parts: list[tuple[str, Any]] = [
             (name, (None, text)) for name, texts in (self.form or {}).items() for text in texts
         ]
@@ -59,7 +59,7 @@ class Call:
 
 
 def is_this_machine(url: str) -> bool:
-    """Whether a URL leads to this machine itself, where no proxy of the environment can."""
+    """Whether a URL leads to this machine. No proxy of the environment could reach it."""
     host = httpx.URL(url).host.strip("[]")
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
@@ -77,7 +77,7 @@ def _part(name: str, given: FileInput, opened: ExitStack) -> tuple[str, BinaryIO
 def submit_call(
     path: str, files: Mapping[str, FileInput | None], settings: Mapping[str, Any], idempotency_key: str | None
 ) -> Call:
-    """A submit: as a form or, if a file is given as a `data:` URL, which is too long for one, as JSON."""
+    """A submit as a form. If a file is given as a `data:` URL, which is too long for a form, as JSON."""
     given: dict[str, FileInput] = {name: file for name, file in files.items() if file is not None}
     values = {name: value for name, value in settings.items() if value is not None}
     headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
@@ -141,7 +141,7 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 def unreachable(url: str, error: httpx.TransportError) -> ConnectionFailed:
-    """The error of a server that does not answer."""
+    """The error for a server that does not answer."""
     if isinstance(error, httpx.ConnectError):
         return ConnectionFailed(f"No server answers at {url}.")
     return ConnectionFailed(f"The connection to {url} failed: {error or type(error).__name__}.")
@@ -149,7 +149,7 @@ def unreachable(url: str, error: httpx.TransportError) -> ConnectionFailed:
 
 @dataclass
 class Retries:
-    """Says after each failure how long to pause before the next try, or that there is none."""
+    """Decides after each failure how long to pause before the next try, or that there is none."""
 
     most: int
     tried: int = 0
