@@ -85,6 +85,8 @@ class Submitted(Entry):
     """Jobs the owner may have running at once; the job waits while that many run. None: no limit."""
     speech: SpokenText | None = None
     """The text that the audio was made from, if it was."""
+    consent: str | None = None
+    """What the submitter says about consent; signed into the video."""
     received: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each input as the client sent it, by field. `inputs` are decoded and written anew."""
     warnings: tuple[JobWarning, ...] = ()
@@ -134,6 +136,8 @@ class Succeeded(Entry):
     type: Literal["succeeded"] = "succeeded"
     attempt: int
     video: StoredFile
+    content_sha256: str | None = None
+    """SHA-256 of the video without its content credentials; None: it carries none."""
     poster: StoredFile | None = None
     duration_s: float
     gpu_seconds: float

@@ -41,6 +41,8 @@ class GenerationParams(Frozen):
     """Frames of the finished video at 25 fps: the length of the speech, or of num_clips clips if shorter."""
     fit: Fit = Fit.COVER
     audio_face_mask: bool = False
+    label: str = ""
+    """Drawn into the frames, for viewers. It does not touch what the model sees."""
     preset: Preset = Preset.EXACT
     computed_steps: tuple[int, ...] | None = None
     """The steps in which the network runs; in the others the velocity is interpolated. None: all steps."""

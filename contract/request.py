@@ -41,6 +41,9 @@ LARGEST_SEED: Final = 2**53 - 1
 MOST_EVENTS: Final = 16
 """Most webhook events that a request may name."""
 
+LONGEST_CONSENT: Final = 500
+"""Characters."""
+
 LONGEST_DEADLINE_S: Final = 30 * 86_400
 
 FILE_FIELDS: Final = tuple(InputFiles.model_fields)
@@ -103,6 +106,8 @@ Text = Annotated[str, Field(max_length=MOST_CHARS), AfterValidator(_clean)]
 # The length stands before our own check: pydantic then counts characters, not "items".
 ModelName = Annotated[str, Field(max_length=64), AfterValidator(_clean_line)]
 WebhookUrl = Annotated[str, Field(max_length=2048), AfterValidator(_clean_line)]
+Label = Annotated[str, Field(max_length=60, pattern=r"^[ -~\u00a0-\u00ff]*$"), AfterValidator(_clean_line)]
+"""Latin-1: the letters that our font has."""
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_clean_line)]
 MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_clean)]
 
@@ -154,6 +159,14 @@ class GenerateFields(BaseModel):
         None, description="Instead of audio, where the server makes speech: what the person says."
     )
     voice: ModelName | None = Field(None, description="Who says speech_text; see /v1/models.")
+    label: Label | None = Field(
+        None, description='A text drawn into the lower left corner of the video, such as "AI-generated".'
+    )
+    consent: Text | None = Field(
+        None,
+        max_length=LONGEST_CONSENT,
+        description="Who consented to being shown, or where that is on record; signed into the video.",
+    )
     audio_face_mask: bool = Field(False, description="Let the speech move the face only.")
     priority: Priority | None = Field(
         None, strict=False, description="Normal if not given, or the highest that the key may ask for."

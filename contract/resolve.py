@@ -52,6 +52,7 @@ def resolve(
         num_frames=num_frames,
         fit=fields.fit or (Fit.STRETCH if parity else Fit.COVER),
         audio_face_mask=fields.audio_face_mask,
+        label=fields.label or "",
         preset=fields.preset,
         computed_steps=preset_steps(card, fields.preset, levels)
         if fields.computed_steps is None

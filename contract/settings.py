@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import AliasChoices, BeforeValidator, Field, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contract.attention import AttentionBackend
@@ -117,6 +117,19 @@ class Settings(BaseSettings):
         description="Hosts (with or without port) and networks of your own, separated by commas, to which "
         "input URLs and webhooks may lead, by http: too, such as minio.internal,10.1.0.0/16. Others must be "
         "public, and https:.",
+    )
+
+    # Where videos come from
+    provenance: bool = Field(
+        True,
+        description="Sign content credentials (C2PA) into each video and clip: made by a model, and how.",
+    )
+    provenance_key: Path | None = Field(
+        None,
+        description="PEM file with the private key that signs. Made once and kept in storage if not given.",
+    )
+    provenance_certificate: Path | None = Field(
+        None, description="PEM file with the certificate of that key and those of its issuers, in order."
     )
 
     # Speech from text
@@ -225,6 +238,12 @@ class Settings(BaseSettings):
     def _are_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         PrivateNetworks.parse(entries)
         return entries
+
+    @model_validator(mode="after")
+    def _key_and_certificate_belong_together(self) -> Settings:
+        if (self.provenance_key is None) != (self.provenance_certificate is None):
+            raise ValueError("provenance_key and provenance_certificate belong together")
+        return self
 
     @property
     def private_networks(self) -> PrivateNetworks:

@@ -36,6 +36,7 @@ class Job(Frozen):
     clips: tuple[ClipFinished, ...] = ()
     """Finished clips, the shared ones first."""
     video: StoredFile | None = None
+    content_sha256: str | None = None
     poster: StoredFile | None = None
     duration_s: float | None = None
     error: JobError | None = None

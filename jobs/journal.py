@@ -133,6 +133,7 @@ def _changes(job: Job, entry: JournalEntry) -> dict[str, object]:
                 "state": JobState.SUCCEEDED,
                 "completed_at": entry.at,
                 "video": entry.video,
+                "content_sha256": entry.content_sha256,
                 "poster": entry.poster,
                 "duration_s": entry.duration_s,
                 "gpu_seconds": job.gpu_seconds + entry.gpu_seconds,

@@ -27,6 +27,14 @@ class FileHash(Wire):
     media_type: str
 
 
+class VideoHash(FileHash):
+    """The finished video."""
+
+    content_sha256: str | None = Field(
+        description="SHA-256 without its content credentials, which hold a random number; null: it has none."
+    )
+
+
 class InputHash(FileHash):
     """An input: decoded, and written anew."""
 
@@ -76,7 +84,8 @@ class Manifest(Wire):
     speech: SpeechView | None = Field(description="What the audio was made from, if it was a text.")
     clips: list[ClipManifest]
     attempts: list[AttemptManifest]
-    video: FileHash | None
+    consent: str | None
+    video: VideoHash | None
 
 
 def _hash_of(file: StoredFile) -> FileHash:
@@ -138,5 +147,6 @@ def manifest_of(job: Job, services: Services) -> Manifest:
             for entry in job.clips
         ],
         attempts=attempts,
-        video=None if job.video is None else _hash_of(job.video),
+        consent=submitted.consent,
+        video=job.video and VideoHash(**_hash_of(job.video).model_dump(), content_sha256=job.content_sha256),
     )

@@ -47,6 +47,7 @@ from workers.job_log import JobLogHandler
 from workers.lost_attempts import announce_again
 from workers.messages import ClipDone, Ended, Message, Progressed, Working
 from workers.one_behind import OneBehind
+from workers.provenance import Provenance
 from workers.scratch import attempt_folder
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,12 @@ class Runner:
     maker: Maker | None = None
     broken: bool = field(default=False, init=False)
     """Whether only a fresh process can go on rendering."""
+    provenance: Provenance = field(init=False)
     speed: Speed | None = field(default=None, init=False)
     """As measured by this process; None before its first clip."""
+
+    def __post_init__(self) -> None:
+        self.provenance = Provenance(self.store, self.settings)
 
     def render_next(self, checkpoint: str) -> None:
         """Render the next waiting job of `checkpoint`, if there is one. Each ticket calls this."""
@@ -298,9 +303,11 @@ class _Attempt:
         video, poster = workdir / "video.mp4", workdir / "poster.jpg"
         finished = self.files.durably(lambda: engine.finish(request, clips, video, poster))
         # Each attempt has file names of its own, so a stale attempt can never replace a published file.
+        unsigned = self.files.durably(lambda: self.runner.provenance.sign(video, self.job, "video"))
         entry = Succeeded(
             at=utcnow(),
             attempt=self.job.attempt,
+            content_sha256=unsigned,
             video=self.files.put(video, f"video-{self.job.attempt}.mp4", "video/mp4"),
             poster=self.files.put(poster, f"poster-{self.job.attempt}.jpg", "image/jpeg"),
             duration_s=finished.duration_s,
@@ -343,6 +350,7 @@ class _Attempt:
         fragment, header = workdir / f"{index}.m4s", workdir / f"{index}.header"
         self.files.durably(partial(clip.save, files))
         self.files.durably(partial(stream.write, index, files.video, header, fragment))
+        self.files.durably(partial(self.runner.provenance.sign, files.video, self.job, f"clip {index}"))
         before, put = self.job.clips[-1].motion if self.job.clips else None, self.files.put
         self._append(
             ClipFinished(

@@ -42,6 +42,7 @@ from workers.engines.fake import FAKE_FILE, FakeEngine, FakeSettings
 from workers.lifeline import end_with_supervisor
 from workers.maker import maker_of
 from workers.messages import LONGEST_CAUSE, ChildConfig, Message, Ready, Unloadable
+from workers.provenance import Provenance
 
 log = logging.getLogger(__name__)
 
@@ -206,6 +207,7 @@ def main() -> int:
     configure_logging(config.settings)
     end_with_supervisor(config.parent_pid)
     try:
+        Provenance(FolderStore(config.settings.storage_dir), config.settings).check()
         engine = load_engine(config)
     except Exception as error:  # whatever it is, it is the reason why nothing is rendered
         log.exception("the model cannot be loaded", extra={"checkpoint": config.checkpoint})

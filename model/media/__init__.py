@@ -3,6 +3,7 @@
 from model.media.audio import Speech, load_audio, load_speech, to_model_audio
 from model.media.errors import MediaError
 from model.media.images import cover, fit_person, load_image, place_product, write_poster
+from model.media.label import with_label
 from model.media.motion import read_motion, write_motion
 from model.media.pose import load_pose
 from model.media.streaming import ClipStream
@@ -24,6 +25,7 @@ __all__ = [
     "place_product",
     "read_motion",
     "to_model_audio",
+    "with_label",
     "write_motion",
     "write_poster",
 ]

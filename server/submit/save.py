@@ -72,6 +72,7 @@ def new_job(draft: Draft, checked: Checked, services: Services, principal: Princ
         retention_s=draft.fields.retention_s or services.settings.retention_s,
         cancel_after_s=draft.fields.cancel_after,
         speech=_speech(draft, services),
+        consent=draft.fields.consent,
         received=draft.received(),
         cost=checked.params.cost(),
         warnings=checked.warnings,

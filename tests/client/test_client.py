@@ -123,7 +123,8 @@ def test_the_manifest_tells_what_made_the_video_and_sending_its_params_again_mak
     assert attempt["checkpoint_sha256"] == hashlib.sha256(sums).hexdigest()
     assert made["weights"][attempt["checkpoint_sha256"]]["cointeract.json"] == sums.decode().split()[0]
     assert made["exact"] is True
-    for name in ("params", "inputs", "video", "weights"):
+    assert repeated["video"]["content_sha256"] == made["video"]["content_sha256"]
+    for name in ("params", "inputs", "weights"):
         assert repeated[name] == made[name], name
 
 

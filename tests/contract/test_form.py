@@ -28,6 +28,8 @@ EVERYTHING: dict[str, Any] = {
     "computed_steps": [0, 3, 6],
     "speech_text": "Good morning.\nHow are you?",
     "voice": "alloy",
+    "label": "AI-generated",
+    "consent": "Anna signed on 1 May.",
     "audio_face_mask": True,
     "priority": "high",
     "retention_s": 600,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from contract.params import GenerationParams
 from contract.video import CLIP_FRAMES
-from model.media import ClipStream, encode_clip, join_clips, write_poster
+from model.media import ClipStream, encode_clip, join_clips, with_label, write_poster
 from workers.engines.engine import ClipFiles
 
 __all__ = ["ClipStream", "encode_colours", "join"]
@@ -24,6 +24,7 @@ def encode_colours(params: GenerationParams, index: int, digest: bytes, files: C
     count = min(CLIP_FRAMES, params.num_frames - index * CLIP_FRAMES)
     colours = np.random.default_rng(list(digest)).integers(0, 256, (count, 1, 1, 3), np.uint8)
     frames = np.broadcast_to(colours, (count, params.height, params.width, 3))
+    frames = with_label(frames, params.label)
     encode_clip(frames, files.video)
     write_poster(frames, files.poster)
 

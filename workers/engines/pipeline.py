@@ -31,6 +31,7 @@ from model.media import (
     load_image,
     load_pose,
     read_motion,
+    with_label,
     write_motion,
     write_poster,
 )
@@ -51,14 +52,16 @@ OUT_OF_STEP_PATIENCE_S = 5.0
 @dataclass(frozen=True)
 class PipelineClip:
     clip: Clip
+    label: str = ""
 
     @property
     def index(self) -> int:
         return self.clip.index
 
     def save(self, files: ClipFiles) -> None:
-        encode_clip(self.clip.frames, files.video)
-        write_poster(self.clip.frames, files.poster)
+        frames = with_label(self.clip.frames, self.label)
+        encode_clip(frames, files.video)
+        write_poster(frames, files.poster)
         write_motion(self.clip.motion_frames, files.motion)
 
 
@@ -115,7 +118,7 @@ class PipelineEngine:
                 ranks=self._ranks,
             )
             for clip in clips:
-                yield PipelineClip(clip)
+                yield PipelineClip(clip, request.params.label)
 
     def stream(self, request: RenderRequest) -> ClipStream:
         params = request.params
