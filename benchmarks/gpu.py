@@ -1,0 +1,269 @@
+"""Everything to measure on a GPU in one short run: no weights and no network needed.
+
+    python benchmarks/gpu.py [--seconds 540] [--output FOLDER] [--parts toy,forward,parts,job,profile,offload]
+    python benchmarks/gpu.py --device cpu --tiny          the same on small networks, to see that it runs
+
+Parts, in order of worth: the bundled checkpoint on the GPU in every memory mode against the CPU; forwards of
+the official size with random weights against their floor; VAE and encoders; a short job; a trace for
+Perfetto; a forward whose blocks stream from main memory. A part whose price exceeds the time that is left is
+skipped, an error ends its own part only, and every finding is a line of JSON at once (also in
+FOLDER/gpu.jsonl).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
+
+from contract.attention import AttentionBackend
+from contract.memory import MemoryMode
+from model.attention_choice import choose_attention
+from model.bench.clip import ClipShape
+from model.bench.forward import MEASURED_TIMESTEPS, measure_forward
+from model.bench.parts import job_inputs, job_params, measure_job, measure_parts
+from model.bench.trace import trace_forward
+from model.checkpoints.load import load_pipeline
+from model.checkpoints.official_names import dit_config
+from model.checkpoints.tiny import tiny_pipeline
+from model.memory.lanes import lanes_of
+from model.memory.needs import OFFICIAL_SIZE, needed, tokens
+from model.memory.offload import stream_weights
+from model.pipeline import CoInteractPipeline
+from model.transformer import CoInteractTransformer3DModel
+
+CHECKPOINT = Path(__file__).parent.parent / "deploy" / "checkpoint"
+ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, ImportError, OSError)
+PRICES_S = {"toy": 60, "forward": 150, "parts": 60, "job": 150, "offload": 90, "profile": 40}
+TEXT = UMT5Config(
+    vocab_size=256384,
+    d_model=4096,
+    d_kv=64,
+    d_ff=10240,
+    num_layers=24,
+    num_heads=64,
+    feed_forward_proj="gated-gelu",
+)
+SPEECH = Wav2Vec2Config(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    conv_bias=True,
+    feat_extract_norm="layer",
+    do_stable_layer_norm=True,
+    apply_spec_augment=False,
+)
+
+
+def filled(build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> Any:
+    """A network built without data → random weights of about unit gain on the device, none in main memory."""
+    with init_empty_weights():  # buffers are computed
+        module = build()
+    in_full = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    generator = torch.Generator(device).manual_seed(0)
+    made: dict[int, nn.Parameter] = {}  # weights that are tied stay so
+    for name, old in list(module.named_parameters(remove_duplicate=False)):
+        if id(old) not in made:
+            wanted = torch.float32 if any(part in name for part in in_full) else dtype
+            values = torch.empty(old.shape, device=device, dtype=wanted)
+            if old.ndim < 2 or name.endswith("gamma"):
+                values.fill_(1.0 if name.endswith(("weight", "gamma")) else 0.0)
+            else:
+                values.normal_(0, min(0.3, old[0].numel() ** -0.5), generator=generator)
+            made[id(old)] = nn.Parameter(values, requires_grad=False)
+        parent, _, own = name.rpartition(".")
+        module.get_submodule(parent)._parameters[own] = made[id(old)]
+    return module.to(device).eval()
+
+
+def full_size(device: torch.device, dtype: torch.dtype) -> CoInteractPipeline:
+    """The official networks with random weights, all on the device."""
+    return CoInteractPipeline(
+        transformer=filled(
+            lambda: CoInteractTransformer3DModel(**dit_config({}, hoi_branch=False)), device, dtype
+        ),
+        vae=filled(AutoencoderKLWan, device, dtype),
+        text_encoder=filled(lambda: UMT5EncoderModel(TEXT), device, dtype),
+        tokenizer=AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer", local_files_only=True),
+        audio_encoder=filled(lambda: Wav2Vec2Model(SPEECH), device, torch.float32),
+        feature_extractor=Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+class Run:
+    """What the parts share."""
+
+    def __init__(self, device: torch.device, tiny: bool, seconds: float, output: Path) -> None:
+        self.device, self.tiny, self.output = device, tiny, output
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.shapes = (
+            [ClipShape(64, 96, pose=False)]
+            if tiny
+            else [ClipShape(480, 832, pose=False), ClipShape(720, 1280, pose=False)]
+        )
+        self._until = time.monotonic() + seconds
+        self._pipeline: CoInteractPipeline | None = None
+
+    @property
+    def left(self) -> float:
+        return self._until - time.monotonic()
+
+    def say(self, part: str, **facts: object) -> None:
+        line = json.dumps({"part": part, "left_s": round(self.left, 1), **facts}, default=str)
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        with (self.output / "gpu.jsonl").open("a") as log:
+            log.write(line + "\n")
+
+    def pipeline(self) -> CoInteractPipeline:
+        """Built once, with its attention backend chosen on the larger size."""
+        if self._pipeline is None:
+            made = tiny_pipeline() if self.tiny else full_size(self.device, self.dtype)
+            made.to(self.device)
+            largest = self.shapes[-1]
+            choice = choose_attention(
+                made.transformer,
+                AttentionBackend.AUTO,
+                tokens(largest.width, largest.height),
+                self.device,
+                self.dtype,
+            )
+            self.say("attention", **choice.report().model_dump(mode="json"))
+            for found in choice.measured:
+                if found.why_not:
+                    self.say("attention", backend=found.backend, why_not=found.why_not)
+            self._pipeline = made
+        return self._pipeline
+
+    def drop_pipeline(self) -> None:
+        self._pipeline = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def part_toy(run: Run) -> None:
+    """Two clips of the trained small checkpoint: on the CPU, and here in every mode."""
+    shape = ClipShape(128, 80, pose=False)
+    params = job_params(shape, 1 if run.tiny else 2, 1 if run.tiny else 4, 2.0)
+
+    def frames(pipeline: CoInteractPipeline) -> np.ndarray:
+        clips = pipeline.generate_clips(job_inputs(shape, params), params)
+        return np.concatenate([clip.frames for clip in clips])
+
+    expected = frames(load_pipeline(CHECKPOINT))
+    for mode in MemoryMode:
+        for dtype in dict.fromkeys((torch.float32, run.dtype)):
+            found = frames(load_pipeline(CHECKPOINT, run.device, dtype, memory=mode))
+            apart = np.abs(found.astype(np.int16) - expected)
+            run.say(
+                "toy",
+                mode=mode,
+                dtype=str(dtype),
+                mean_levels=float(apart.mean()),
+                most_levels=int(apart.max()),
+            )
+
+
+def part_forward(run: Run) -> None:
+    for shape in run.shapes:
+        for timestep in MEASURED_TIMESTEPS:
+            figures = measure_forward(run.pipeline(), shape, timestep, rounds=3)
+            modelled = needed(OFFICIAL_SIZE, MemoryMode.RESIDENT, shape.width, shape.height).gpu
+            run.say("forward", **asdict(figures), teraflops=figures.teraflops, modelled_bytes=modelled)
+
+
+def part_parts(run: Run) -> None:
+    for shape in run.shapes:
+        for figures in measure_parts(run.pipeline(), shape, rounds=2):
+            run.say("parts", size=f"{shape.width}x{shape.height}", **asdict(figures))
+
+
+def part_job(run: Run) -> None:
+    shape = run.shapes[0]
+    run.say("job", **asdict(measure_job(run.pipeline(), shape, job_params(shape, 2, 4, 7.0))))
+
+
+def part_offload(run: Run) -> None:
+    """The blocks of the same network stream from main memory."""
+    pipeline = run.pipeline()
+    pipeline.transformer.to("cpu")
+    pipeline.text_encoder.to("cpu")
+    pipeline.streams = stream_weights(
+        pipeline.text_encoder, pipeline.transformer, MemoryMode.OFFLOAD, run.device, lanes_of(run.device)
+    )
+    gc.collect()
+    for shape in run.shapes:
+        figures = measure_forward(pipeline, shape, MEASURED_TIMESTEPS[0], rounds=2)
+        modelled = needed(OFFICIAL_SIZE, MemoryMode.OFFLOAD, shape.width, shape.height).gpu
+        run.say("offload", **asdict(figures), teraflops=figures.teraflops, modelled_bytes=modelled)
+    run.drop_pipeline()
+
+
+def part_profile(run: Run) -> None:
+    path = run.output / "forward.json"
+    trace_forward(run.pipeline(), run.shapes[0], MEASURED_TIMESTEPS[0], path)
+    run.say("profile", trace=path, bytes=path.stat().st_size)
+
+
+PARTS: dict[str, Callable[[Run], None]] = {
+    "toy": part_toy,
+    "forward": part_forward,
+    "parts": part_parts,
+    "job": part_job,
+    "profile": part_profile,
+    "offload": part_offload,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small networks, for a dry run")
+    parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--output", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--parts", default=",".join(PARTS))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    run = Run(torch.device(options.device), options.tiny, options.seconds, options.output)
+    on_gpu = run.device.type == "cuda"
+    name = torch.cuda.get_device_name(run.device) if on_gpu else "CPU"
+    run.say("machine", device=name, torch=torch.__version__, cuda=torch.version.cuda)
+    failed = 0
+    for part in options.parts.split(","):
+        if run.left < PRICES_S[part] and not run.tiny:
+            run.say(part, skipped=f"it takes up to {PRICES_S[part]} s")
+            continue
+        try:
+            PARTS[part](run)
+        except ERRORS as error:
+            failed += 1
+            run.say(part, error=f"{type(error).__name__}: {error}", where=traceback.format_exc(limit=-4))
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
