@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -36,6 +36,8 @@ class Page:
     """What the page logged as an error: exceptions, refused contents."""
     lost: list[str] = field(default_factory=list)
     """Patterns of addresses whose answers get lost on the way, once each."""
+    context: str = ""
+    """The profile that the tab belongs to."""
     _sent: int = 0
     _answers: dict[int, asyncio.Future[Message]] = field(default_factory=dict)
     _listeners: dict[str, Callable[[Message], Awaitable[None]]] = field(default_factory=dict)
@@ -164,24 +166,26 @@ class Browser:
 
     @asynccontextmanager
     async def tab(
-        self, width: int = 1440, height: int = 900, dark: bool = False, script: str = ""
+        self, width: int = 1440, height: int = 900, dark: bool = False, script: str = "", context: str = ""
     ) -> AsyncIterator[Page]:
-        """A tab in a fresh profile. `script` runs in each page before its own."""
+        """A tab in a fresh profile, or in that of another tab. `script` runs in each page before its own."""
         async with httpx.AsyncClient() as client:
             version = (await client.get(f"http://127.0.0.1:{self.port}/json/version")).json()
         async with _talking(version["webSocketDebuggerUrl"]) as whole:
-            context = (await whole.call("Target.createBrowserContext"))["browserContextId"]
-            target = await whole.call("Target.createTarget", url="about:blank", browserContextId=context)
+            profile = context or (await whole.call("Target.createBrowserContext"))["browserContextId"]
+            target = await whole.call("Target.createTarget", url="about:blank", browserContextId=profile)
+            address = f"ws://127.0.0.1:{self.port}/devtools/page/{target['targetId']}"
             try:
-                async with _talking(f"ws://127.0.0.1:{self.port}/devtools/page/{target['targetId']}") as page:
+                async with _talking(address) as page:
+                    page.context = profile
                     for domain in ("Page", "Runtime", "DOM", "Log"):
                         await page.call(f"{domain}.enable")
                     await page.call("Page.addScriptToEvaluateOnNewDocument", source=script)
                     await page.resize(width, height, dark)
                     yield page
             finally:
-                with suppress(AssertionError):
-                    await whole.call("Target.disposeBrowserContext", browserContextId=context)
+                if not context:
+                    await whole.call("Target.disposeBrowserContext", browserContextId=profile)
 
 
 @asynccontextmanager

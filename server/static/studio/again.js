@@ -1,10 +1,11 @@
-// A job's ingredients as a draft: to change something, and make another video.
+// Ingredients that the server has, as a draft: those of a job, to change something, or those of the example.
 
 import { blobOf } from "./api.js";
 import { edit, emptyDraft, model } from "./draft.js";
 import { checkSoon } from "./checks.js";
 import { readPhoto, readSpeech } from "./files.js";
-import { linksOf, open } from "./jobs.js";
+import { focusField } from "./focus.js";
+import { linksOf, open, own } from "./jobs.js";
 import { fieldsOf } from "./recipes.js";
 import { change } from "./store.js";
 
@@ -16,10 +17,9 @@ function settingsOf(job) {
   return { ...(name === model()?.id ? {} : { model: name }), ...Object.fromEntries(changed.map(([field, value]) => [field, String(value)])) };
 }
 
-/** Fill the draft with what a job was made from, and show it. Throws like `blobOf`. */
-export async function useAgain(job) {
-  const { inputs } = await linksOf(job);
-  const file = async (field, name) => (inputs[field] ? new File([await blobOf(inputs[field])], name) : null);
+/** Fill the draft with files that lie at `addresses`, by field, and show it. Throws like `blobOf`. */
+async function fill(addresses, prompts, settings) {
+  const file = async (field, name) => (addresses[field] ? new File([await blobOf(addresses[field])], name) : null);
   const [person, product, audio] = await Promise.all([
     file("person_image", "person.png"), file("product_image", "product.png"), file("audio", "speech.wav"),
   ]);
@@ -27,12 +27,20 @@ export async function useAgain(job) {
   const fresh = {
     ...emptyDraft(),
     photos: { person_image: await photo(person, "person_image"), product_image: await photo(product, "product_image") },
-    speech: (await readSpeech(audio, null)).speech,
-    prompts: [...job.params.prompts],
-    settings: settingsOf(job),
+    speech: (await readSpeech(audio, null)).speech, prompts, settings,
   };
   edit((draft) => { Object.assign(draft, fresh); });
-  change((now) => { now.errors = {}; now.tab = "photos"; });
-  open(null);
+  change((now) => { now.errors = {}; });
   checkSoon();
+}
+
+export async function useAgain(job) {
+  await fill((await linksOf(job)).inputs, [...job.params.prompts], settingsOf(job));
+  change((now) => { now.tab = "photos"; });
+  open(null);
+}
+
+export async function tryExample(example) {
+  await fill(Object.fromEntries(["person_image", "product_image", "audio"].map((field) => [field, own(example[field])])), [...example.prompts], {});
+  focusField("make");
 }

@@ -65,6 +65,7 @@ async function health() {
 async function learn() {
   try {
     const [models, limits] = await Promise.all([call("/v1/models"), call("/v1/limits")]);
+    call("/v1/examples").then(({ data }) => change((now) => { now.examples = data; })).catch(() => {});
     const fresh = !state.models.length && models.data.length;
     change((now) => { now.models = models.data; now.voices = models.voices; now.limits = limits; });
     if (fresh) checkSoon();
@@ -104,7 +105,11 @@ addEventListener("paste", (event) => {
 });
 
 addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !state.view.job) { event.preventDefault(); makeVideo(); }
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    if (state.view.job) event.target.closest(".derive, .adding")?.querySelector(".primary").click();
+    else makeVideo();
+  }
   const idle = !event.target.closest("a, button, input, textarea, select, summary, video");
   if (event.key === " " && idle && playOrPause()) event.preventDefault();
 });

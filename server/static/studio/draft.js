@@ -47,7 +47,7 @@ export async function note(mutate) {
   await save();
 }
 
-/** The draft as it was left. Another tab's changes are taken over while this one is not looked at. */
+/** The draft as it was left. Another tab's changes are taken over, unless this is the one that is worked in. */
 export async function restore() {
   const read = async () => {
     const found = await kept("draft").catch(() => null);
@@ -56,7 +56,7 @@ export async function restore() {
   const found = await read();
   change((now) => { now.draft = found ?? emptyDraft(); });
   tabs.onmessage = async () => {
-    const other = document.hidden && saving === null ? await read() : null;
+    const other = !document.hasFocus() && saving === null && !state.sending ? await read() : null;
     if (other) change((now) => { now.draft = other; now.estimate = null; });
   };
 }

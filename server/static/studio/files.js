@@ -4,6 +4,7 @@ import { decoded } from "./sound.js";
 import { kindRefused, megabytes, speechTooLong, speechTooShort, tooFewPixels, tooManyPixels } from "./words.js";
 
 const LONGEST_DECODED_S = 1800; // decoding takes 23 MB of memory per minute
+const METADATA_MS = 3000; // a tab in the background may never be told
 
 const begins = (bytes, text, at = 0) => [...text].every((letter, i) => bytes[at + i] === letter.charCodeAt(0));
 
@@ -53,6 +54,7 @@ async function secondsOf(file) {
   const length = await new Promise((resolve) => {
     player.onloadedmetadata = () => resolve(player.duration);
     player.onerror = () => resolve(NaN);
+    setTimeout(() => resolve(NaN), METADATA_MS);
   });
   URL.revokeObjectURL(player.src);
   return length;

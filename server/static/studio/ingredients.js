@@ -3,6 +3,7 @@
 import { html } from "../vendor/htm-preact.js";
 import { checkSoon } from "./checks.js";
 import { edit, frameOf } from "./draft.js";
+import { TryExample } from "./example.js";
 import { asField, FieldError, FilePick, Icon, urlOf } from "./parts.js";
 import { Speech } from "./speech.js";
 import { state } from "./store.js";
@@ -62,6 +63,7 @@ function PhotoCard({ field, title, hint }) {
 }
 
 export const Ingredients = () => html`<div class="ingredients">
+  <div class="new-here"><${TryExample} /></div>
   <div class="photos">
     <${PhotoCard} field="person_image" title="Person" hint="Face and hands to be seen" />
     <${PhotoCard} field="product_image" title="Product" hint="On a plain background" />

@@ -155,6 +155,9 @@ async function act(work) {
 
 export const cancel = (id) => act(async () => take(await call(`/v1/jobs/${id}/cancel`, { method: "POST" })));
 
+/** Give a job a name of its own. */
+export const rename = (id, title) => act(async () => take(await call(`/v1/jobs/${id}`, { method: "PATCH", json: { metadata: { title: title || null } } })));
+
 /** Delete jobs, unless the seller takes it back within some seconds. */
 export function remove(ids) {
   const timer = setTimeout(() => removeNow(ids), UNDO_MS);
@@ -201,7 +204,7 @@ addEventListener("visibilitychange", () => { if (!document.hidden && state.jobs.
 const links = new Map();
 
 /** An address of our own server as a path: under another of its names it would be a foreign one. */
-const own = (address) => (address ? address.replace(/^https?:\/\/[^/]+/, "") : address);
+export const own = (address) => (address ? address.replace(/^https?:\/\/[^/]+/, "") : address);
 
 function ownLinks({ video, stream, preview, posters, inputs }) {
   const named = Object.entries(inputs).map(([name, address]) => [name, own(address)]);

@@ -2,7 +2,8 @@
 
 import { html } from "../vendor/htm-preact.js";
 import { clipsOf, promptsOf, spoken } from "./draft.js";
-import { hashOf, linksOf, remove, shareLink } from "./jobs.js";
+import { focusField } from "./focus.js";
+import { hashOf, linksOf, remove, rename, shareLink } from "./jobs.js";
 import { useLinks } from "./links.js";
 import { Icon } from "./parts.js";
 import { asCurl, asPython } from "./recipes.js";
@@ -102,11 +103,30 @@ function Details({ job }) {
   </dl></details>`;
 }
 
+/** The name of a job: the start of its first scene, unless it was given one. */
+function Title({ job }) {
+  const { renaming } = state;
+  if (renaming?.job !== job.id) {
+    const start = () => { change((now) => { now.renaming = { job: job.id, title: titleOf(job) }; }); focusField("title"); };
+    return html`<p class="title-line">${titleOf(job)}</p>
+      <p class="soft">${seconds(lengthOf(job))} · ${many(job.num_clips, "clip")} · ${age(job.created_at)} · <button type="button" class="link" data-field="rename" onClick=${start}>Rename</button></p>`;
+  }
+  const done = async (event) => {
+    event.preventDefault();
+    change((now) => { now.renaming = null; });
+    focusField("rename");
+    await rename(job.id, renaming.title.trim());
+  };
+  const typed = (event) => { const { value } = event.target; change((now) => { now.renaming.title = value; }); };
+  const leave = (event) => { if (event.key === "Escape") { change((now) => { now.renaming = null; }); focusField("rename"); } };
+  return html`<form class="row" onSubmit=${done}><input data-field="title" aria-label="Name of this video" maxlength="512" value=${renaming.title}
+    onInput=${typed} onKeyDown=${leave} /><button class="primary">Save the name</button></form>`;
+}
+
 export function JobPanel({ job }) {
   const over = isOver(job);
   return html`<h2>${headlineOf(job)}</h2>
-    <p class="title-line">${titleOf(job)}</p>
-    <p class="soft">${seconds(lengthOf(job))} · ${many(job.num_clips, "clip")} · ${age(job.created_at)}</p>
+    <${Title} job=${job} />
     ${!over && html`<progress max="100" value=${job.progress} aria-label="Progress"></progress><p class="doing">${doingOf(job)}</p>`}
     ${["failed", "canceled"].includes(job.status) && html`<p class=${job.status === "failed" ? "error" : "soft"}>${failureOf(job)}</p>`}
     ${job.warnings.map((warning) => html`<p class="warning">${warning.message}</p>`)}

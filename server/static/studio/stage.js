@@ -2,6 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { frameOf } from "./draft.js";
+import { TryExample } from "./example.js";
 import { Framed } from "./ingredients.js";
 import { clipSecondsOf } from "./jobs.js";
 import { useLinks } from "./links.js";
@@ -56,7 +57,7 @@ function DraftScreen() {
   const { person_image: person, product_image: product } = state.draft.photos;
   if (!person) {
     return html`<div class="veil invitation"><div class="trio" aria-hidden="true"><${Icon} name="person" /><${Icon} name="product" /><${Icon} name="speech" /></div>
-      <p><b>Your presenter shows your product</b></p><p>Two photos, a recording and a sentence become a video.</p></div>`;
+      <p><b>Your presenter shows your product</b></p><p>Two photos, a recording and a sentence become a video.</p><${TryExample} /></div>`;
   }
   const fit = state.draft.settings.fit ?? "cover";
   return html`<div class=${`still ${fit}`}><${Framed} photo=${person} fit=${fit} name="The person, as the video will begin" /></div>

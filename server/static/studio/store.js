@@ -20,7 +20,9 @@ export const state = {
   models: [],
   voices: [],                 // who can say a text; empty where the server cannot speak
   limits: null,
-  examples: [],
+  examples: [],               // what somebody who is new here can try
+  fetching: false,            // the example is on its way
+  renaming: null,             // { job, title }
   online: true,
   ready: null,                // the answer to /readyz
   keyNeeded: false,

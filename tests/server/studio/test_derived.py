@@ -8,7 +8,7 @@ import pytest
 
 from tests.server.inputs import audio_bytes
 from tests.server.studio.conftest import THREE_CLIPS, Studio
-from tools.browser import Page
+from tools.browser import CONTROL, Page
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,8 @@ def test_a_clip_is_redone_with_another_prompt_or_another_seed(studio: Studio, pr
         await page.says(".derive", "1 clip after it follows")
         if prompt is not None:
             await page.write("[data-field=redo]", prompt)
-        await page.click(".derive .primary")
+        await page.run("document.querySelector('[data-field=redo]').focus()")
+        await page.press("Enter", CONTROL)
         new = await made_from(page, studio, job)
         state = studio.live.services.journal.read(new)
         assert state.submitted.params.prompt_of(0) == "She lifts it."
@@ -137,3 +138,35 @@ def test_where_the_server_can_speak_the_speech_may_be_a_text(studio: Studio) -> 
 
     studio.visit(visit)
     assert json.loads(spoken[0]) == [["speech_text", "Look at this can."], ["voice", "ben"]]
+
+
+def test_the_example_fills_everything_and_makes_a_video(studio: Studio) -> None:
+    async def visit(page: Page) -> None:
+        await page.click(".invitation .try")
+        await page.until("document.querySelectorAll('.ingredient img').length === 2")
+        await page.says("footer", "9.6 s · 3 clips")
+        await page.until("document.activeElement.dataset.field === 'make'")
+        await page.press("Enter")
+        await page.until("location.hash.startsWith('#job=')")
+        assert len(studio.prompts_of(studio.jobs()[0])) == 3
+        assert page.complaints == []
+
+    studio.visit(visit)
+
+
+def test_a_video_gets_a_name_and_keeps_the_focus(studio: Studio) -> None:
+    job = studio.submit()
+    studio.succeed(job)
+
+    async def visit(page: Page) -> None:
+        await opened(page, job)
+        await page.click("[data-field=rename]")
+        await page.until("document.activeElement.dataset.field === 'title'")
+        await page.write("[data-field=title]", "Green can, take two")
+        await page.press("Enter")
+        await page.says(".row-title", "Green can, take two")
+        await page.until("document.activeElement.dataset.field === 'rename'")
+        await page.call("Page.reload")
+        await page.says(".row-title", "Green can, take two")
+
+    studio.visit(visit)

@@ -317,3 +317,24 @@ def test_only_states_and_clips_are_announced(studio: Studio) -> None:
         assert await page.run(f"{live}.map((one) => one.id || one.className)") == ["toast-place", "said"]
 
     studio.visit(visit)
+
+
+def test_two_tabs_agree_about_the_draft_and_the_videos(studio: Studio) -> None:
+    jobs = [studio.submit(), studio.submit()]
+
+    async def visit(page: Page) -> None:
+        async with studio.browser.tab(context=page.context) as other:
+            await other.call("Page.navigate", url=studio.live.url)
+            await other.until("document.querySelectorAll('.row-job').length === 2")
+            await page.call("Page.bringToFront")
+            await studio.fill(page, prompts=("She lifts it.", "She turns it.", "She waves."))
+            await other.until("document.querySelectorAll('.slice textarea')[2]?.value === 'She waves.'")
+            await other.until("document.querySelectorAll('.ingredient img').length === 2")
+            await page.click("[data-field=make]")
+            await page.until("location.hash.startsWith('#job=')")
+            await other.call("Page.bringToFront")
+            await other.until("document.querySelectorAll('.row-job').length === 3")
+            assert not await other.run("document.body.innerText.includes('answer was lost')")
+        assert len(studio.jobs()) == len(jobs) + 1
+
+    studio.visit(visit)
