@@ -33,15 +33,15 @@ STORAGE_AWAY = frozenset(
         *(errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN),
     }
 )
-"""Errors that say something of the storage and nothing of who used it: full, read-only, cut off, broken."""
+"""Errors that are about the storage and not about its user: full, read-only, cut off, broken."""
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 LARGEST_READ = 64 * 2**20
-"""Bytes of the largest file that `read` takes into memory; ours are far smaller."""
+"""Bytes of the largest file that `read` takes into memory. Our own files are far smaller."""
 
 
 class NoFileOfOurs(OSError):
-    """What lies under a key is a folder, a pipe, a device, far too large, or closed to us."""
+    """The thing under a key is a folder, a pipe or a device, is far too large, or cannot be read."""
 
 
 class ArtifactStore(Protocol):
@@ -51,7 +51,7 @@ class ArtifactStore(Protocol):
     """
 
     passed_over: PassedOver
-    """What was found in the store and left alone."""
+    """Things in the store that were left alone."""
 
     def create(self, key: str, data: bytes, *, durable: bool = True) -> bool:
         """Create `key` with `data`, durably. False if it exists already, or its folder is gone.
@@ -84,8 +84,9 @@ class ArtifactStore(Protocol):
         """Remove one file. No error if there is none."""
 
     def put_file(self, source: Path, key: str) -> bool:
-        """Move the local file `source` to `key`, durably, and replace what is there. False if the folder of
-        `key` is gone.
+        """Move the local file `source` to `key`, durably. False if the folder is gone.
+
+        A file that is there is replaced.
         """
 
     def local_path(self, key: str) -> Path:
@@ -131,7 +132,7 @@ def fsync_path(path: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Create a folder with whatever of its parents is missing, closed to others whatever the umask."""
+    """Create a folder and its missing parents, closed to other users whatever the umask."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
@@ -176,7 +177,7 @@ class FolderStore:
         self._mend_modes()
 
     def _mend_modes(self) -> None:
-        """Close what an older version, or a hand, has left open."""
+        """Close to other users what an older version, or a person, has left open."""
         for path in exposed_paths(self.root):
             try:
                 path.chmod(0o700 if path.is_dir() else 0o600)
@@ -190,16 +191,19 @@ class FolderStore:
         return path
 
     def _must_be_there(self) -> None:
-        """For whoever finds nothing. Raises OSError if the store itself is gone: a network file system that
-        is not mounted must not pass for a store from which everything was removed.
+        """Raise OSError if the store itself is gone.
+
+        Callers that find nothing ask here. A network file system that is not mounted must not pass for a
+        store from which everything was removed.
         """
         if not self.scratch().is_dir():
             raise OSError(errno.ENODEV, "the storage is not there", str(self.root))
 
     @contextmanager
     def _written(self, data: bytes) -> Iterator[Path]:
-        """A temporary file that holds `data`, durably. It is removed at the end even after an error: a full
-        disk must not fill further.
+        """A temporary file that holds `data`, durably.
+
+        It is removed at the end even after an error, because a full disk must not fill further.
         """
         temporary = self.scratch() / f"write-{secrets.token_hex(8)}"
         try:
@@ -345,8 +349,9 @@ class FolderStore:
         return shutil.disk_usage(self.root).free
 
     def remove_leftovers(self, now: float, age_s: float, in_use: Callable[[str], bool]) -> None:
-        """Delete what dead processes left in scratch and in the trash: what was untouched for `age_s` at
-        `now`, but nothing in scratch that is `in_use` by its name, and nothing that we would not have made.
+        """Delete what dead processes left in scratch and trash, once it was untouched for `age_s` at `now`.
+
+        Names in scratch that are `in_use` stay, and so does everything that the store would not have made.
         """
         for folder in ("scratch", "trash"):
             for path in (self.root / folder).iterdir():

@@ -14,7 +14,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def publish_card(
     store: ArtifactStore, card: CheckpointCard, tokenizer: bytes | None = None, sums: bytes | None = None
 ) -> None:
-    """Make a checkpoint, with its `tokenizer.json` and `SHA256SUMS`, known to all who share the store.
+    """Publish a checkpoint with its `tokenizer.json` and `SHA256SUMS` to all processes that share the store.
 
     Raises ValueError for a bad name.
     """

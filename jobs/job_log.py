@@ -1,4 +1,4 @@
-"""The log of a job: what the worker of each attempt said about it, kept in the job's folder."""
+"""The log of a job: the messages of each attempt's worker, kept in the job's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.journal import job_prefix
 
 
 class LogLine(Frozen):
-    """One thing that was said."""
+    """One message."""
 
     at: datetime
     level: str
@@ -19,7 +19,7 @@ class LogLine(Frozen):
 
 
 class AttemptLog(Frozen):
-    """What the worker of one attempt said."""
+    """The messages of one attempt's worker."""
 
     attempt: int
     lines: tuple[LogLine, ...] = ()

@@ -46,9 +46,9 @@ class Outdated(Exception):
 
 
 class UnreadableJob(ValueError):
-    """A journal that is damaged, or that a newer version has written in words we do not know.
+    """The journal is damaged, or a newer version has written an entry of an unknown kind.
 
-    The job is left alone, and every other one goes on.
+    The job is left alone, and all other jobs go on.
     """
 
     def __init__(self, job_id: str, why: object, submitted: Submitted | None = None) -> None:
@@ -68,7 +68,7 @@ def job_prefix(job_id: str) -> str:
 
 
 def file_key(job_id: str, file: StoredFile) -> str:
-    """Where a file of a job lies in the store."""
+    """The key of a job's file in the store."""
     return f"{job_prefix(job_id)}/{file.name}"
 
 
@@ -88,7 +88,7 @@ def _changes_key(job_id: str) -> str:
 
 
 def gone_key(claim: str) -> str:
-    """Where the mark lies which says that the job of this idempotency claim was removed."""
+    """The key of the mark that says that the job of this idempotency claim was removed."""
     return f"{claim.removesuffix('.claim')}.gone"
 
 
@@ -240,8 +240,10 @@ class Journal:
         return job
 
     def change(self, job: Job, changes: JobChanges) -> Job:
-        """Replace what may be changed about a stored job. It is no part of what happened to the job, so it
-        lies beside the entries: nobody who waits for the next one is disturbed. The last change counts.
+        """Replace what may be changed about a stored job. The last change counts.
+
+        A change is no event in the job's history. It is kept beside the entries, so that it disturbs nobody
+        who waits for the next entry.
 
         Raises JobNotFound, and OSError if the store cannot write.
         """
@@ -252,9 +254,7 @@ class Journal:
         return self.read(job.id)
 
     def _changed(self, job_id: str, submitted: Submitted) -> Submitted:
-        """What was submitted, as it was changed since. A damaged change is passed over: a title is worth no
-        job.
-        """
+        """What was submitted, with the changes since. A damaged change is ignored: the job matters more."""
         try:
             data = self.store.read(_changes_key(job_id))
             changes = None if data is None else JobChanges.stored(data)

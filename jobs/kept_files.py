@@ -1,4 +1,4 @@
-"""Files that clients keep on the server, to submit them again and again: decoded, by owner and content."""
+"""Files that clients keep on the server to submit them repeatedly. They are decoded, by owner and content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RECORD: Final = "file.json"
 
 
 class FileNotKept(Exception):
-    """This owner keeps no such file: it never was, was deleted, or has expired."""
+    """This owner keeps no such file: it never existed, was deleted, or has expired."""
 
 
 class KeptFile(Frozen):
@@ -32,18 +32,18 @@ class KeptFile(Frozen):
     kind: str
     """image, audio or video."""
     received_sha256: str
-    """Of the file as it was sent."""
+    """SHA-256 of the file as it was sent."""
     received_bytes: int
     decoded: StoredFile
-    """Decoded. `name` is relative to the file's folder."""
+    """The decoded file. `name` is relative to the folder of the kept file."""
     answer: Mapping[str, Any]
-    """What the decoder found out."""
+    """The decoder's answer about the file."""
     created_at: datetime
     expires_at: datetime
 
 
 def file_id(owner: str, kind: str, received_sha256: str) -> str:
-    """The id of a file: the same for the same owner, kind and content."""
+    """The id of a file. It is the same for the same owner, kind and content."""
     digest = hashlib.sha256(f"{owner}/{kind}/{received_sha256}".encode()).digest()
     return "file_" + base64.b32hexencode(digest).decode().lower()[:36]
 
@@ -55,8 +55,9 @@ class KeptFiles:
     store: ArtifactStore
 
     def put(self, file: KeptFile, folder: Path) -> bool:
-        """Keep the decoded file in the local folder `folder`. False if somebody was faster: then it is kept
-        until the new `expires_at`. Raises OSError.
+        """Keep the decoded file in the local folder `folder`. Raises OSError.
+
+        False if another submit was faster. Its file is then kept until the new `expires_at`.
         """
         (folder / _RECORD).write_text(file.model_dump_json(), encoding="utf-8")
         try:
@@ -95,7 +96,7 @@ class KeptFiles:
             raise FileNotKept(file.id) from error
 
     def remove(self, file: KeptFile) -> None:
-        """Remove a file. Jobs that were submitted with it keep theirs. Raises OSError."""
+        """Remove a file. Jobs that were submitted with it have copies. Raises OSError."""
         self.store.remove_folder(_prefix(file.owner, file.id))
 
     def expire(self, now: float) -> None:

@@ -239,14 +239,14 @@ class JobQueue:
         return bool(has_lease) and not drained
 
     def say_alive(self, process: str, seconds: float) -> None:
-        """Note that a process which is no worker lives, for so many seconds."""
+        """Note that a process other than a worker is alive. The note holds for so many seconds."""
         self.redis.set(_alive_key(process), "", px=int(1000 * seconds))
 
     def is_alive(self, process: str) -> bool:
         return bool(self.redis.exists(_alive_key(process)))
 
     def claim(self, name: str, holder: str, seconds: float) -> bool:
-        """Whether `holder` may do what `name` says, alone, for so many seconds. It may claim again."""
+        """Whether `holder` alone may do what `name` says, for so many seconds. It may renew its claim."""
         key, lasts = _claim_key(name), int(1000 * seconds)
         if self.redis.set(key, holder, px=lasts, nx=True):
             return True
@@ -260,7 +260,7 @@ class JobQueue:
             self.redis.delete(_claim_key(name))
 
     def tell_troubles(self, origin: str, troubles: Mapping[str, str], seconds: float) -> None:
-        """What keeps parts from working that cannot tell it themselves, by part: believed for so long."""
+        """Note why parts do not work that cannot say so themselves, by part. The note holds for so long."""
         with self.redis.pipeline(transaction=False) as pipeline:
             if troubles:
                 pipeline.sadd(_TROUBLED, origin)
@@ -271,7 +271,7 @@ class JobQueue:
             pipeline.execute()
 
     def troubles(self) -> list[str]:
-        """A sentence for each part that was told of."""
+        """The noted sentence of each part that does not work."""
         origins = texts_of(cast(set[bytes], self.redis.smembers(_TROUBLED)))
         found: list[str] = []
         for origin in origins:

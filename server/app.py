@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0
 IO_THREADS: Final = 32
 SWITCH_INTERVAL_S: Final = 0.0005
-"""How long the event loop may wait for a thread that computes. It waits after every call into the kernel."""
+"""How long the event loop may wait for a computing thread, which it does after every call into the kernel."""
 EXPIRE_EVERY_S: Final = 3600.0
 GRACEFUL_STOP_S: Final = 5
 MOST_CONNECTIONS: Final = 2000

@@ -1,4 +1,4 @@
-"""What a client does with stored jobs: list them, wait for one, cancel it, delete it."""
+"""What clients do with stored jobs: list them, wait for one, change, cancel or delete it."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def listed(
 
 
 def wait_of(prefer: str | None, most: float) -> float | None:
-    """Seconds that a Prefer header asks to wait: at most, and without a number exactly, `most`. None if it
-    asks for nothing of the kind.
+    """The seconds that a Prefer header asks to wait, at most `most`. None if it asks for no waiting.
+
+    `wait` without a number stands for `most`.
     """
     for preference in (prefer or "").split(","):
         if match := _WAIT.fullmatch(preference.partition(";")[0]):
@@ -67,7 +68,7 @@ def wait_of(prefer: str | None, most: float) -> float | None:
 
 
 async def finished(job: Job, seconds: float, services: Services) -> Job:
-    """The job as soon as it is over, or as it is after `seconds`."""
+    """Wait until the job is over, for up to `seconds`. Returns the job as it is then."""
     until = time.monotonic() + seconds
     while not job.state.is_terminal and time.monotonic() < until and not services.stopping.is_set():
         await asyncio.sleep(WAIT_POLL_S)
@@ -76,7 +77,7 @@ async def finished(job: Job, seconds: float, services: Services) -> Job:
 
 
 async def accepted(job: Job, is_new: bool, prefer: str | None, services: Services) -> Response:
-    """The answer to a request for a job that is stored now, held as long as the Prefer header asks for."""
+    """The answer to a request whose job is stored now. It waits as long as the Prefer header asks for."""
     wait = wait_of(prefer, services.settings.max_wait_s)
     if wait is not None:
         job = await finished(job, wait, services)
@@ -91,9 +92,9 @@ async def accepted(job: Job, is_new: bool, prefer: str | None, services: Service
 
 
 def cancel(job: Job, services: Services, principal: Principal) -> Job:
-    """The job in a final state: canceled, unless it was over already. The journal decides who comes first.
+    """Cancel the job unless it is over. Returns it in its final state.
 
-    Raises ApiError if others keep coming first.
+    The journal decides a race. Raises ApiError if others keep winning it.
     """
     for _ in range(CANCEL_TRIES):
         if job.state.is_terminal:

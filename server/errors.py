@@ -189,8 +189,9 @@ class ApiError(Exception):
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """A client's text made safe for a log line or an error message: at most `limit` characters, none of them
-    a control character.
+    """A client's text, safe for a log line or an error message.
+
+    It has at most `limit` characters and no control characters.
     """
     safe = one_line(text[: limit + 1])
     return safe if len(text) <= limit else safe[:limit] + "…"

@@ -1,10 +1,10 @@
-"""The guarded client: opens a URL that a stranger named, and cannot be led into our own network.
+"""Opens URLs that strangers name, without being led into our own network.
 
-A host name is resolved once. If any of its addresses is not a public one, the URL is refused. Otherwise the
-connection goes to exactly one of the addresses that were checked, so that a second answer of the name server
-changes nothing. TLS checks the certificate against the name. There are no redirects and no proxies. The head
-of an answer, its body and the time for all of it are bounded. Networks that the operator names may be opened,
-too, and only there without TLS.
+A host name is resolved once. If any of its addresses is not public, the URL is refused. Otherwise the
+connection goes to exactly one of the checked addresses, so that a second answer of the name server changes
+nothing. TLS checks the certificate against the name. Redirects and proxies are never followed. The head of an
+answer, its body and the time for all of it are bounded. Networks that the operator names may be opened too,
+and only they without TLS.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Policy = Callable[[str], bool]
 LONGEST_URL: Final = 2048
 RESOLVING_AT_ONCE: Final = 16
 LOOK_UP_S: Final = 2.0
-"""How long a submit waits to learn whether its webhook can be reached at all."""
+"""How long a submit waits to learn whether its webhook has an address that may be called."""
 PORT_OF_SCHEME: Final = {"https": 443, "http": 80}
 NO_NETWORKS: Final = PrivateNetworks()
 USER_AGENT: Final = "cointeract-server"
@@ -174,7 +174,7 @@ class Fetcher:
     """The operator's own networks, to which URLs may lead, too."""
 
     def _may_open(self, parts: SplitResult, address: str) -> bool:
-        """Whether the URL may lead to this address: public and https:, or one of our own networks."""
+        """Whether the URL may lead to this address: a public one by https:, or one the operator allows."""
         port = parts.port or PORT_OF_SCHEME[parts.scheme]
         if self.private.allows(parts.hostname or "", port, address):
             return True

@@ -1,5 +1,6 @@
-"""The queue as the server sees it: hints that may be missing. When Redis is down, the server answers without
-them, and fast.
+"""The queue as the server sees it: hints that may be missing.
+
+When Redis is down, the server answers without them, and fast.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Hints:
             return otherwise
 
     def announce(self, job: Job) -> None:
-        """Tell the workers. If that fails, the reaper finds the job in storage."""
+        """Announce a job to the workers. If that fails, the reaper finds the job in storage."""
         self._ask(lambda: self._queue.announce(job), None)
 
     def withdraw(self, job: Job) -> None:
@@ -56,9 +57,9 @@ class Hints:
         return self._ask(lambda: self._queue.progress(job_id), None)
 
     def claim(self, name: str, seconds: float) -> bool:
-        """Whether this process may do what `name` says, for so many seconds. It may claim again.
+        """Whether this process may do what `name` says, for so many seconds. It may renew its claim.
 
-        True if Redis is away: better twice than never.
+        True if Redis is away: doing it twice is better than never.
         """
         return self._ask(lambda: self._queue.claim(name, self._holder, seconds), True)
 

@@ -76,7 +76,7 @@ class IdempotencyKeys:
         return self._slot(owner, key)[1] is not None
 
     def _slot(self, owner: str, key: str) -> tuple[str, Claim | None]:
-        """Where the key's claim lies, or belongs, and what it says."""
+        """The place of the key's claim in the store, and the claim if there is one."""
         for number in count():
             path = f"{self._path(owner, key)}{f'.{number}' if number else ''}.claim"
             try:
@@ -106,7 +106,7 @@ class IdempotencyKeys:
         return claim.job_id
 
     def claim_key(self, owner: str, key: str) -> str:
-        """Where the claim lies in storage."""
+        """The claim's key in the store."""
         return self._slot(owner, key)[0]
 
     def is_gone(self, owner: str, key: str) -> bool:
@@ -129,5 +129,5 @@ class IdempotencyKeys:
                     self.store.remove(path)
 
     def turn(self, owner: str, key: str) -> AbstractAsyncContextManager[None]:
-        """Let one submit per key work at a time, so that others need not repeat what the first one does."""
+        """Let one submit per key work at a time, so that no other repeats the work of the first."""
         return self._locks.turn(self._path(owner, key))

@@ -34,16 +34,16 @@ class JobSummary:
     sequence: int
     state: JobState
     stored_bytes: int
-    """With what an unfinished job will still store, about."""
+    """The bytes stored, plus an estimate of those that an unfinished job will still store."""
     gpu_seconds: float
     checkpoint: str
     remaining: Work | None
-    """What is still to be done; None when the job is over."""
+    """The remaining work; None when the job is over."""
     webhook_host: str
     """Empty if the job named no webhook."""
     created_at: datetime
     labels: frozenset[bytes]
-    """Of its metadata, as `label_of` makes them."""
+    """The labels of its metadata, made by `label_of`."""
     last_at: datetime
     """When the job last used the GPU, or else when it was submitted."""
 
@@ -94,7 +94,7 @@ def label_of(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Which jobs a list is to hold. None, or nothing, means any."""
+    """The jobs that a list should hold. None or an empty value means any."""
 
     owner: str | None = None
     states: frozenset[JobState] = frozenset()
@@ -102,7 +102,7 @@ class JobFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
     labels: frozenset[bytes] = frozenset()
-    """All of them, as `label_of` makes them."""
+    """Labels that a job must all have, made by `label_of`."""
 
     def takes(self, job: JobSummary) -> bool:
         return (
@@ -123,14 +123,15 @@ class JobIndex:
         self.usage = UsageLedger(store)
         self._jobs: dict[str, JobSummary] = {}
         self._queued: Counter[str] = Counter()
-        """How many jobs wait, by owner: in a flood, no refusal should count all jobs again."""
+        """The number of waiting jobs by owner. In a flood, a refusal need not count all jobs again."""
         self._lock = threading.Lock()
         self._refreshing = threading.Lock()
         self._speeds: dict[str, Speed] = {}
-        """By checkpoint, as far as they were measured."""
+        """Speeds by checkpoint, as far as they have been measured."""
         self._arriving: dict[str, int] = {}
-        """How many submits were let in and are not stored yet, by owner. They count: otherwise a burst would
-        pass every limit together.
+        """The number of admitted submits that are not stored yet, by owner.
+
+        They count, because otherwise a burst would pass every limit together.
         """
 
     def refresh(self) -> None:
@@ -202,7 +203,7 @@ class JobIndex:
             self._set(job.id, None)
 
     def expire(self, now: float) -> None:
-        """Forget what counts no more at `now`. Raises OSError."""
+        """Forget what no longer counts at `now`. Raises OSError."""
         gone = self.usage.remove_old(now)
         with self._lock:
             self.usage.forget(gone)
@@ -227,7 +228,7 @@ class JobIndex:
             return {job.id: job for job in self._jobs.values() if job.webhook_host}
 
     def stored_bytes(self, owner: str) -> int:
-        """What an owner's jobs take, with what the unfinished ones will still store."""
+        """The bytes of an owner's jobs, including those that unfinished jobs will still store."""
         with self._lock:
             return self._stored_bytes(owner)
 
@@ -240,7 +241,7 @@ class JobIndex:
             return [job for job in self._jobs.values() if job.owner == owner]
 
     def owners(self) -> set[str]:
-        """Whoever has a job stored."""
+        """All owners of stored jobs."""
         with self._lock:
             return {job.owner for job in self._jobs.values()}
 

@@ -1,4 +1,4 @@
-"""The log of a job as its owner sees it: its journal in words, and what its workers said."""
+"""The log of a job as its owner sees it: its journal in words, and its workers' messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from server.services import Services
 
 
 class LogLineView(Wire):
-    """One thing that happened, or that a worker said."""
+    """An event, or a worker's message."""
 
     at: datetime
     source: Literal["journal", "worker"]
@@ -34,7 +34,7 @@ class LogLineView(Wire):
 
 
 class JobLogView(Wire):
-    """What happened to a job, oldest first."""
+    """A job's history, oldest first."""
 
     object: Literal["job.log"] = "job.log"
     id: str

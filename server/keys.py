@@ -47,7 +47,7 @@ class KeyLimits(Frozen):
 
     @property
     def are_reserved(self) -> bool:
-        """Whether unfinished jobs count by what they will use."""
+        """Whether unfinished jobs count with the use that is expected of them."""
         return self.gpu_seconds_per_day is not None or self.max_stored_bytes is not None
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a job: all that decides about its video's bits, and hashes of what went in and came out."""
+"""The manifest of a job: all that determines its video's bits, and hashes of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VideoHash(FileHash):
 
 
 class InputHash(FileHash):
-    """An input: decoded, and written anew."""
+    """An input, as it was sent and as it is stored."""
 
     received_sha256: str | None = Field(description="SHA-256 of the file as it was sent, if known.")
 
@@ -51,7 +51,7 @@ class ClipManifest(FileHash):
 
 
 class AttemptManifest(Wire):
-    """What an attempt was rendered with, as far as its worker said."""
+    """The software, device and weights of an attempt, as far as its worker named them."""
 
     attempt: int = Field(description="Counted from 1.")
     started_at: datetime
@@ -65,7 +65,7 @@ class AttemptManifest(Wire):
 
 
 class Manifest(Wire):
-    """How a video was made, or as far as it is made."""
+    """How a video was made, or how it is being made."""
 
     id: str
     object: Literal["job.manifest"] = "job.manifest"

@@ -1,4 +1,4 @@
-"""What FastAPI cannot find out about a route by itself: bodies that we read as a stream, files and errors."""
+"""Describes parts of routes that FastAPI does not see: bodies that are read as streams, files, and errors."""
 
 from __future__ import annotations
 

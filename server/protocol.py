@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with the bounds that it lacks: on a head's size and time, and on unread bodies."""
+"""Adds limits that uvicorn's HTTP protocol lacks: on the size and time of heads, and on unread bodies."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LINGER_BYTES: Final = 16 * 2**20
 class BoundedHttpProtocol(HttpToolsProtocol):
     """Closes a connection whose request has endless headers, or headers that arrive too slowly.
 
-    What is answered before its body has arrived is read on for a moment: a client that is still sending when
-    the connection closes gets an error of its socket instead of the answer.
+    The body of a request that is already answered is read for a moment longer. A client that is still sending
+    when the connection closes would get a socket error instead of the answer.
     """
 
     head_seconds: float = HEAD_SECONDS

@@ -1,4 +1,4 @@
-"""What goes over the wire, apart from `contract.request`: a submit as JSON, jobs, lists and errors."""
+"""The API's JSON, apart from `contract.request`: a submit as JSON, jobs, lists and errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CheckpointView(Wire):
 
 
 class FileUrls(Wire):
-    """Where the files of a job are. `video`, `clips` and `posters` fill as the files are made."""
+    """The addresses of a job's files. `video`, `clips` and `posters` fill as the files are made."""
 
     video: str | None
     clips: list[str]
@@ -139,7 +139,7 @@ class JobList(Wire):
 
 
 class ValidationView(Wire):
-    """What a submit of the same request would lead to."""
+    """The settings and the estimate that a submit of the same request would have."""
 
     valid: Literal[True] = True
     model: str
@@ -189,7 +189,7 @@ class ModelList(Wire):
 
 
 class FileLimits(Wire):
-    """What a file may be: bytes, pixels (width × height), shortest side in pixels, seconds of sound."""
+    """The limits of a file: bytes, pixels (width × height), shortest side in pixels, seconds of sound."""
 
     request_bytes: int = Field(description="Of one whole request, all files together.")
     image_bytes: int
@@ -211,7 +211,7 @@ class KeyView(Wire):
 
 
 class LimitsView(Wire):
-    """What a submit is checked against."""
+    """The limits that a submit is checked against."""
 
     files: FileLimits
     max_prompts: int
@@ -224,7 +224,7 @@ class LimitsView(Wire):
 
 
 class JobPatch(BaseModel):
-    """What may be changed about a job."""
+    """The fields of a job that may be changed."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

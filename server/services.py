@@ -1,4 +1,4 @@
-"""What the routes work with. An application makes it once."""
+"""The services that routes use. An application makes them once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from server.shares import Places, Turns
 from server.storage_probe import StorageProbe
 
 DISK_TURNS: Final = 16
-"""Threads that write for submits at the same time: half of those that wait for the disk."""
+"""How many threads may write for submits at once: half of those that may wait for the disk."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Services:
     disk: Turns = field(default_factory=lambda: Turns(DISK_TURNS))
     """JSON bodies hold whole files in memory, so only so many are read at the same time."""
     speaking: Turns = field(default_factory=lambda: Turns(4))
-    """The speech server is asked for so many texts at the same time."""
+    """How many texts the speech server is asked for at once."""
     storing: KeyedLocks = field(default_factory=KeyedLocks)
     """Submits of a key with limits are stored one after the other."""
     uploads: Places = field(init=False)

@@ -1,4 +1,4 @@
-"""Capacity that tenants share: nobody can take all of it, and what others leave idle may be borrowed.
+"""Capacity that tenants share. No tenant can take all of it, but each may use what others leave idle.
 
 A tenant is an API key or, on a server without keys, a client's address.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 LONG_TURN_S: Final = 0.5
-"""A turn that takes longer is long: it may not be the one that fills all places."""
+"""A turn that takes longer counts as long, and may not take the last place."""
 SLOW_FOR_S: Final = 60.0
 """For how long a tenant counts as slow after a long turn."""
 
@@ -26,10 +26,10 @@ class NoPlace(Exception):
 
 
 class Places:
-    """Places that are taken for as long as a client likes: connections, uploads, event streams.
+    """Places that clients hold as long as they like: connections, uploads, event streams.
 
-    A tenant may hold as many as it leaves free. So one alone gets half of them, and a newcomer always finds
-    one, however greedy the others are.
+    A tenant may hold as many as it leaves free. A single tenant thus gets half of them, and a newcomer always
+    finds one, however greedy the others are.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -74,11 +74,11 @@ class _Waiting:
 
 
 class Turns:
-    """Work of our own that waits for a place: parsing, decoding.
+    """Places for the server's own work, such as parsing and decoding, which waits for its turn.
 
-    The next free place goes to the waiting tenant that holds the fewest. The last place is for short work of
-    others: neither work that is said to be heavy takes it, nor a tenant that holds a place already and has
-    had a long turn a short while ago.
+    The next free place goes to the waiting tenant that holds the fewest. The last free place is kept for
+    short work of other tenants. Heavy work never takes it, nor does a tenant that already holds a place and
+    has recently had a long turn.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,4 +1,4 @@
-"""What keys have used: their jobs by state and day, their files, and the GPU time of the last 24 hours."""
+"""The use of keys: their jobs by state and day, their files, and the GPU time of the last 24 hours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.services import Services
 
 
 class DayOfUse(Wire):
-    """One day (UTC), as the jobs that are still stored tell it."""
+    """Use on one day (UTC), from the jobs that are still stored."""
 
     date: date
     submitted: int = Field(description="Jobs submitted on that day.")
@@ -27,7 +27,7 @@ class DayOfUse(Wire):
 
 
 class UsageView(Wire):
-    """What a key uses and has used."""
+    """The present and past use of a key."""
 
     object: str = "usage"
     key: str = Field(description="Id of the key, or `local` without keys.")
@@ -42,7 +42,7 @@ class UsageView(Wire):
 
 
 def usage_of(owner: str, services: Services) -> UsageView:
-    """What a key uses. Raises OSError."""
+    """The use of a key. Raises OSError."""
     jobs = services.index.summaries(owner)
     kept = KeptFiles(services.store).of(owner, utcnow())
     return UsageView(

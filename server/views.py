@@ -1,4 +1,4 @@
-"""What a client sees: made from the journal of a job and the hints in Redis."""
+"""The API's views of jobs and checkpoints, made from journals, cards and the hints in Redis."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def params_view(params: GenerationParams) -> ParamsView:
 
 
 def _progress(job: Job, live: LiveProgress | None) -> LiveProgress:
-    """How far the job is: what its worker says, or else what the journal knows."""
+    """The job's progress, as its worker reports it, or else as the journal has it."""
     params = job.submitted.params
     if job.state is JobState.PROCESSING and live is not None and live.attempt == job.attempt:
         return live

@@ -1,4 +1,4 @@
-"""What a file may be on this server, and what a decoder found out about it."""
+"""The limits for a file on this server, and a decoder's answer about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.decoding.formats import Limits
 
 
 def limits_of(settings: Settings) -> Limits:
-    """What this server accepts."""
+    """The limits of this server."""
     return Limits(
         max_pixels=settings.max_image_pixels,
         min_side=settings.min_image_side,
@@ -26,7 +26,7 @@ def limits_of(settings: Settings) -> Limits:
 
 @dataclass(frozen=True)
 class DecodedFile:
-    """What a decoder found out. Sizes in pixels, samples per channel at `rate` Hz."""
+    """A decoder's answer about a file. Sizes are in pixels, samples per channel at `rate` Hz."""
 
     format: str
     width: int = 0
@@ -37,11 +37,11 @@ class DecodedFile:
     frames: int = 0
     warnings: tuple[JobWarning, ...] = ()
     thumbnail: bytes = b""
-    """Of an image: small, as a JPEG."""
+    """For an image: a small JPEG of it."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any], field: str) -> DecodedFile:
-        """What a decoder answered about the file of a field."""
+        """The decoder's answer about the file of a field."""
         told = {name: value for name, value in answer.items() if name not in ("warnings", "thumbnail")}
         notes = answer.get("warnings", ())
         warnings = tuple(JobWarning(code=code, message=text, field=field) for code, text in notes)
@@ -49,7 +49,7 @@ class DecodedFile:
         return cls(**told, warnings=warnings, thumbnail=thumbnail)
 
     def as_answer(self) -> dict[str, Any]:
-        """What a decoder would answer: `of` gives this back, for any field."""
+        """The answer of a decoder that `of` would turn into this, for any field."""
         told = {field.name: getattr(self, field.name) for field in fields(self)}
         warnings = [(warning.code, warning.message) for warning in self.warnings]
         thumbnail = base64.b64encode(self.thumbnail).decode()

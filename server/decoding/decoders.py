@@ -1,7 +1,7 @@
-"""Which decoder reads which kind of file: the one table, for the sandbox and for files of one's own.
+"""The table of which decoder reads which kind of file, for the sandbox and for one's own files.
 
-Two sets of libraries, because loading FFmpeg makes a process twice as expensive to fork: the plain one for
-what most requests bring, photos in PNG, JPEG or WebP and speech in WAV; the full one for everything.
+There are two sets of libraries, because FFmpeg makes a process twice as expensive to fork. The plain set
+reads what most requests bring: photos in PNG, JPEG or WebP and speech in WAV. The full set reads everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PLAIN_FORMATS: Final = frozenset({"PNG", "JPEG", "WEBP"})
 
 
 def libraries_for(source: BinaryIO) -> Libraries:
-    """What it takes to decode a file. What nothing decodes is refused by either."""
+    """The set of libraries that decodes a file. Either refuses a file that nothing decodes."""
     found = sniff(source)
     if found is None or found in _PLAIN_FORMATS or (found == "WAV" and riff.is_plain(source)):
         return "plain"
@@ -56,8 +56,9 @@ def load_decoders(libraries: Libraries) -> tuple[Decoders, list[Sample]]:
 def decode(
     decoders: Decoders, source: BinaryIO, target: BinaryIO, kind: Kind, limits: Limits
 ) -> dict[str, object]:
-    """Decode one file into its canonical form; what is known about it, by the names of
-    `server.decoding.decoded.DecodedFile`. Raises RejectedFileError.
+    """Decode one file into its canonical form. Raises RejectedFileError.
+
+    Returns the facts about it, by the names of `server.decoding.decoded.DecodedFile`.
     """
     name = accepted_format(kind, source)
     source.seek(0)

@@ -1,4 +1,4 @@
-"""How a hostile file is opened with FFmpeg."""
+"""Opens possibly hostile files with FFmpeg."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _CLOSED: Final = {"protocol_whitelist": "", "enable_drefs": "0", "use_absolute_p
 def open_container(
     source: Any, demuxer: str, codecs: Collection[str], options: Mapping[str, str] | None = None
 ) -> InputContainer:
-    """Open a file-like object with one demuxer, no protocols and a fixed list of codecs: whatever the bytes
-    say, nothing else is tried.
+    """Open a file-like object with one demuxer, no protocols and a fixed list of codecs.
+
+    Nothing else is tried, whatever the bytes say.
     """
     container: InputContainer = av.open(
         source,

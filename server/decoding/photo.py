@@ -1,8 +1,7 @@
-"""Decoding of photos into what workers get: one upright PNG in sRGB without anything else in it. Runs in the
-sandbox only, beside files of one's own.
+"""Decodes a photo into an upright PNG in sRGB without anything else in it, which is what workers get.
 
-Nothing a client sent is ever stored: pixels are decoded here and written anew. The size is read from the
-header before anything is decoded.
+It runs only in the sandbox, or on one's own files. No bytes of a client are ever stored: pixels are decoded
+here and written to a new file. The size is read from the header before anything is decoded.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from server.decoding.colour import profile_of, to_srgb
 from server.decoding.formats import Limits, RejectedFileError, truncated
 
 MOST_KEPT_PIXELS: Final = 25_000_000
-"""Larger photos are shrunk by a whole number: no frame has a tenth of that."""
+"""Larger photos are shrunk by a whole number. No frame has a tenth of these pixels."""
 _HEAD_BYTES: Final = 2**18
-"""Where colours are looked for by name."""
+"""The bytes at the start of a file in which colours are looked for by name."""
 _PLUGINS: Final = {"PNG": "PNG", "WEBP": "WEBP", "AVIF": "AVIF", "HEIC": "HEIF"}
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,9 +37,9 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How to see a photo upright by its Exif orientation."""
+"""The turn that makes a photo upright, by its Exif orientation."""
 _DAMAGED: Final = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
-"""What Pillow and its plugins raise about a file."""
+"""The errors that Pillow and its plugins raise about a file."""
 _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
 
 # Pillow checks a limit of its own and only warns; ours is checked before decoding.
@@ -48,8 +47,9 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 def _check_end(data: mmap.mmap, kind: str) -> int:
-    """Decoders forgive a missing end; we do not, because what else is missing cannot be known. The number of
-    passes over the pixels.
+    """Refuse a file without its end, and return the number of passes over the pixels.
+
+    Decoders forgive a missing end. We do not, because nobody knows what else is missing.
     """
     if kind == "JPEG":
         return jpeg.count_scans(data)

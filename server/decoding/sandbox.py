@@ -43,7 +43,7 @@ HEAP_BYTES: Final = 4 * 2**20
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """One file to decode: what the client calls it, the open file, and where the canonical one goes."""
+    """One file to decode: the client's name for it, the open file, and the path of the canonical one."""
 
     field: str
     kind: Kind
@@ -52,7 +52,7 @@ class DecodeTask:
 
 
 def _open_targets(tasks: Sequence[DecodeTask]) -> list[BinaryIO]:
-    """The files that the decoded ones go to. It touches the disk."""
+    """Open the files that decoded ones are written to. This touches the disk."""
     with ExitStack() as opened:
         targets: list[BinaryIO] = [opened.enter_context(task.target.open("w+b")) for task in tasks]
         opened.pop_all()
@@ -89,9 +89,7 @@ class Decoder:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     async def start(self) -> None:
-        """Make sure that the process runs and has loaded its codecs. Raises ApiError `busy` if it does not
-        come up.
-        """
+        """Start the process unless it runs, and wait for its codecs. Raises ApiError `busy` if that fails."""
         async with self._starting:
             if self.pid is not None:
                 return
@@ -181,7 +179,7 @@ class Sandbox:
         """Turns that wait for the children that they used to be replaced."""
 
     async def start(self) -> None:
-        """Start what nearly every request needs. Raises ApiError `busy`."""
+        """Start the process that nearly every request needs. Raises ApiError `busy`."""
         await self.plain.start()
 
     async def stop(self) -> None:
@@ -190,9 +188,7 @@ class Sandbox:
         await self.full.stop()
 
     async def decode(self, tasks: Sequence[DecodeTask], tenant: str) -> list[DecodedFile]:
-        """Decode the files of one request in one child. Raises ApiError naming the field of the first
-        rejected one.
-        """
+        """Decode the files of one request in one child. Raises ApiError for the first rejected file's field."""
         needed = {libraries_for(task.source) for task in tasks}
         decoder = self.full if "full" in needed else self.plain
         size = sum(os.fstat(task.source.fileno()).st_size for task in tasks)
@@ -210,7 +206,7 @@ class Sandbox:
     async def _decode_surely(
         self, decoder: Decoder, tasks: Sequence[DecodeTask], heavy: bool
     ) -> list[DecodedFile]:
-        """Decode, if need be by another process than the one that was there."""
+        """Decode, with a new process if the old one is gone."""
         for last_try in (False, True):
             await decoder.start()
             try:
@@ -250,7 +246,7 @@ class Sandbox:
         return [self._result(task, answers[i] if i < len(answers) else None) for i, task in enumerate(tasks)]
 
     async def _read_lines(self, replies: socket.socket, count: int) -> bytes:
-        """What a child says: `count` lines, or fewer if it ends early, as one does that outlives its time."""
+        """The `count` lines that a child writes. There are fewer if it ends early, as at its time limit."""
         loop, said = asyncio.get_running_loop(), b""
         try:
             async with asyncio.timeout(self._settings.decode_timeout_s + 5.0):

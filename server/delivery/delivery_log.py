@@ -1,4 +1,4 @@
-"""What became of a job's webhooks: each try of each message, kept with the job."""
+"""The log of a job's webhooks: each try of each message, kept with the job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.artifacts import ArtifactStore, NoFileOfOurs
 from jobs.journal import job_prefix
 
 MOST_TRIES_KEPT: Final = 30
-"""Of one message; the oldest go first."""
+"""How many tries of one message are kept. The oldest are dropped first."""
 
 
 class Try(Frozen):
@@ -20,11 +20,11 @@ class Try(Frozen):
 
     at: datetime
     seconds: float
-    """Until the answer, or until it was given up."""
+    """The time until the answer, or until the try was given up."""
     status: int | None = None
-    """Of the answer; None if there was none."""
+    """The status of the answer; None if there was no answer."""
     error: str | None = None
-    """Why there was no answer."""
+    """The reason why there was no answer."""
 
     @property
     def arrived(self) -> bool:
@@ -43,7 +43,7 @@ class DeliveryLog(Frozen):
 
 
 def read_log(store: ArtifactStore, job_id: str) -> DeliveryLog:
-    """The log of a job; an empty one if none is kept, or it cannot be read. Raises OSError."""
+    """The log of a job. It is empty if none is kept or it cannot be read. Raises OSError."""
     try:
         data = store.read(_path(job_id))
         return DeliveryLog() if data is None else DeliveryLog.stored(data)
@@ -53,9 +53,9 @@ def read_log(store: ArtifactStore, job_id: str) -> DeliveryLog:
 
 
 def note_try(store: ArtifactStore, job: Job, made: Try) -> None:
-    """Note one more try of the message about entry `job.sequence`. Only who tells the job calls it.
+    """Note one more try of the message about entry `job.sequence`. Raises OSError.
 
-    Raises OSError.
+    Only the process that holds the job's claim may call it.
     """
     log = read_log(store, job.id).noted(job.sequence, made)
     try:

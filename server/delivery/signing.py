@@ -32,16 +32,16 @@ class UrlSigner:
         return hmac.new(self._key(), f"{expires}:{path}".encode(), hashlib.sha256).hexdigest()
 
     def sign(self, path: str, expires_at: datetime) -> str:
-        """The URL that gives `path` until `expires_at`."""
+        """A URL that gives access to `path` until `expires_at`."""
         expires = int(expires_at.timestamp())
         return f"{path}?expires={expires}&signature={self._signature(path, expires)}"
 
     def sign_until(self, path: str, expires: str) -> str:
-        """The URL that gives `path` as long as another one that is good until `expires`."""
+        """A URL that gives access to `path` until `expires`, the expiry of another signed URL."""
         return self.sign(path, datetime.fromtimestamp(int(expires), UTC))
 
     def verify(self, path: str, expires: str, signature: str) -> bool:
-        """Whether these two query parameters give `path` now."""
+        """Whether these two query parameters give access to `path` now."""
         if not (expires.isascii() and expires.isdecimal() and len(expires) <= 12 and signature.isascii()):
             return False
         expected = self._signature(path, int(expires))

@@ -1,7 +1,7 @@
-"""The secrets that webhooks are signed with: the server's, or a key's own.
+"""The secrets that sign webhooks: the server's, or a key's own.
 
-Whoever knows a secret can forge messages to all who trust it. So a key that shares the server with others
-makes a secret of its own.
+Whoever knows a secret can forge messages to all who trust it. So where several keys share a server, each
+should make a secret of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OLD_SIGNS_TOO: Final = timedelta(days=1)
 
 
 class OwnSecret(Frozen):
-    """The secret of one key. The one before it signs, too, for a day after the change."""
+    """The secret of one key. For a day after a change, the secret before it signs as well."""
 
     secret: str
     since: datetime
@@ -40,7 +40,7 @@ class SigningSecrets:
         return None if data is None else OwnSecret.stored(data)
 
     def renew(self, owner: str) -> OwnSecret:
-        """Make a key a secret of its own, or the next one. Raises OSError."""
+        """Make a secret for a key, or replace it. Raises OSError."""
         known = self.own(owner)
         made = OwnSecret(secret=new_secret(), since=utcnow(), before=known.secret if known else None)
         self.store.write(_path(owner), made.model_dump_json().encode())

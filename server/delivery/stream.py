@@ -1,4 +1,4 @@
-"""A job as a stream (HLS, RFC 8216) and as one file, from its first finished clip on."""
+"""Streams a job (HLS, RFC 8216), or gives it as one file, from its first finished clip on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stream_path(job_path: str) -> str:
 
 
 def _streamed(job: Job) -> list[ClipFinished]:
-    """The clips that can be played. Raises ApiError if there is none, or none yet."""
+    """The clips that can be played. Raises ApiError if there is none yet, or none at all."""
     header = finished_clip(job, 0)
     if header.stream_header is None or any(clip.fragment is None for clip in job.clips):
         raise ApiError("no_result", "The clips were rendered by an older version, which made no streams.")
@@ -64,7 +64,7 @@ def playlist(job: Job, link: Callable[[str], str]) -> str:
 
 
 def header_file(job: Job) -> JobFile:
-    """What a player reads before the first fragment. Raises ApiError."""
+    """The header that a player reads before the first fragment. Raises ApiError."""
     entry = finished_clip(job, 0)
     return JobFile(job.id, _known(entry.stream_header), entry.at, f"{job.id}-header.mp4")
 
@@ -82,7 +82,7 @@ def _known(file: StoredFile | None) -> StoredFile:
 
 
 def preview_response(store: ArtifactStore, job: Job, request: Request) -> Response:
-    """What is finished so far as one fragmented MP4, with sound. Raises ApiError, JobNotFound."""
+    """The finished clips as one fragmented MP4 with sound. Raises ApiError, JobNotFound."""
     clips = _streamed(job)
     files = [_known(clips[0].stream_header), *(_known(entry.fragment) for entry in clips)]
     try:
@@ -116,7 +116,7 @@ def preview_response(store: ArtifactStore, job: Job, request: Request) -> Respon
 
 
 def _bytes_of(paths: list[Path], first: int, last: int) -> Iterator[bytes]:
-    """Bytes `first` to `last` of files, one behind the other."""
+    """Bytes `first` to `last` of the files joined end to end."""
     begin = 0
     for path in paths:
         with path.open("rb") as file:

@@ -1,9 +1,10 @@
-"""Webhooks (Standard Webhooks): the URL that a submit named is told what happens to the job.
+"""Webhooks (Standard Webhooks): messages about a job to the URL that its submit named.
 
-The journal is the queue of messages. A cursor for each job says which entry is told next, so a restart loses
-nothing. Each entry has its own tries: one that fails does not hold up the next, and is told again, at growing
-intervals, for a day. Its `webhook-id` and its body stay the same. Several API processes may share the work: a
-claim in Redis lets one of them tell a job at a time. While Redis is away they may tell an entry twice.
+The journal is the queue of messages. Each job has a cursor that says which entry is sent next, so a restart
+loses nothing. Each entry has its own tries. One that fails does not hold up the next, and is sent again at
+growing intervals for a day, with the same `webhook-id` and body. Several API processes may share the work: a
+claim in Redis lets one of them at a time send the messages of a job. While Redis is away an entry may be sent
+twice.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from server.views import job_view
 
 log = logging.getLogger(__name__)
 TOLD: Final = {event.removeprefix("job."): event for event in WebhookEvent}
-"""The events that are told, by the type of their entry."""
+"""The events that have messages, by the type of their journal entry."""
 GIVE_UP_AFTER: Final = timedelta(days=1)
 LONGEST_PAUSE: Final = timedelta(hours=3)
 AT_ONCE: Final = 32
-"""Jobs being told at once. A tenant may hold as many of these places as it leaves free."""
+"""How many jobs have messages sent at once. A tenant may hold as many of these places as it leaves free."""
 AT_ONCE_PER_HOST: Final = 4
-"""Of these, jobs told to one host: a host that never answers keeps no more."""
+"""How many of these may go to one host, so that a host that never answers holds no more."""
 CLAIM_S: Final = 90.0
 """How long a claim holds. It is renewed before each message, which takes less."""
 GONE: Final = 410
@@ -54,7 +55,7 @@ _FAREWELLS: Final = "farewells"
 
 
 class Tries(Frozen):
-    """A message that failed so far."""
+    """The failed tries of a message."""
 
     count: int = 0
     first_at: datetime
@@ -62,17 +63,17 @@ class Tries(Frozen):
 
 
 class Cursor(Frozen):
-    """How much of a job has been told."""
+    """How much of a job's journal has been sent."""
 
     sequence: int = 1
-    """The number of the entry to tell next."""
+    """The number of the entry to send next."""
     failed: Mapping[int, Tries] = {}
-    """Earlier entries that are to be told again."""
+    """Earlier entries that must be sent again."""
     over: bool = False
 
 
 class Farewell(Frozen):
-    """The last message of a job that is deleted before it was told."""
+    """The last message of a job that was deleted before the message was sent."""
 
     owner: str
     url: str
@@ -87,7 +88,7 @@ def pause_after(tries: int) -> timedelta:
 
 
 def after_failure(tries: Tries | None) -> Tries | None:
-    """What follows one more failure; None if that was the last try."""
+    """The tries after one more failure; None if that was the last try."""
     now, count = utcnow(), 1 if tries is None else tries.count + 1
     first = now if tries is None else tries.first_at
     if now - first > GIVE_UP_AFTER:
@@ -107,17 +108,17 @@ class WebhookSender:
     base_url: str = ""
     _cursors: dict[str, Cursor] = field(default_factory=dict)
     _states: dict[str, Job] = field(default_factory=dict)
-    """The jobs as they were when last told, so that only newer entries must be read."""
+    """The jobs as of their last message, so that only newer entries must be read."""
     _telling: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _places: Places = field(default_factory=lambda: Places(AT_ONCE))
     _hosts: Counter[str] = field(default_factory=Counter)
-    """How many jobs are being told, by host."""
+    """How many jobs have messages under way, by host."""
 
     def __post_init__(self) -> None:
         self._journal = Journal(self.store)
 
     async def round(self) -> None:
-        """Start to tell what is due."""
+        """Start to send what is due."""
         jobs = self.index.with_webhooks()
         for job_id in self._cursors.keys() - jobs.keys():
             if await asyncio.to_thread(self._journal.is_stored, job_id):
@@ -142,7 +143,7 @@ class WebhookSender:
                 self._start(name, farewell.owner, host, partial(self._take_leave, name, farewell))
 
     def _start(self, key: str, owner: str, host: str, tell: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Tell in the background, unless that is under way, or the share of owner or host is taken."""
+        """Send in the background, unless that is under way or the share of the owner or host is used up."""
         if key in self._telling or self._hosts[host] >= AT_ONCE_PER_HOST:
             return
         try:
@@ -162,7 +163,7 @@ class WebhookSender:
             log.error("webhook of %s could not be sent", key, exc_info=error)
 
     async def stop(self) -> None:
-        """Break off what is under way. It is told again after the next start."""
+        """Stop what is under way. It is sent again after the next start."""
         tasks = list(self._telling.values())
         for task in tasks:
             task.cancel()
@@ -171,7 +172,7 @@ class WebhookSender:
     # Jobs
 
     async def _tell(self, job_id: str) -> None:
-        """Tell the entries of one job that are due: first those that failed before, then the new ones."""
+        """Send the due entries of one job: first those that failed before, then the new ones."""
         claim = f"webhook {job_id}"
         if not await asyncio.to_thread(self.hints.claim, claim, CLAIM_S):
             return  # another process tells it
@@ -192,7 +193,7 @@ class WebhookSender:
             await asyncio.to_thread(self.hints.release, claim)
 
     async def _told(self, job_id: str, cursor: Cursor, entry: JournalEntry, job: Job) -> Cursor:
-        """The cursor after one more try to tell an entry. `job` is as of then."""
+        """The cursor after one more try to send an entry. `job` is the job as of that entry."""
         failed, sequence = dict(cursor.failed), job.sequence
         tries = failed.pop(sequence, None)
         delivered: bool | None = True
@@ -225,7 +226,7 @@ class WebhookSender:
         self.store.write(_cursor_key(job_id), cursor.model_dump_json().encode())
 
     def _entry(self, job_id: str, sequence: int) -> tuple[JournalEntry, Job]:
-        """An entry, and the job as of then."""
+        """An entry, and the job as of that entry."""
         return next(self._journal.follow(self._journal.as_of(job_id, sequence - 1)))
 
     def _as_told(self, job_id: str, cursor: Cursor) -> Job:
@@ -238,9 +239,9 @@ class WebhookSender:
     # Deleted jobs
 
     def say_farewell(self, job: Job) -> None:
-        """Keep the last message of a job that is about to be deleted, if it was not told yet.
+        """Keep the last message of a job that is about to be deleted, if it has not been sent yet.
 
-        `job` is over: deleting a job cancels it first.
+        `job` is over, because a job is canceled before it is deleted.
         """
         url, event = job.submitted.webhook_url, WebhookEvent(f"job.{job.state.value}")
         if url is None or not wants(job, event) or self._load(job.id).over or job.completed_at is None:
@@ -314,8 +315,9 @@ class WebhookSender:
     # Told again
 
     def tell_again(self, job: Job, sequence: int) -> None:
-        """Let the message about an entry be sent anew with the next round. Raises ApiError (503) while
-        another process tells the job, OSError.
+        """Let the next round send the message about an entry again.
+
+        Raises OSError, or ApiError (503) while another process sends the job's messages.
         """
         claim = f"webhook {job.id}"
         if job.id in self._telling or not self.hints.claim(claim, CLAIM_S):
@@ -328,7 +330,7 @@ class WebhookSender:
             self.hints.release(claim)
 
     def cursor_of(self, job_id: str) -> Cursor:
-        """How much of a job has been told. Raises OSError."""
+        """How much of a job's journal has been sent. Raises OSError."""
         return self._load(job_id)
 
 
@@ -339,13 +341,13 @@ def _is_due(cursor: Cursor, newest: int, now: datetime) -> bool:
 
 
 def wants(job: Job, event: WebhookEvent) -> bool:
-    """Whether a job's webhook is told of an event."""
+    """Whether a job's webhook gets messages about an event."""
     chosen = job.submitted.webhook_events
     return job.submitted.webhook_url is not None and (chosen is None or event in chosen)
 
 
 def event_of(entry: JournalEntry, job: Job) -> WebhookEvent | None:
-    """What the job's webhook is told of an entry; None: nothing."""
+    """The event that the job's webhook is sent for an entry; None if it is sent nothing."""
     event = TOLD.get(entry.type)
     return event if event is not None and wants(job, event) else None
 

@@ -1,4 +1,4 @@
-"""What a key uses; and for admins: all owners, the workers, the queue."""
+"""Routes for a key's own use, and for admins: owners, workers and queue."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WorkerName = Annotated[str, Path(max_length=300, description="As the list of wor
 
 
 class WorkerJob(Wire):
-    """What a worker is busy with."""
+    """The job that a worker renders."""
 
     id: str
     owner: str
@@ -93,7 +93,7 @@ class QueueList(Wire):
 
 
 class OwnerView(UsageView):
-    """A key, and what it uses."""
+    """A key and its use."""
 
     name: str | None = Field(description="Of the key; null for jobs without one, or of one that is gone.")
     scopes: list[str]
@@ -103,7 +103,7 @@ class OwnerView(UsageView):
 
 
 class OwnerList(Wire):
-    """All keys, and whoever else has jobs here."""
+    """All keys, and all other owners of jobs."""
 
     object: Literal["list"] = "list"
     data: list[OwnerView]
@@ -114,7 +114,7 @@ MOST_QUEUED_SHOWN = 100
 
 @router.get("/usage", response_model=UsageView, summary="Know what your key uses")
 def get_usage(services: ServicesOf, principal: Reader) -> UsageView:
-    """Jobs, files and GPU time of your key. `GET /v1/limits` tells how much it may use."""
+    """Jobs, files and GPU time of your key. `GET /v1/limits` has its limits."""
     services.index.refresh()
     return usage_of(principal.owner, services)
 
@@ -156,7 +156,7 @@ def _workers(services: Services) -> list[WorkerInfo]:
 
 @router.get("/admin/workers", response_model=WorkerList, summary="List workers")
 def list_workers(services: ServicesOf, principal: Admin) -> WorkerList:
-    """What each worker is, does, and cannot do."""
+    """Each live worker with its device, speed, problem, and the job that it renders."""
     workers, draining = _workers(services), services.hints.draining()
     clips = {name: card.default_clip for name, card in read_cards(services.store).items()}
     views = []
@@ -169,7 +169,7 @@ def list_workers(services: ServicesOf, principal: Admin) -> WorkerList:
 
 @router.post("/admin/workers/{worker}/drain", response_model=WorkerView, summary="Drain a worker")
 def drain_worker(worker: WorkerName, services: ServicesOf, principal: Admin) -> WorkerView:
-    """Let it finish its job and take no other, until it is resumed or started anew."""
+    """Let a worker finish its job and take no other, until it is resumed or restarted."""
     return _set_draining(worker, services, True)
 
 
@@ -189,7 +189,7 @@ def _set_draining(name: str, services: Services, draining: bool) -> WorkerView:
 
 @router.get("/admin/queue", response_model=QueueList, summary="Look at the queue")
 def get_queue(services: ServicesOf, principal: Admin) -> QueueList:
-    """Who waits for what, in the order in which jobs start."""
+    """The waiting jobs of each checkpoint, in the order in which they start."""
     queues = []
     for model in sorted({*read_cards(services.store), *services.index.unfinished_checkpoints()}):
         snapshot = services.hints.snapshot(model)
@@ -223,7 +223,7 @@ def get_queue(services: ServicesOf, principal: Admin) -> QueueList:
 
 @router.get("/admin/owners", response_model=OwnerList, summary="List keys with their use")
 def list_owners(services: ServicesOf, principal: Admin) -> OwnerList:
-    """Every key and whoever else has jobs: how much of what, by state and day."""
+    """All keys, and all other owners of jobs, with their use by state and day."""
     services.index.refresh()
     keys = {key.id: key for key in list_keys(services.store)}
     owners = services.index.owners() | keys.keys() | ({ANONYMOUS_OWNER} if not keys else set())

@@ -1,4 +1,4 @@
-"""Jobs made from other jobs: tried again, extended, or made anew from some clip on."""
+"""Routes that make jobs from other jobs: retry, extend, and redo from a clip on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def retry(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """A new job of the same request. The finished clips of the old one are kept, not rendered again."""
+    """Make a new job of the same request. It keeps the finished clips of the old one."""
     key = checked_key(idempotency_key)
     made, is_new = await JobsFrom(job, services, principal).retry(request, key)
     return await accepted(made, is_new, prefer, services)
@@ -55,8 +55,10 @@ async def extend(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """A new job with more speech behind that of a finished one. It goes on from the last whole clip; a clip
-    that the end of the old speech cut short is rendered again.
+    """Make a new job that adds speech to a finished one.
+
+    It goes on after the last complete clip. A clip that the end of the old speech cut short is rendered
+    again.
     """
     key = checked_key(idempotency_key)
     made, is_new = await JobsFrom(job, services, principal).extend(request, key)
@@ -80,8 +82,9 @@ async def redo(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """A new job that keeps the clips before this one and renders it and all behind it anew, because each clip
-    continues from the one before.
+    """Make a new job that keeps the clips before this one and renders this and all later ones again.
+
+    The later ones must be rendered again because each clip continues the one before.
     """
     key = checked_key(idempotency_key)
     return await accepted(

@@ -1,4 +1,4 @@
-"""What somebody who is new here can try: photos, speech and prompts that come with the program."""
+"""Sample inputs for newcomers: photos, speech and prompts that come with the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a job beside its video and its clips: what it was made from, and still pictures."""
+"""Files of a job other than its video and clips: its inputs, and still pictures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def get_input(job: DownloadableJob, services: ServicesOf, request: Request, name
 
 @router.get("/{job_id}/thumbnail", summary="Get a thumbnail", response_class=Response, responses=PICTURE_FILE)
 def get_thumbnail(job: DownloadableJob, services: ServicesOf, request: Request) -> Response:
-    """A small picture at any time: of the newest finished clip, or of the person's photo before."""
+    """A small picture at any time: of the newest finished clip, or before that of the person's photo."""
     return file_response(services.store, thumbnail_file(job), request)
 
 

@@ -75,7 +75,7 @@ async def generate(
     "/validate", response_model=ValidationView, openapi_extra=GENERATE_BODY, summary="Check a submit"
 )
 async def validate(request: Request, services: ServicesOf, principal: Submitter) -> ValidationView:
-    """Check all that a submit checks, and tell what would come of it. Nothing is queued."""
+    """Check all that a submit checks. Answers with resolved settings and an estimate; queues nothing."""
     draft, checked = await dry_run(request, services, principal)
     newcomer = WaitingJob(
         "new",
@@ -145,13 +145,13 @@ def get_job(job: ReadableJob, services: ServicesOf) -> JobView:
 
 @router.get("/jobs/{job_id}/manifest", response_model=Manifest, summary="How the video was made")
 def get_manifest(job: ReadableJob, services: ServicesOf) -> Manifest:
-    """All that decides about the video's bits, with hashes of what went in and came out. As of now."""
+    """All that determines the video's bits, with hashes of inputs and outputs, as far as it is known now."""
     return manifest_of(job, services)
 
 
 @router.get("/jobs/{job_id}/log", response_model=JobLogView, summary="What happened to a job")
 def get_log(job: ReadableJob, services: ServicesOf) -> JobLogView:
-    """Its journal in words, and what each attempt's worker said, stage by stage. It grows with each clip."""
+    """The job's journal in words, and its workers' messages, stage by stage. It grows with each clip."""
     return job_log(job, services)
 
 
@@ -166,8 +166,9 @@ async def change_job(
 
 @router.post("/jobs/{job_id}/cancel", response_model=JobView, summary="Cancel a job")
 def cancel_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> JobView:
-    """Stop a job for good. Its finished clips stay. Canceling a canceled job is no error, canceling a
-    finished one is (409).
+    """Stop a job for good. Its finished clips stay.
+
+    Canceling a canceled job is no error. Canceling a finished one is (409).
     """
     job = cancel(job, services, principal)
     if job.state is not JobState.CANCELED:
@@ -177,7 +178,7 @@ def cancel_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> 
 
 @router.delete("/jobs/{job_id}", response_model=Deleted, summary="Delete a job")
 def delete_job(job: WritableJob, services: ServicesOf, principal: Submitter) -> Deleted:
-    """Cancel the job if need be, and remove it with all its files."""
+    """Remove the job with all its files. It is canceled first if it is not over."""
     delete(job, services, principal)
     return Deleted(id=job.id)
 

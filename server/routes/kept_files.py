@@ -124,7 +124,7 @@ WritableFile = Annotated[KeptFile, Depends(_writable)]
     responses={200: {"model": File, "description": "It was kept already, and is now kept longer."}},
 )
 async def create_file(request: Request, services: ServicesOf, principal: Submitter) -> Response:
-    """Send a file once, and name it in any number of submits. It is decoded once, and yours alone."""
+    """Send a file once, to name it in any number of submits. It is decoded once and belongs to your key."""
     file, created = await keep(request, services, principal)
     return JSONResponse(_view(file).model_dump(mode="json"), status_code=201 if created else 200)
 
@@ -153,6 +153,6 @@ def get_content(file: ReadableFile, services: ServicesOf, request: Request) -> R
 
 @router.delete("/{file_id}", response_model=FileDeleted, summary="Delete a kept file")
 def delete_file(file: WritableFile, services: ServicesOf) -> FileDeleted:
-    """Jobs that were submitted with it keep what they need."""
+    """Remove the file. Jobs that were submitted with it have copies."""
     KeptFiles(services.store).remove(file)
     return FileDeleted(id=file.id)

@@ -1,4 +1,4 @@
-"""What a request may bring to this server, and what the key that asks may do."""
+"""The limits for requests to this server, and the scopes and limits of the key that asks."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _takes_gzip(accepted: str) -> bool:
 
 
 def _answer(name: str, request: Request) -> Response:
-    """The file, compressed for whoever takes that. A browser asks again each time, and mostly gets a 304."""
+    """The file, compressed for clients that accept it. A browser asks each time, and mostly gets a 304."""
     file = FILES[name]
     compressed = _takes_gzip(request.headers.get("accept-encoding", ""))
     etag = f'"{file.tag}{"-gz" if compressed else ""}"'

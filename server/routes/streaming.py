@@ -1,4 +1,4 @@
-"""Watching a job while it is rendered: a stream of its finished clips with sound, or one file of them."""
+"""Routes for watching a job while it is rendered: its finished clips with sound, as a stream or one file."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def get_stream(
     expires: SignedUntil = None,
     signature: SignedUntil = None,
 ) -> Response:
-    """A playlist (HLS) of the finished clips with sound, which grows until the job is over. A signed one has
-    signed parts, good for as long.
+    """A playlist (HLS) of the finished clips with sound, which grows until the job is over.
+
+    The parts of a signed playlist are signed too, and valid for as long.
     """
     folder = stream_path(job_path(job.id))
 
@@ -60,7 +61,7 @@ def get_stream(
     responses=VIDEO_FILE,
 )
 def get_stream_header(job: DownloadableJob, services: ServicesOf, request: Request) -> Response:
-    """What a player reads before the first fragment (`EXT-X-MAP`)."""
+    """The header that a player reads before the first fragment (`EXT-X-MAP`)."""
     return file_response(services.store, header_file(job), request)
 
 
@@ -79,7 +80,7 @@ def get_fragment(
 
 @router.get("/{job_id}/preview.mp4", summary="Get a preview", response_class=Response, responses=VIDEO_FILE)
 def get_preview(job: DownloadableJob, services: ServicesOf, request: Request) -> Response:
-    """What is finished so far, with sound, as one file; the video itself once there is one."""
+    """The clips finished so far, with sound, as one file; the video itself once there is one."""
     if job.video is not None:
         return file_response(services.store, finished_file(job, job.video, "video"), request)
     return preview_response(services.store, job, request)

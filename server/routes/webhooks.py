@@ -1,4 +1,4 @@
-"""What became of webhooks, and the secret that they are signed with."""
+"""Routes for the deliveries of webhooks, and for the secret that signs them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from server.schemas import Wire
 from server.services import Services
 
 MOST_TRIES: Final = 25
-"""Of one message: nobody needs more, and each is a request to a host that a client has named."""
+"""The limit of tries of one message. Each is a request to a host that a client has named."""
 router = Router(prefix="/v1", tags=["webhooks"], responses=PROBLEM)
 Sequence = Annotated[
     int, PathParameter(ge=1, le=999_999, description="Number of the message, as the list of deliveries says.")
@@ -29,15 +29,15 @@ Sequence = Annotated[
 
 
 class DeliveryState(StrEnum):
-    """What became of a message."""
+    """The state of a message."""
 
     PENDING = "pending"
-    """It is, or will be, sent, or sent again."""
+    """The message is being sent, or will be sent or sent again."""
     DELIVERED = "delivered"
     FAILED = "failed"
-    """It was refused (410), or given up after a day."""
+    """The receiver refused the message (410), or it was given up after a day."""
     NOT_SENT = "not_sent"
-    """An earlier message was refused (410), which ends all."""
+    """The receiver refused an earlier message (410), which ends the job's messages."""
 
 
 class TryView(Wire):
@@ -122,7 +122,7 @@ def list_deliveries(job: ReadableJob, services: ServicesOf) -> DeliveryList:
     summary="Send a webhook again",
 )
 def redeliver(job: WritableJob, services: ServicesOf, sequence: Sequence) -> Delivery:
-    """Send a message again within seconds, with the same id and body, whatever became of it."""
+    """Send a message again within seconds, with the same id and body, whatever its state."""
     known = {delivery.sequence: delivery for delivery in _deliveries(job, services)}
     if sequence not in known:
         raise ApiError("not_found", "The job has no such message.")
@@ -135,7 +135,7 @@ def redeliver(job: WritableJob, services: ServicesOf, sequence: Sequence) -> Del
 
 @router.get("/webhooks/secret", response_model=WebhookSecret, summary="The key's webhook secret")
 def get_secret(services: ServicesOf, principal: Submitter) -> WebhookSecret:
-    """The secret of your key, if it has made one. Until then the server's own one signs."""
+    """Your key's secret, if it has made one. Until then the server's secret signs."""
     own = services.webhooks.secrets.own(principal.owner)
     if own is None:
         raise ApiError("not_found", "This key has no secret of its own; POST makes one.")
@@ -144,6 +144,6 @@ def get_secret(services: ServicesOf, principal: Submitter) -> WebhookSecret:
 
 @router.post("/webhooks/secret", response_model=WebhookSecret, summary="Make or renew the webhook secret")
 def renew_secret(services: ServicesOf, principal: Submitter) -> WebhookSecret:
-    """Make a secret for your key. The one before signs, too, for a day, while receivers change over."""
+    """Make or replace your key's secret. For a day the old one signs too, while receivers change over."""
     made = services.webhooks.secrets.renew(principal.owner)
     return WebhookSecret(secret=made.secret, since=made.since)

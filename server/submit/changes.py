@@ -1,4 +1,4 @@
-"""Receives what is to be different in a job that is made from another."""
+"""Receives the changes for a job that is made from another."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ async def receive_changes(
     model: type[Changes],
     files: Collection[str] = (),
 ) -> tuple[Changes, Mapping[str, GivenFile]]:
-    """The changes, and the files of the fields `files`, all of which are needed. No body is no change.
+    """The changes, and the files of the fields `files`, all of which are required.
 
-    Raises ApiError, FieldError, ClientDisconnect.
+    A request without a body changes nothing. Raises ApiError, FieldError, ClientDisconnect.
     """
     values: dict[str, Any] = {}
     received: Mapping[str, GivenFile] = {}

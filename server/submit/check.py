@@ -107,7 +107,7 @@ def check_fields(
 
 
 async def _check_webhook(fields: GenerateFields, services: Services) -> None:
-    """Raises ApiError for an address to which nothing could ever be delivered."""
+    """Raise ApiError for an address that nothing could ever be delivered to."""
     if fields.webhook_url is not None:
         try:
             await services.fetcher.check(fields.webhook_url)
@@ -155,8 +155,9 @@ def priority_of(wanted: Priority | None, principal: Principal) -> Priority:
 
 
 def check_declared_type(field: str, declared: str, found: str) -> None:
-    """With strict_media_types, a file must be what its declared type says. A missing or general type says
-    nothing.
+    """With strict_media_types, refuse a file whose declared type is wrong.
+
+    A missing or general type declares nothing.
     """
     if declared in ("", "application/octet-stream", "binary/octet-stream", found):
         return

@@ -1,7 +1,7 @@
-"""New jobs made from stored ones: the same again, with more speech, or anew from some clip on.
+"""Makes new jobs from stored ones: retry, extend, and redo from a clip on.
 
-A job that is made from another has files of its own, with the content of those that both share. So either
-can be deleted without the other. What they share is neither uploaded nor rendered again.
+The new job has files of its own, with the content of those that both share, so either job can be deleted
+without the other. Shared files are neither uploaded nor rendered again.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ from server.submit.submit import Order, place
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of a job when another is made from it."""
+    """The differences between a job and the one that it is made from."""
 
     params: GenerationParams
     num_shared: int
-    """Clips that the new job takes over, the first ones."""
+    """How many clips, from the first on, the new job takes over."""
     warnings: tuple[JobWarning, ...]
 
 
 @dataclass(frozen=True)
 class JobsFrom:
-    """What whoever asks may make of the job `parent`."""
+    """Makes new jobs from the job `parent`."""
 
     parent: Job
     services: Services
     principal: Principal
 
     async def retry(self, request: Request, key: str | None) -> tuple[Job, bool]:
-        """The same request again, behind the clips that are finished."""
+        """Repeat the request, and go on after the finished clips."""
 
         async def receive(space: Scratch) -> Order:
             await receive_changes(request, self.services, space, RetryFields)
@@ -71,7 +71,7 @@ class JobsFrom:
         return await place(request, key, self.services, self.principal, receive)
 
     async def redo(self, request: Request, key: str | None, clip: int) -> tuple[Job, bool]:
-        """The clips from `clip` on anew."""
+        """Render the clips from `clip` on again."""
 
         async def receive(space: Scratch) -> Order:
             changes, _ = await receive_changes(request, self.services, space, RedoFields)
@@ -82,7 +82,7 @@ class JobsFrom:
         return await place(request, key, self.services, self.principal, receive)
 
     async def extend(self, request: Request, key: str | None) -> tuple[Job, bool]:
-        """A longer video: more speech behind the job's own."""
+        """Make a longer video, with more speech after the job's own."""
 
         async def receive(space: Scratch) -> Order:
             changes, files = await receive_changes(request, self.services, space, ExtendFields, ["audio"])
@@ -209,7 +209,7 @@ class JobsFrom:
         return NewJob(space.folder, before.model_copy(update=changes))
 
     def _shared_clips(self, plan: Plan, space: Scratch) -> tuple[ClipFinished, ...]:
-        """The clips that are taken over, with all their files; the frames behind them as far as needed."""
+        """The clips that are taken over, with all their files, and the kept frames as far as needed."""
         clips, store = list(self.parent.clips[: plan.num_shared]), self.services.store
         for index, clip in enumerate(clips):
             motion, is_last = clip.motion, index == plan.num_shared - 1
@@ -240,7 +240,7 @@ class JobsFrom:
 
 
 def _replaced(params: GenerationParams, clip: int, prompts: list[str]) -> tuple[str, ...]:
-    """The prompts of a video with those from `clip` on replaced, as many as are given."""
+    """The prompts of a video, with the given ones in place of those from `clip` on."""
     if not prompts:
         return params.prompts
     before = [params.prompt_of(index) for index in range(clip)]

@@ -43,7 +43,7 @@ class _Arrived:
 
 
 def _kind_of(file: ReceivedFile, asked: str | None) -> Kind:
-    """What a file is to be taken for: as asked, or an image or sound as its first bytes say."""
+    """The kind of a file: as asked for, or else image or audio by its first bytes."""
     for kind in KINDS:
         if asked == kind:
             return kind
@@ -86,8 +86,9 @@ def _check_quota(services: Services, principal: Principal, size: int) -> None:
 
 
 async def keep(request: Request, services: Services, principal: Principal) -> tuple[KeptFile, bool]:
-    """Receive, decode and keep a file. Also returns whether it is new: the same content of the same kind is
-    kept once, and longer. Raises ApiError, ClientDisconnect.
+    """Receive, decode and keep a file. Also returns whether it is new. Raises ApiError, ClientDisconnect.
+
+    The same content of the same kind is kept once. Sending it again keeps it longer.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "multipart/form-data":

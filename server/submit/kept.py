@@ -1,4 +1,4 @@
-"""Kept files in a submit: found by the ids that it names, and linked into the job instead of decoded."""
+"""Kept files in a submit: finds them by their ids, and links them into the job instead of decoding."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kept_file(field: str, file: str, services: Services, owner: str) -> KeptFile
 
 
 def link(file: KeptFile, field: str, target: Path, services: Services) -> DecodedFile:
-    """Put a kept file where a decoder would have written it. Raises ApiError, OSError."""
+    """Link a kept file to the path where a decoder would have written it. Raises ApiError, OSError."""
     try:
         source = KeptFiles(services.store).path(file)
         try:

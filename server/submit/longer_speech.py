@@ -1,4 +1,4 @@
-"""More speech behind that of a job."""
+"""Appends speech to that of a job."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ def received_hash(added: AddedFile) -> str:
 async def join_speech(
     before: Path, params: GenerationParams, added: AddedFile, services: Services, space: Scratch
 ) -> DecodedFile:
-    """Put the speech in the file `before`, as far as it was used by a video of these settings, and the added
-    one into one file of the new job. Rate and channels are those of the first. Raises ApiError.
+    """Join a job's speech with the added one in a file of the new job. Raises ApiError.
+
+    Of the speech in `before`, the part is used that a video of these settings used. Rate and channels are
+    those of `before`.
     """
     second, whole = space.folder / "added.wav", space.folder / STORED_NAME["audio"][0]
     try:
@@ -61,7 +63,7 @@ async def join_speech(
 def _join(
     before: Path, second: Path, params: GenerationParams, settings: Settings, new_file: Callable[[], BinaryIO]
 ) -> BinaryIO:
-    """A new file with the used part of one recording and all of another behind it."""
+    """A new file with the used part of one recording, followed by all of another."""
     joined = new_file()
     with before.open("rb") as first, second.open("rb") as behind:
         _copy_used(first, params, settings, joined)
@@ -71,8 +73,10 @@ def _join(
 
 
 def _copy_used(source: BinaryIO, params: GenerationParams, settings: Settings, target: BinaryIO) -> None:
-    """Copy a canonical WAV. What lies behind the end of the video is left out, if it is more than the frames
-    that a video may drop: `num_clips` asked for the beginning only.
+    """Copy a canonical WAV without the part that is beyond the end of the video.
+
+    A part no longer than the frames that a video may drop is copied too. More is left over only if
+    `num_clips` asked for just the beginning.
     """
     (part,) = read_parts(source)
     samples = (part.stop - part.start) // part.frame_bytes

@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 INPUTS: Final = "inputs"
 SMALL_FILE_BYTES: Final = 2**20
 PERCENT_CODED_BYTES: Final = 2**18
-"""Characters of a data: URL that is not base64: decoding one takes a hundred times as long."""
+"""Largest data: URL that is not base64, in characters. Decoding one takes a hundred times as long."""
 DRAIN_BYTES: Final = 16 * 2**20
 DRAIN_SECONDS: Final = 2.0
 
@@ -62,10 +62,10 @@ class Draft:
     references: Mapping[str, str] = member(default_factory=dict)
     """Ids of kept files, by field."""
     kept: Mapping[str, KeptFile] = member(default_factory=dict)
-    """The files that these are."""
+    """The kept files that `references` names, by field."""
 
     def received(self) -> dict[str, str]:
-        """SHA-256 of each file as it was sent, by field. It makes no difference when it was sent."""
+        """SHA-256 of each file as it was sent, by field, whether in this request or kept before."""
         kept = {name: file.received_sha256 for name, file in self.kept.items()}
         return kept | {name: file.sha256 for name, file in self.files.items()}
 
@@ -74,16 +74,17 @@ class Draft:
 
 
 def fits_memory(most_bytes: int | None) -> bool:
-    """Whether a file of so many bytes at most is kept in memory. Any other lies on a disk, which may be slow:
-    only threads may touch it.
+    """Whether a file of at most so many bytes is kept in memory.
+
+    Other files are on a disk, which may be slow, so only threads may touch them.
     """
     return sys.platform == "linux" and most_bytes is not None and most_bytes <= SMALL_FILE_BYTES
 
 
 class Scratch:
-    """Where one submit is put together: the folder that may become the job, and files without names.
+    """The place where a submit is put together: the folder that may become the job, and files without names.
 
-    `tenant` is whose share of the capacity the submit takes.
+    The submit uses the share of `tenant`.
     """
 
     def __init__(self, folder: Path, tenant: str, disk: Turns) -> None:
@@ -91,7 +92,7 @@ class Scratch:
         self._disk, self._files = disk, ExitStack()
 
     async def on_disk(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """What `work` returns. It touches the disk, so it runs in a thread, in the tenant's turn."""
+        """Run `work`, which touches the disk, in a thread in the tenant's turn. Returns its result."""
         async with self._disk.turn(self.tenant):
             return await asyncio.to_thread(work, *arguments)
 
@@ -114,7 +115,7 @@ class Scratch:
 
 @asynccontextmanager
 async def scratch(services: Services, tenant: str) -> AsyncIterator[Scratch]:
-    """Space for one submit. Nothing is left of it afterwards, unless it became a job."""
+    """Space for one submit. Afterwards nothing of it is left, unless it became a job."""
     space = Scratch(services.store.scratch() / f"submit-{secrets.token_hex(8)}", tenant, services.disk)
     try:
         await space.on_disk(space.make_folder)

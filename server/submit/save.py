@@ -35,7 +35,7 @@ MakeJob = Callable[[], NewJob]
 
 
 def stored_file(folder: Path, name: str, media_type: str) -> StoredFile | None:
-    """What is to be known about a file of a job in its folder; None if there is none."""
+    """The journal's facts about a file in a job's folder; None if there is no such file."""
     path = folder / name
     if not path.exists():
         return None

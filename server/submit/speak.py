@@ -1,4 +1,4 @@
-"""Speech from text: asked of the OpenAI-compatible server that the operator names."""
+"""Gets speech for a text from the OpenAI-compatible server that the operator names."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def _ask(settings: Settings, body: dict[str, object], space: Scratch) -> R
 
 
 async def _refusal(answer: httpx.Response) -> ApiError:
-    """What an answer that is no speech means. Raises httpx.HTTPError."""
+    """The error for an answer that is not speech. Raises httpx.HTTPError."""
     said = bytearray()
     async for block in answer.aiter_bytes():
         said += block
