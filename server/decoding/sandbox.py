@@ -188,7 +188,7 @@ class Sandbox:
         await self.full.stop()
 
     async def decode(self, tasks: Sequence[DecodeTask], tenant: str) -> list[DecodedFile]:
-        """Decode the files of one request in one child. Raises ApiError for the first rejected file's field."""
+        """Decode the files of one request in one child. Raises ApiError for the first rejected file."""
         needed = {libraries_for(task.source) for task in tasks}
         decoder = self.full if "full" in needed else self.plain
         size = sum(os.fstat(task.source.fileno()).st_size for task in tasks)
