@@ -131,7 +131,7 @@ def _render(engine: PipelineEngine, request: RenderRequest, output: Path, consol
         videos: list[Path] = []
         for rendered in engine.render(request, on_progress):
             videos.append(Path(scratch) / f"{rendered.index}.mp4")
-            others = Path(scratch) / "motion", Path(scratch) / "poster.jpg"
+            others = [Path(scratch) / name for name in ("motion", "poster.jpg", "router-map.mp4")]
             rendered.save(ClipFiles(videos[-1], *others))
         display.show(99.0, Stage.MUXING)
         # The video is joined next to its target, so that the last step is a rename within one file system.

@@ -47,6 +47,8 @@ class ClipFinished(Entry):
     """With its slice of the speech, as a fragment of a stream."""
     stream_header: StoredFile | None = None
     """What a player reads before the first fragment; with clip 0 only."""
+    router_map: StoredFile | None = None
+    """Where the router sent hands and faces, if that was asked for: a small video."""
     seed: int | None = None
     """Of its noise, if that is not what follows from the job's settings: another job rendered it."""
     gpu_seconds: float
@@ -54,7 +56,7 @@ class ClipFinished(Entry):
     @property
     def shown_files(self) -> list[StoredFile]:
         """All files but `motion`, which is no clip's for ever."""
-        files = (self.video, self.poster, self.fragment, self.stream_header)
+        files = (self.video, self.poster, self.fragment, self.stream_header, self.router_map)
         return [file for file in files if file is not None]
 
 

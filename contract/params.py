@@ -43,6 +43,8 @@ class GenerationParams(Frozen):
     audio_face_mask: bool = False
     label: str = ""
     """Drawn into the frames, for viewers. It does not touch what the model sees."""
+    router_maps: bool = False
+    """Keep where the router sent hands and faces. It changes no pixel of the video."""
     preset: Preset = Preset.EXACT
     computed_steps: tuple[int, ...] | None = None
     """The steps in which the network runs; in the others the velocity is interpolated. None: all steps."""

@@ -167,6 +167,9 @@ class GenerateFields(BaseModel):
         max_length=LONGEST_CONSENT,
         description="Who consented to being shown, or where that is on record; signed into the video.",
     )
+    router_maps: bool = Field(
+        False, description="Keep with each clip a small video of where the network saw hands and faces."
+    )
     audio_face_mask: bool = Field(False, description="Let the speech move the face only.")
     priority: Priority | None = Field(
         None, strict=False, description="Normal if not given, or the highest that the key may ask for."

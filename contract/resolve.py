@@ -53,6 +53,7 @@ def resolve(
         fit=fields.fit or (Fit.STRETCH if parity else Fit.COVER),
         audio_face_mask=fields.audio_face_mask,
         label=fields.label or "",
+        router_maps=fields.router_maps,
         preset=fields.preset,
         computed_steps=preset_steps(card, fields.preset, levels)
         if fields.computed_steps is None

@@ -25,7 +25,6 @@ from model.clip import ClipRenderer
 from model.inputs import VideoInputs
 from model.parallel.ranks import Arrangement, Ranks
 from model.pipeline import CoInteractPipeline
-from model.transformer import Conditioning
 from model.velocity import VelocityCurve
 
 WANTED_PSNR_DB: Final[Mapping[Preset, float]] = MappingProxyType({Preset.BALANCED: 45.0, Preset.FAST: 38.0})
@@ -60,14 +59,9 @@ class _RecordingRenderer(ClipRenderer):
     velocities: list[torch.Tensor] = field(default_factory=list)
 
     def _velocity(
-        self,
-        params: GenerationParams,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        passes: dict[str, Conditioning],
-        arrangement: Arrangement,
+        self, params: GenerationParams, predicted: list[torch.Tensor], arrangement: Arrangement
     ) -> torch.Tensor:
-        velocity = super()._velocity(params, latents, timestep, passes, arrangement)
+        velocity = super()._velocity(params, predicted, arrangement)
         self.velocities.append(velocity.flatten().cpu())
         return velocity
 

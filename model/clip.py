@@ -15,6 +15,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from contract.job import Stage
 from contract.params import GenerationParams
 from contract.video import CLIP_LATENT_FRAMES
+from model.kernels.router import FACE, HAND
 from model.memory.offload import Streams
 from model.parallel.collectives import Purpose
 from model.parallel.conditioning import share_tokens
@@ -56,6 +57,20 @@ class ClipInputs:
 
 
 @dataclass(frozen=True)
+class Rendered:
+    """One clip as it was rendered."""
+
+    latents: torch.Tensor
+    """What was decoded, [person or motion | target], (1, 16, 1 + 20 or 19 + 20, h, w)."""
+    frames: np.ndarray | None
+    """(80, H, W, 3) uint8; None on all ranks but 0."""
+    routes: np.ndarray | None
+    """(20, rows, columns, 2) uint8: how much the last block's router sent each token to the experts for hands
+    and for faces in the last step, 255 for all of it. None if that was not asked for, and with several ranks.
+    """
+
+
+@dataclass(frozen=True)
 class ClipRenderer:
     """The networks that render clips on `device`, together with other ranks or without."""
 
@@ -68,18 +83,13 @@ class ClipRenderer:
     """What of the networks is in main memory."""
 
     @torch.no_grad()
-    def render(self, inputs: ClipInputs, on_step: OnStep) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Render one clip. All ranks call this with the same inputs and step together.
-
-        Returns:
-            What was decoded, [person or motion | target], (1, 16, 1 + 20 or 19 + 20, h, w); and on rank 0 the
-            clip's frames (80, H, W, 3) uint8.
-        """
+    def render(self, inputs: ClipInputs, on_step: OnStep) -> Rendered:
+        """Render one clip. All ranks call this with the same inputs and step together."""
         params = inputs.params
         guided = inputs.negative_prompt_embeds is not None
         arrangement = ALONE[guided] if self.ranks is None else self.ranks.arrangement(guided)
         passes = self._prepare_passes(inputs, arrangement)
-        target = self._denoise(inputs, passes, arrangement, on_step)
+        target, routes = self._denoise(inputs, passes, arrangement, on_step)
         del passes  # up to 2 GB that decoding can use, and 2 GB more where blocks stream
         self.streams.park()
 
@@ -94,7 +104,7 @@ class ClipRenderer:
             after_chunk=lambda: on_step(Stage.DECODING, params.num_inference_steps),
             ranks=None if self.ranks is None else self.ranks.world,
         )
-        return latents, frames
+        return Rendered(latents, frames, routes)
 
     def _prepare_passes(self, inputs: ClipInputs, arrangement: Arrangement) -> dict[str, Conditioning]:
         """All that the denoising steps of a clip share, of the passes that run here."""
@@ -139,39 +149,38 @@ class ClipRenderer:
         passes: dict[str, Conditioning],
         arrangement: Arrangement,
         on_step: OnStep,
-    ) -> torch.Tensor:
-        """Target latents of the clip, (1, 16, 20, h, w) fp32. Every rank ends up with the same.
+    ) -> tuple[torch.Tensor, np.ndarray | None]:
+        """Target latents of the clip, (1, 16, 20, h, w) fp32, and its routes, see `Rendered`. Every rank ends
+        up with the same latents.
 
         Steps that `params` leaves out take an interpolated velocity.
         """
-        params, latents = inputs.params, inputs.noise
+        params, latents, routes = inputs.params, inputs.noise, None
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
         set_schedule(scheduler, params.num_inference_steps, params.flow_shift, torch.device("cpu"))
         curve = VelocityCurve.of(params)
+        last = max(step for step in range(params.num_inference_steps) if params.computes(step))
         on_step(Stage.DENOISING, 0)
         for step, timestep in enumerate(scheduler.timesteps):
             if params.computes(step):
-                velocity = self._velocity(params, latents, timestep, passes, arrangement)
+                outputs = [
+                    self._predict(name, latents, timestep, conditioning, params, step == last)
+                    for name, conditioning in passes.items()
+                ]
+                if step == last and outputs[0].router_logits is not None:
+                    routes = _routes(outputs[0].router_logits[-1], outputs[0].sample)
+                velocity = self._velocity(params, [output.sample for output in outputs], arrangement)
                 latents = curve.corrected(latents, step, velocity)
             else:
                 velocity = curve.foretell(step)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             on_step(Stage.DENOISING, step + 1)
-        return latents
+        return latents, routes
 
     def _velocity(
-        self,
-        params: GenerationParams,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        passes: dict[str, Conditioning],
-        arrangement: Arrangement,
+        self, params: GenerationParams, predicted: list[torch.Tensor], arrangement: Arrangement
     ) -> torch.Tensor:
         """Guided velocity of the target latents, (1, 16, 20, h, w) fp32, from all ranks' passes."""
-        predicted = [
-            self._predict(name, latents, timestep, conditioning, params.audio_face_mask)
-            for name, conditioning in passes.items()
-        ]
         if arrangement.partners is not None:
             predicted = list(arrangement.partners.gather(predicted[0], Purpose.VELOCITY))
         if len(predicted) == 2:
@@ -184,12 +193,27 @@ class ClipRenderer:
         latents: torch.Tensor,
         timestep: torch.Tensor,
         conditioning: Conditioning,
-        audio_face_mask: bool,
-    ) -> torch.Tensor:
+        params: GenerationParams,
+        is_last: bool,
+    ) -> TransformerOutput:
         """Velocity of the target latents (1, 16, 20, h, w); `name` keeps the passes' step caches apart."""
         noisy = latents.to(self.transformer.dtype)
         with self.transformer.cache_context(name):
             output: TransformerOutput = self.transformer(
-                noisy, timestep, conditioning, audio_face_mask=audio_face_mask
+                noisy,
+                timestep,
+                conditioning,
+                audio_face_mask=params.audio_face_mask,
+                # A rank has the logits of its own tokens only.
+                return_router_logits=params.router_maps and is_last and self.ranks is None,
             )
-        return output.sample
+        return output
+
+
+def _routes(logits: torch.Tensor, sample: torch.Tensor) -> np.ndarray:
+    """Router logits (1, N, 3) of latents like `sample` (1, 16, F, h, w) → `Rendered.routes`."""
+    frames, height, width = sample.shape[2:]
+    weights = logits[0].softmax(dim=-1)[:, [HAND, FACE]]
+    grid = weights.unflatten(0, (frames, height // 2, width // 2))
+    levels: np.ndarray = (grid * 255).round().to(torch.uint8).cpu().numpy()
+    return levels

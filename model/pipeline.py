@@ -61,6 +61,8 @@ class Clip:
     """(73, H, W, 3) uint8: what generating the next clip needs."""
     latents: torch.Tensor = field(repr=False, compare=False)
     """(1, 16, 1 + 20 or 19 + 20, h, w) normalised: what was decoded, [person or motion | target]."""
+    routes: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """(20, rows, columns, 2) uint8, see `model.clip.Rendered`; None unless `params.router_maps`."""
 
 
 @dataclass
@@ -253,10 +255,11 @@ class CoInteractPipeline(DiffusionPipeline):
         for index in range(first_clip, num_clips):
             pace.report(Stage.ENCODING, index)
             clip_inputs = self._clip_inputs(inputs, params, encoded, index, before)
-            latents, frames = lead(renderer, clip_inputs, pace.of_clip(index))
+            rendered, frames = lead(renderer, clip_inputs, pace.of_clip(index))
             before = frames[-MOTION_FRAMES:]
             pace.catch_up()
-            yield Clip(index, frames[: num_frames - index * CLIP_FRAMES], before, latents)
+            shown = frames[: num_frames - index * CLIP_FRAMES]
+            yield Clip(index, shown, before, rendered.latents, rendered.routes)
 
     def _clips_to_make(self, inputs: FramedInputs, params: GenerationParams) -> int:
         if not params.parity:

@@ -54,6 +54,7 @@ class FileUrls(Wire):
     video: str | None
     clips: list[str]
     posters: list[str] = Field(description="A still picture of each clip.")
+    router_maps: list[str | None] = Field(description="Of each clip; null where none was kept.")
     thumbnail: str = Field(description="A picture at any time: the newest clip's, or the person's photo.")
     stream: str | None = Field(description="HLS playlist of the finished clips, from the first on.")
     preview: str | None = Field(description="MP4 of what is finished so far, with sound.")

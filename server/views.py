@@ -48,6 +48,10 @@ def file_urls(job: Job, link: Callable[[str], str]) -> FileUrls:
         video=link(f"{path}/video") if job.video is not None else None,
         clips=[link(clip) for clip in clips],
         posters=[link(f"{clip}/poster") for clip in clips],
+        router_maps=[
+            None if entry.router_map is None else link(f"{clip}/router_map")
+            for clip, entry in zip(clips, job.clips, strict=True)
+        ],
         thumbnail=link(f"{path}/thumbnail"),
         stream=link(f"{path}/stream.m3u8") if is_playable else None,
         preview=link(f"{path}/preview.mp4") if is_playable or job.video is not None else None,

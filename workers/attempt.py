@@ -346,6 +346,7 @@ class _Attempt:
             video=workdir / f"{index}.mp4",
             motion=workdir / f"{index}.motion",
             poster=workdir / f"{index}.jpg",
+            router_map=workdir / f"{index}.map.mp4",
         )
         fragment, header = workdir / f"{index}.m4s", workdir / f"{index}.header"
         self.files.durably(partial(clip.save, files))
@@ -361,6 +362,9 @@ class _Attempt:
                 motion=put(files.motion, f"motion-{name}.bin", "application/octet-stream"),
                 poster=put(files.poster, f"poster-{name}.jpg", "image/jpeg"),
                 fragment=put(fragment, f"fragment-{name}.m4s", "video/mp4"),
+                router_map=put(files.router_map, f"router-map-{name}.mp4", "video/mp4")
+                if files.router_map.exists()
+                else None,
                 stream_header=put(header, f"header-{name}.mp4", "video/mp4") if index == 0 else None,
                 gpu_seconds=seconds,
             )

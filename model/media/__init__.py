@@ -6,6 +6,7 @@ from model.media.images import cover, fit_person, load_image, place_product, wri
 from model.media.label import with_label
 from model.media.motion import read_motion, write_motion
 from model.media.pose import load_pose
+from model.media.router_map import write_router_map
 from model.media.streaming import ClipStream
 from model.media.video import ClipWriter, encode_clip, join_clips
 
@@ -28,4 +29,5 @@ __all__ = [
     "with_label",
     "write_motion",
     "write_poster",
+    "write_router_map",
 ]

@@ -15,7 +15,7 @@ import torch
 from contract.frozen import Frozen
 from contract.job import Stage
 from contract.params import GenerationParams
-from model.clip import ClipInputs, ClipRenderer, OnStep
+from model.clip import ClipInputs, ClipRenderer, OnStep, Rendered
 from model.parallel.collectives import Purpose
 from model.parallel.ranks import Ranks
 
@@ -46,8 +46,8 @@ class _ClipHeader(Frozen):
     tensors: dict[str, _TensorShape]
 
 
-def lead(renderer: ClipRenderer, inputs: ClipInputs, on_step: OnStep) -> tuple[torch.Tensor, np.ndarray]:
-    """Render a clip as rank 0, or alone. Returns its latents and frames, see `ClipRenderer.render`.
+def lead(renderer: ClipRenderer, inputs: ClipInputs, on_step: OnStep) -> tuple[Rendered, np.ndarray]:
+    """Render a clip as rank 0, or alone. Also returns its frames.
 
     Raises:
         OutOfStep: some rank failed, or this one failed outside `on_step`. torch's own errors about memory or
@@ -72,16 +72,16 @@ def lead(renderer: ClipRenderer, inputs: ClipInputs, on_step: OnStep) -> tuple[t
     try:
         if ranks is not None:
             _send(inputs, ranks)
-        latents, frames = renderer.render(inputs, step)
+        rendered = renderer.render(inputs, step)
     except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError):
         raise
     except Exception as error:
         if ranks is None or told:
             raise
         raise OutOfStep(f"{type(error).__name__}: {error}") from error
-    if frames is None:
+    if rendered.frames is None:
         raise OutOfStep("only rank 0 can lead")
-    return latents, frames
+    return rendered, rendered.frames
 
 
 def follow(renderer: ClipRenderer, ranks: Ranks) -> None:

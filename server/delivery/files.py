@@ -75,6 +75,14 @@ def poster_file(job: Job, clip: int) -> JobFile:
     return JobFile(job.id, entry.poster, entry.at, f"{job.id}-{clip}.jpg")
 
 
+def router_map_file(job: Job, clip: int) -> JobFile:
+    """Where the router sent hands and faces in a clip. Raises ApiError as `clip_file` does."""
+    entry = finished_clip(job, clip)
+    if entry.router_map is None:
+        raise ApiError("no_result", "The clip has none: it takes router_maps, and a worker with one device.")
+    return JobFile(job.id, entry.router_map, entry.at, f"{job.id}-{clip}-router-map.mp4")
+
+
 def finished_clip(job: Job, clip: int) -> ClipFinished:
     """What the journal says about a clip. Raises ApiError if the job has no such clip, or not yet."""
     entry = next((entry for entry in job.clips if entry.clip == clip), None)

@@ -8,8 +8,8 @@ from fastapi import Path, Request, Response
 
 from contract.request import FILE_FIELDS
 from server.access import DownloadableJob, ServicesOf
-from server.delivery.files import file_response, input_file, poster_file, thumbnail_file
-from server.openapi import PICTURE_FILE, PROBLEM, file_of
+from server.delivery.files import file_response, input_file, poster_file, router_map_file, thumbnail_file
+from server.openapi import PICTURE_FILE, PROBLEM, VIDEO_FILE, file_of
 from server.routing import Router
 
 ClipNumber = Annotated[int, Path(ge=0, le=100_000, description="Counted from 0.")]
@@ -45,3 +45,18 @@ def get_thumbnail(job: DownloadableJob, services: ServicesOf, request: Request) 
 def get_poster(job: DownloadableJob, services: ServicesOf, request: Request, clip: ClipNumber) -> Response:
     """A small picture from the middle of a clip."""
     return file_response(services.store, poster_file(job, clip), request)
+
+
+@router.get(
+    "/{job_id}/clips/{clip}/router_map",
+    summary="Get a clip's router map",
+    response_class=Response,
+    responses=VIDEO_FILE,
+)
+def get_router_map(
+    job: DownloadableJob, services: ServicesOf, request: Request, clip: ClipNumber
+) -> Response:
+    """A small video, as long as the clip: red where the network saw hands, green where it saw the face. Kept
+    if the job was submitted with `router_maps`.
+    """
+    return file_response(services.store, router_map_file(job, clip), request)

@@ -31,6 +31,7 @@ EVERYTHING: dict[str, Any] = {
     "label": "AI-generated",
     "consent": "Anna signed on 1 May.",
     "audio_face_mask": True,
+    "router_maps": True,
     "priority": "high",
     "retention_s": 600,
     "cancel_after": 3600,

@@ -17,7 +17,7 @@ from model.checkpoints.tiny import write_tiny_checkpoint
 from model.media import read_motion, write_motion
 from server.app import create_app
 from tests.faults.stack import Stack, eventually
-from tests.server.inputs import audio_bytes
+from tests.server.inputs import audio_bytes, form
 from workers.engines.fake import FakeSettings
 
 
@@ -107,6 +107,29 @@ def test_an_extension_is_as_long_as_both_recordings(stack: Stack, api: TestClien
         assert float(video.duration or 0) / av.time_base == pytest.approx(9.6, abs=0.1)
 
 
+def test_router_maps_are_kept_on_request_and_go_to_jobs_that_share_the_clip(
+    stack: Stack, api: TestClient, tmp_path: Path
+) -> None:
+    stack.start_reaper()
+    stack.start_worker()
+    eventually(lambda: api.get("/v1/models").json()["data"], what="a checkpoint")
+    asked = form(audio=audio_bytes(seconds=5.0), router_maps="true", size="64x64")
+    job = made(api, stack, "/v1/generate", files=asked)
+    redone = made(api, stack, f"/v1/jobs/{job.id}/clips/1/redo")
+    for one in (job, redone):
+        links = api.get(f"/v1/jobs/{one.id}").json()["urls"]["router_maps"]
+        for link, count in zip(links, (80, 45), strict=True):
+            answer = api.get(link)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
+            (tmp_path / "map.mp4").write_bytes(answer.content)
+            with av.open(str(tmp_path / "map.mp4")) as video:
+                assert (video.streams.video[0].frames, video.streams.video[0].width) == (count, 16)
+    plain = made(api, stack, "/v1/generate", files=form(size="64x64"))
+    assert api.get(f"/v1/jobs/{plain.id}").json()["urls"]["router_maps"] == [None]
+    answer = api.get(f"/v1/jobs/{plain.id}/clips/0/router_map")
+    assert (answer.status_code, answer.json()["code"]) == (409, "no_result")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_real_network_gives_the_bytes_of_an_unbroken_render(stack: Stack, api: TestClient) -> None:
@@ -114,9 +137,8 @@ def test_the_real_network_gives_the_bytes_of_an_unbroken_render(stack: Stack, ap
     stack.checkpoint_folder, stack.checkpoint, stack.side = stack.folder / "tiny", "tiny-random", 128
     stack.start_reaper()
     stack.start_worker()
-    first = stack.wait(
-        stack.submit("one", "two", num_clips=2, steps=2, seed=3, keep_motion=True), timeout_s=250
-    )
+    plain = stack.submit("one", "two", num_clips=2, steps=2, seed=3, keep_motion=True)
+    first = stack.wait(plain, timeout_s=250)
     same = made(api, stack, f"/v1/jobs/{first.id}/clips/1/redo", json={"seed": 3}, timeout_s=250)
     assert (hashes(same), same.video) == (hashes(first), first.video)
     assert same.clips[1].motion == first.clips[1].motion

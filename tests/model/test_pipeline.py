@@ -58,6 +58,7 @@ def clips(pipeline, seconds=3.0, **changes):
         "num_frames": num_frames,
         "fit": Fit.COVER,
         "preset": Preset.EXACT,
+        "router_maps": False,
     }
     for known in (inputs, settings):
         known.update({name: changes.pop(name) for name in list(changes) if name in known})
@@ -75,6 +76,16 @@ def spy(monkeypatch, pipeline) -> list[dict]:
 
     monkeypatch.setattr(pipeline.transformer, "prepare_conditioning", recording)
     return calls
+
+
+def test_router_maps_change_no_pixel_and_say_how_much_each_expert_got(pipeline):
+    plain, mapped = (next(clips(pipeline, router_maps=wanted)) for wanted in (False, True))
+    assert np.array_equal(plain.frames, mapped.frames)
+    assert plain.routes is None
+    assert mapped.routes is not None
+    assert (mapped.routes.shape, mapped.routes.dtype) == ((20, 4, 4, 2), np.uint8)
+    assert mapped.routes.astype(int).sum(axis=-1).max() <= 256, "the base expert gets the rest"
+    assert mapped.routes.std() > 0
 
 
 def test_a_video_is_as_long_as_its_speech(pipeline):

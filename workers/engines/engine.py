@@ -44,6 +44,8 @@ class ClipFiles:
     """The frames that the next clip needs."""
     poster: Path
     """A frame from its middle, small (JPEG)."""
+    router_map: Path
+    """Where the router sent hands and faces (MP4), if that was asked for and is known."""
 
 
 class RenderedClip(Protocol):

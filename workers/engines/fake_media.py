@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from contract.params import GenerationParams
-from contract.video import CLIP_FRAMES
-from model.media import ClipStream, encode_clip, join_clips, with_label, write_poster
+from contract.video import CLIP_FRAMES, CLIP_LATENT_FRAMES
+from model.media import ClipStream, encode_clip, join_clips, with_label, write_poster, write_router_map
 from workers.engines.engine import ClipFiles
 
 __all__ = ["ClipStream", "encode_colours", "join"]
@@ -27,6 +27,11 @@ def encode_colours(params: GenerationParams, index: int, digest: bytes, files: C
     frames = with_label(frames, params.label)
     encode_clip(frames, files.video)
     write_poster(frames, files.poster)
+    if params.router_maps:
+        routes = np.full(
+            (CLIP_LATENT_FRAMES, params.height // 16, params.width // 16, 2), digest[0], np.uint8
+        )
+        write_router_map(routes, count, files.router_map)
 
 
 def join(params: GenerationParams, clips: Sequence[Path], speech: Path, video: Path, poster: Path) -> None:

@@ -34,6 +34,7 @@ from model.media import (
     with_label,
     write_motion,
     write_poster,
+    write_router_map,
 )
 from model.memory.needs import tokens
 from model.memory.offload import next_mode
@@ -63,6 +64,8 @@ class PipelineClip:
         encode_clip(frames, files.video)
         write_poster(frames, files.poster)
         write_motion(self.clip.motion_frames, files.motion)
+        if self.clip.routes is not None:
+            write_router_map(self.clip.routes, len(self.clip.frames), files.router_map)
 
 
 def dtype_on(device: str | torch.device) -> torch.dtype:
