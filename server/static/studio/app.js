@@ -50,7 +50,7 @@ function draw() {
 // --- what the page must know --------------------------------------------------------------------------------
 
 whenAnswered((online, status) => {
-  if (online !== state.online || (status === 401) > state.keyNeeded) {
+  if (online !== state.online || (status === 401 && !state.keyNeeded)) {
     change((now) => { now.online = online; now.keyNeeded ||= status === 401; });
   }
 });
@@ -72,6 +72,7 @@ async function learn() {
     if (models.data.length) return;
   } catch (error) {
     if (error instanceof Refused && error.status === 401) return;
+    if (error instanceof Refused && error.status === 403) return change((now) => { now.keyNeeded = "scope"; });
   }
   setTimeout(learn, START_MS);
 }

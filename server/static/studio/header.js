@@ -60,7 +60,8 @@ export function KeyForm({ start }) {
     <p class="soft">Whoever runs it makes one with <code>cointeract keys create</code>.</p>
     <label>API key<input id="key" name="key" type="password" autocomplete="off" placeholder="ck_…" required
       aria-invalid=${apiKey() ? "true" : undefined} aria-describedby=${apiKey() ? "key-error" : undefined} /></label>
-    ${apiKey() && html`<p class="error" id="key-error">This key is not valid (any more). Enter another one.</p>`}
+    ${apiKey() && html`<p class="error" id="key-error">${state.keyNeeded === "scope"
+      ? "This key may not look at videos. Enter one with the scopes submit and read." : "This key is not valid (any more). Enter another one."}</p>`}
     <label class="check"><input type="checkbox" name="remember" /> Remember it in this browser. Otherwise this tab alone keeps it.</label>
     <button class="primary">Use this key</button></form></main>`;
 }

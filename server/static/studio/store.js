@@ -25,7 +25,7 @@ export const state = {
   renaming: null,             // { job, title }
   online: true,
   ready: null,                // the answer to /readyz
-  keyNeeded: false,
+  keyNeeded: false,           // "scope": there is a key, but it may not read
   toast: null,                // { text, action, label }
   said: "",                   // what a screen reader is told
   playing: null,              // { job, clip } or { speech: clip }

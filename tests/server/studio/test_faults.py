@@ -9,6 +9,7 @@ import pytest
 
 from contract.choices import Preset
 from jobs.cards import publish_card
+from server.keys import Scope
 from tests.server.conftest import CARD, Live
 from tests.server.inputs import PERSON, audio_bytes, image_bytes
 from tests.server.studio.conftest import Studio
@@ -379,7 +380,7 @@ def test_a_reload_keeps_the_draft_with_its_photos_and_speech(studio: Studio) -> 
         await page.call("Page.reload")
         await page.until("document.querySelectorAll('.ingredient img').length === 2")
         await page.until("document.querySelectorAll('.slice textarea')[2]?.value === 'She waves.'")
-        assert await page.run("document.querySelector('footer select').value") == "fast"
+        await page.until("document.querySelector('footer select')?.value === 'fast'")
         await page.until("document.querySelector('.ingredient img').naturalWidth === 64")
         await make(page)
         await page.until("location.hash.startsWith('#job=')")
@@ -543,6 +544,23 @@ def test_a_server_with_keys_asks_for_one_shows_what_it_may_and_forgets_it(studio
         await page.says(".key-form", "asks for a key")
 
     studio.visit(visit)
+
+
+def test_a_key_that_may_not_look_is_told_what_it_lacks_and_one_that_may_not_submit_too(
+    studio: Studio,
+) -> None:
+    blind, reader = studio.key("blind", scopes=[Scope.SUBMIT]), studio.key("reader", scopes=[Scope.READ])
+
+    async def visit(page: Page) -> None:
+        await page.says("#key-error", "scopes submit and read")
+        await page.write("#key", reader)
+        await page.run("document.querySelector('.key-form').requestSubmit()")
+        await studio.fill(page)
+        await make(page)
+        await page.says("#error-all", "Your key may look, but not do this.")
+
+    studio.visit(visit, script=f"if (!sessionStorage.getItem('key')) {use_key(blind)}")
+    assert studio.jobs() == []
 
 
 def test_a_photo_may_be_dropped_anywhere_and_pasted(studio: Studio) -> None:
