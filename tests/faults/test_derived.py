@@ -23,7 +23,8 @@ from workers.engines.fake import FakeSettings
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack.create(tmp_path, FakeSettings(), min_free_bytes=0)
+    # Unsigned: content credentials say when a file was made, so no two signed ones are equal.
+    stack = Stack.create(tmp_path, FakeSettings(), min_free_bytes=0, provenance=False)
     yield stack
     stack.close()
 
@@ -69,6 +70,25 @@ def test_equal_seeds_give_equal_bytes_and_others_differ_from_the_clip_on(
     assert unbroken.clips[2].motion is not None
     motion = stack.store.root / "jobs" / unbroken.id / unbroken.clips[2].motion.name
     eventually(lambda: not motion.exists(), what="the end of frames that are not to be kept")
+
+
+def test_signed_videos_are_equal_but_for_their_signature(tmp_path: Path) -> None:
+    stack = Stack.create(tmp_path, FakeSettings(), min_free_bytes=0)
+    settings = Settings.model_validate({**stack.settings.model_dump(), "redis_url": stack.redis.url})
+    try:
+        stack.start_reaper()
+        stack.start_worker()
+        first = stack.wait(stack.submit("one", "two", num_clips=3, seed=3, keep_motion=True))
+        with TestClient(create_app(settings), base_url="http://127.0.0.1") as api:
+            same = made(api, stack, f"/v1/jobs/{first.id}/clips/1/redo", json={"seed": 3})
+        assert same.content_sha256 is not None
+        assert same.content_sha256 == first.content_sha256
+        assert [clip.fragment for clip in same.clips[:1]] == [clip.fragment for clip in first.clips[:1]]
+        fragments = [[clip.fragment and clip.fragment.sha256 for clip in job.clips] for job in (same, first)]
+        assert fragments[0] == fragments[1]
+        assert hashes(same)[0] == hashes(first)[0], "a shared clip keeps its signature"
+    finally:
+        stack.close()
 
 
 def test_a_retry_renders_what_is_missing_and_nothing_where_all_is_there(
