@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from cointeract_client import Client
 
 from tests.client.conftest import Service
 from tests.client.test_commands import cointeract
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_drained_worker_finishes_its_job_and_takes_no_other_until_it_is_resumed(service: Service) -> None:

@@ -18,6 +18,8 @@ from cointeract_client import Client, Result, read_rows, run_batch
 from tests.client.conftest import Service
 from tests.server.inputs import audio_bytes, image_bytes
 
+pytestmark = pytest.mark.slow
+
 COMMAND = str(Path(sys.executable).with_name("cointeract"))
 
 

@@ -13,6 +13,8 @@ from cointeract_client import Client
 
 from tests.client.conftest import Service
 
+pytestmark = pytest.mark.slow
+
 COMMAND = str(Path(sys.executable).with_name("cointeract"))
 
 

@@ -63,7 +63,8 @@ def imported_distributions(package: str) -> Mapping[str, Path]:
     """What the files of a package import from elsewhere, and one file that does."""
     found: dict[str, Path] = {}
     for source in sources(package):
-        for name in imported_packages(source) - set(sys.stdlib_module_names) - OURS:
+        beside = {path.stem for path in source.parent.glob("*.py")}  # scripts import those beside them
+        for name in imported_packages(source) - set(sys.stdlib_module_names) - OURS - beside:
             assert name in providers(), f"{source} imports {name}, which is not installed"
             found[normal(providers()[name][0])] = source.relative_to(ROOT)
     return found

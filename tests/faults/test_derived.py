@@ -20,6 +20,8 @@ from tests.faults.stack import Stack, eventually
 from tests.server.inputs import audio_bytes, form
 from workers.engines.fake import FakeSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:

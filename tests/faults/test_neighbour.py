@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from chaos.neighbour import run_neighbours
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_modest_tenant_is_served_beside_a_greedy_one() -> None:

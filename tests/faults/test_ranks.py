@@ -18,6 +18,8 @@ from model.checkpoints.tiny import write_tiny_checkpoint
 from tests.faults.conftest import StackFactory
 from tests.faults.stack import Stack, eventually, process_state
 
+pytestmark = pytest.mark.slow
+
 THREE = "cpu,cpu,cpu"
 
 

@@ -23,6 +23,8 @@ from model.calibration import (
     psnr,
 )
 
+pytestmark = pytest.mark.slow
+
 LEVELS = noise_levels(20, 3.0)
 
 

@@ -30,6 +30,8 @@ from model.pipeline import Clip, CoInteractPipeline
 from tests.model.ranks import on_ranks
 from tests.model.test_pipeline import photo, speech
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 INPUTS = BUNDLED_CHECKPOINT.parent / "inputs"
 WIDTH, HEIGHT = 80, 144  # 480×832 at a sixth: 9 rows of 5 tokens, and motion in 4 rows of 2 and 2 of 1

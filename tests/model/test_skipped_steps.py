@@ -20,6 +20,8 @@ from model.inputs import VideoInputs
 from model.pipeline import Clip, CoInteractPipeline
 from tests.model.test_pipeline import photo, speech
 
+pytestmark = pytest.mark.slow
+
 STEPS = 9
 COMPUTED = even_steps(noise_levels(STEPS, 5.0), 1.9)
 

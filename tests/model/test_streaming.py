@@ -13,6 +13,8 @@ import soundfile
 from contract.video import CLIP_FRAMES, FPS
 from model.media import ClipStream, MediaError, encode_clip, join_clips
 
+pytestmark = pytest.mark.slow
+
 NUM_FRAMES = 2 * CLIP_FRAMES + 50
 EVENTS = (1, 20, 79, 80, 81, 159, 160, 161, 205)
 """Frames that flash, with a click at the same time: within clips, and on both sides of the seams."""

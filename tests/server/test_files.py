@@ -148,7 +148,7 @@ def test_a_condition_may_come_in_several_headers(api: Api, done: str) -> None:
 
 
 def test_pages_are_conditional_too(api: Api) -> None:
-    for path in ("/", "/docs", "/static/app.js"):
+    for path in ("/", "/docs", "/static/studio/app.js"):
         first = api.client.get(path)
         assert first.status_code == 200
         answer = api.client.get(path, headers={"If-None-Match": first.headers["etag"]})

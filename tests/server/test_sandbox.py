@@ -23,6 +23,8 @@ from tests.server.conftest import wait_for
 from tests.server.decoded import CASES, LIMITS, decode_here
 from tests.server.inputs import PERSON, SPEECH, audio_bytes, video_bytes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 confined = pytest.mark.skipif(not seccomp.supported(), reason="no seccomp filter for this machine")
 

@@ -23,6 +23,8 @@ from server.protocol import BoundedHttpProtocol
 from tests.server.conftest import CARD, Live, make_settings, wait_for
 from tests.server.inputs import form
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HEAD = b"\r\n".join(
     (

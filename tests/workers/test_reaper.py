@@ -23,6 +23,8 @@ from workers.engines.fake import FakeSettings
 from workers.reaper import Reaper
 from workers.scratch import attempt_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:

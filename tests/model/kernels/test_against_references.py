@@ -25,6 +25,8 @@ from model.kernels.triton.rotary import launch_norm_rotary
 from model.kernels.triton.router import launch_router_logits
 from model.kernels.triton.vae_norm import launch_norm_silu
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BFLOAT16_ROUNDING = 2.0**-8 if DEVICE == "cuda" else 2.0**-7
 """Relative error of one rounding to bfloat16. A GPU rounds to the nearest; Triton's interpreter cuts off."""
