@@ -1,13 +1,13 @@
 """Everything to measure on a GPU in one short run: no weights and no network needed.
 
-    python benchmarks/gpu.py [--seconds 540] [--output FOLDER] [--parts toy,forward,parts,job,profile,offload]
+    python benchmarks/gpu.py [--seconds 540] [--output FOLDER] [--parts toy,forward,parts]
     python benchmarks/gpu.py --device cpu --tiny          the same on small networks, to see that it runs
 
 Parts, in order of worth: the bundled checkpoint on the GPU in every memory mode against the CPU; forwards of
 the official size with random weights against their floor; VAE and encoders; a short job; a trace for
-Perfetto; a forward whose blocks stream from main memory. A part whose price exceeds the time that is left is
-skipped, an error ends its own part only, and every finding is a line of JSON at once (also in
-FOLDER/gpu.jsonl).
+Perfetto; the feed-forward in 8 bits; a forward whose blocks stream from main memory. A part whose price
+exceeds the time that is left is skipped, an error ends its own part only, and every finding is a line of JSON
+at once (also in FOLDER/gpu.jsonl).
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch import nn
@@ -43,6 +45,7 @@ from model.attention_choice import choose_attention
 from model.bench.clip import ClipShape
 from model.bench.forward import MEASURED_TIMESTEPS, measure_forward
 from model.bench.parts import job_inputs, job_params, measure_job, measure_parts
+from model.bench.timing import spend
 from model.bench.trace import trace_forward
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.official_names import dit_config
@@ -50,12 +53,14 @@ from model.checkpoints.tiny import tiny_pipeline
 from model.memory.lanes import lanes_of
 from model.memory.needs import OFFICIAL_SIZE, needed, tokens
 from model.memory.offload import stream_weights
+from model.network.fp8_linear import quantize_rows
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
 CHECKPOINT = Path(__file__).parent.parent / "deploy" / "checkpoint"
 ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, ImportError, OSError)
-PRICES_S = {"toy": 60, "forward": 150, "parts": 60, "job": 150, "offload": 90, "profile": 40}
+PRICES_S = {"toy": 60, "forward": 150, "parts": 60, "job": 150, "offload": 90, "profile": 40, "fp8": 20}
+LARGEST_E4M3 = 448.0
 TEXT = UMT5Config(
     vocab_size=256384,
     d_model=4096,
@@ -223,6 +228,37 @@ def part_offload(run: Run) -> None:
     run.drop_pipeline()
 
 
+@torch.no_grad()
+def part_fp8(run: Run) -> None:
+    """The feed-forward's product in 8 bits, a scale per row of both sides, against the network's own type."""
+    config = run.pipeline().transformer.config
+    width, inner = config.num_attention_heads * config.attention_head_dim, config.ffn_dim
+    for shape in run.shapes:
+        states = torch.randn(tokens(shape.width, shape.height), width, device=run.device, dtype=run.dtype)
+        weight = torch.randn(inner, width, device=run.device, dtype=run.dtype)
+        weight_bits, weight_scale = quantize_rows(weight)
+        right = weight_bits.view(torch.float8_e4m3fn).t()
+
+        def eight_bits(states: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            peaks = states.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / LARGEST_E4M3
+            left = (states / peaks.to(states.dtype)).to(torch.float8_e4m3fn)
+            return torch._scaled_mm(left, right, scale_a=peaks, scale_b=scale, out_dtype=states.dtype)
+
+        scale = weight_scale.float().t().contiguous()
+        plain = spend(partial(F.linear, states, weight), run.device, rounds=3)
+        found = spend(partial(eight_bits, states, right, scale), run.device, rounds=3)
+        expected = F.linear(states, weight).float()
+        error = (eight_bits(states, right, scale).float() - expected).norm() / expected.norm()
+        run.say(
+            "fp8",
+            size=f"{shape.width}x{shape.height}",
+            seconds=found.seconds,
+            plain_seconds=plain.seconds,
+            times_as_fast=plain.on(run.device) / found.on(run.device),
+            relative_error=float(error),
+        )
+
+
 def part_profile(run: Run) -> None:
     path = run.output / "forward.json"
     trace_forward(run.pipeline(), run.shapes[0], MEASURED_TIMESTEPS[0], path)
@@ -235,6 +271,7 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "parts": part_parts,
     "job": part_job,
     "profile": part_profile,
+    "fp8": part_fp8,
     "offload": part_offload,
 }
 
