@@ -17,7 +17,7 @@ SPREAD := --numprocesses=2 --dist=loadgroup
 # Threads that wait must sleep: spinning, they take four times the CPU where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-fast test-slow lint types tests docs pictures client lock audit sbom clean
+.PHONY: demo test test-fast test-slow lint types tests docs pictures client clients lock audit sbom clean
 
 demo: $(INSTALLED)
 	$(BIN)/cointeract demo --output $(DEMO_OUTPUT) $(DEMO_OPTIONS)
@@ -58,6 +58,12 @@ pictures: $(INSTALLED)
 client: $(INSTALLED)
 	$(BIN)/python -m tools.async_client
 	$(BIN)/ruff format --quiet client
+
+# What tests/server/test_generated_clients.py makes clients with. Needs node and npm.
+clients:
+	python3 -m venv .clients/python
+	.clients/python/bin/pip install --quiet openapi-python-client==0.29.1
+	npm install --prefix .clients --no-audit --no-fund openapi-typescript@7.13 openapi-fetch@0.17 typescript@5 @types/node@20
 
 # Refresh the lock from what is installed and tested now.
 lock: $(INSTALLED)

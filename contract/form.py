@@ -24,7 +24,8 @@ def _number(text: str, _: str) -> object:
 
 
 def _truth(text: str, _: str) -> object:
-    return {"true": True, "false": False}.get(text, text)
+    """Also as Python writes it: generated clients do."""
+    return {"true": True, "True": True, "false": False, "False": False}.get(text, text)
 
 
 def json_of(text: str, field: str) -> object:

@@ -39,6 +39,7 @@ from server.index import JobIndex
 from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
+from server.openapi_document import Application, operation_name
 from server.protocol import BoundedHttpProtocol
 from server.routes import (
     admin,
@@ -189,13 +190,14 @@ def create_app(settings: Settings) -> FastAPI:
             await services.webhooks.stop()
             await services.sandbox.stop()
 
-    app = FastAPI(
+    app = Application(
         title="CoInteract Server",
         description="Photos of a person and a product, prompts and speech in; a video of the presenter out.",
         version=installed_version(),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_name,
     )
     app.state.services = services
     errors.install(app)

@@ -16,7 +16,7 @@ from contract.request import (
 )
 from server.errors import PROBLEM_MEDIA_TYPE
 from server.openai import CreateVideo
-from server.schemas import GenerateJson, JobView, ProblemDocument
+from server.schemas import GenerateJson, JobView
 
 Responses = dict[int | str, dict[str, Any]]
 IdempotencyKey = Annotated[str | None, Header(description="Makes repeating the request safe for 48 h.")]
@@ -31,14 +31,17 @@ Prefer = Annotated[
 PROBLEM: Final[Responses] = {
     "default": {
         "description": "A problem document (RFC 9457); `code` is stable, see docs/errors.md.",
-        "content": {PROBLEM_MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}},
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}},
     }
 }
 
 
+BINARY: Final = {"type": "string", "format": "binary"}
+
+
 def file_of(*media_types: str) -> Responses:
     """The answers of a route that sends a file of one of these types."""
-    content: dict[str, Any] = {media_type: {} for media_type in media_types}
+    content: dict[str, Any] = {media_type: {"schema": BINARY} for media_type in media_types}
     return {
         200: {"description": "The file.", "content": content},
         206: {"description": "The part that was asked for.", "content": content},
@@ -54,7 +57,7 @@ PICTURE_FILE: Final = file_of("image/jpeg")
 def _generate_body() -> dict[str, Any]:
     """The request body of a submit."""
     form = GenerateFields.model_json_schema()
-    files = {name: {"type": "string", "format": "binary"} for name in FILE_FIELDS}
+    files = {name: dict(BINARY) for name in FILE_FIELDS}
     form["properties"] = {**form["properties"], **files}
     form["properties"]["prompt"] = {
         "type": "array",

@@ -30,7 +30,7 @@ router = Router(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEM)
     "/{job_id}/stream.m3u8",
     summary="Stream a job",
     response_class=Response,
-    responses={200: {"description": "The playlist.", "content": {PLAYLIST: {}}}},
+    responses={200: {"description": "The playlist.", "content": {PLAYLIST: {"schema": {"type": "string"}}}}},
 )
 def get_stream(
     job: DownloadableJob,

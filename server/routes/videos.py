@@ -15,7 +15,7 @@ from server.delivery.files import file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
 from server.openai import Video, VideoDeleted, VideoList, video_of
-from server.openapi import VIDEO_BODY, Prefer
+from server.openapi import VIDEO_BODY, Prefer, file_of
 from server.routing import Router
 from server.services import Services
 from server.submit.openai import FIELD_OF_REFERENCE, receive_video
@@ -82,9 +82,12 @@ def delete_video(job: WritableJob, services: ServicesOf, principal: Submitter) -
     return VideoDeleted(id=job.id)
 
 
-@router.get("/{job_id}/content", summary="Download a video", response_class=Response, responses={
-    200: {"description": "The file.", "content": {"video/mp4": {}, "image/jpeg": {}}},
-})  # fmt: skip
+@router.get(
+    "/{job_id}/content",
+    summary="Download a video",
+    response_class=Response,
+    responses=file_of("video/mp4", "image/jpeg"),
+)
 def content(
     job: DownloadableJob,
     services: ServicesOf,

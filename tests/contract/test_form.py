@@ -71,6 +71,11 @@ def test_only_lists_repeat() -> None:
     assert set(REPEATABLE) == {"prompt", "computed_steps", "webhook_events"}
 
 
+@pytest.mark.parametrize("text", ["true", "True"])
+def test_a_truth_may_be_written_as_python_writes_it(text: str) -> None:
+    assert fields_of(values_of_form({"prompt": ["one"], "audio_face_mask": [text]})).audio_face_mask is True
+
+
 @pytest.mark.parametrize(
     ("field", "text"),
     [("seed", "1.0"), ("seed", "0x10"), ("flow_shift", "nan"), ("audio_face_mask", "1"), ("size", "64")],
