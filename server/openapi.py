@@ -36,12 +36,12 @@ PROBLEM: Final[Responses] = {
 }
 
 
-BINARY: Final = {"type": "string", "format": "binary"}
+FILE_SCHEMA: Final = {"type": "string", "format": "binary"}
 
 
 def file_of(*media_types: str) -> Responses:
     """The answers of a route that sends a file of one of these types."""
-    content: dict[str, Any] = {media_type: {"schema": BINARY} for media_type in media_types}
+    content: dict[str, Any] = {media_type: {"schema": FILE_SCHEMA} for media_type in media_types}
     return {
         200: {"description": "The file.", "content": content},
         206: {"description": "The part that was asked for.", "content": content},
@@ -57,7 +57,7 @@ PICTURE_FILE: Final = file_of("image/jpeg")
 def _generate_body() -> dict[str, Any]:
     """The request body of a submit."""
     form = GenerateFields.model_json_schema()
-    files = {name: dict(BINARY) for name in FILE_FIELDS}
+    files = {name: dict(FILE_SCHEMA) for name in FILE_FIELDS}
     form["properties"] = {**form["properties"], **files}
     form["properties"]["prompt"] = {
         "type": "array",
