@@ -38,6 +38,7 @@ def finish_clip(
     poster: bytes | None = None,
     fragment: bytes | None = None,
     header: bytes = b"header",
+    router_map: bytes | None = None,
 ) -> Job:
     job = api.services.journal.read(job_id)
     entry = ClipFinished(
@@ -49,6 +50,7 @@ def finish_clip(
         fragment=put(api, job_id, f"fragment-{clip}.m4s", fragment or b"fragment %d" % clip),
         stream_header=put(api, job_id, "header.mp4", header) if clip == 0 else None,
         poster=put(api, job_id, f"poster-{clip}.jpg", poster or b"poster %d" % clip, "image/jpeg"),
+        router_map=router_map and put(api, job_id, f"router-map-{clip}.mp4", router_map),
         gpu_seconds=gpu_seconds,
     )
     return api.services.journal.append(job, entry)

@@ -12,7 +12,7 @@ import { change } from "./store.js";
 /** Only what differs from the checkpoint's own. The seed is left open: the same one would make the same video. */
 function settingsOf(job) {
   const { model: name, seed: _, ...fields } = fieldsOf(job);
-  const own = { preset: "exact", fit: "cover", product_scale: 1, size: model()?.sizes[0], ...model()?.defaults };
+  const own = { preset: "exact", fit: "cover", product_scale: 1, router_maps: false, size: model()?.sizes[0], ...model()?.defaults };
   const changed = Object.entries(fields).filter(([field, value]) => value !== own[field]);
   return { ...(name === model()?.id ? {} : { model: name }), ...Object.fromEntries(changed.map(([field, value]) => [field, String(value)])) };
 }

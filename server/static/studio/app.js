@@ -20,7 +20,7 @@ import { html, render } from "../vendor/htm-preact.js";
 
 const HEALTH_MS = 5000, START_MS = 2000;
 
-// --- drawing ------------------------------------------------------------------------------------------------
+// --- drawing
 
 function Page() {
   if (state.keyNeeded) return html`<${Header} /><${KeyForm} start=${start} />`;
@@ -47,7 +47,7 @@ function draw() {
   keepFocus();
 }
 
-// --- what the page must know --------------------------------------------------------------------------------
+// --- what the page must know
 
 whenAnswered((online, status) => {
   if (online !== state.online || (status === 401 && !state.keyNeeded)) {
@@ -84,7 +84,7 @@ function start() {
   readAddress();
 }
 
-// --- the whole window ---------------------------------------------------------------------------------------
+// --- the whole window
 
 addEventListener("hashchange", readAddress);
 addEventListener("online", () => { poll(); });

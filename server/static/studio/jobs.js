@@ -8,7 +8,7 @@ import { clipsDone, headlineOf, isOver, lengthOf, many } from "./words.js";
 const POLL_MS = 2000, IDLE_POLL_MS = 5000, PAGE = 50, UNDO_MS = 7000, LINKS_S = 86400;
 const tabs = new BroadcastChannel("jobs");
 
-// --- what is known ------------------------------------------------------------------------------------------
+// --- what is known
 
 /** Note what the server says about a job. What is over stays over, whichever answer comes last. */
 export function take(job) {
@@ -43,7 +43,7 @@ export function shown() {
   return listed().filter((job) => !state.leaving.has(job.id) && words.every((word) => text(job).includes(word)));
 }
 
-// --- asking -------------------------------------------------------------------------------------------------
+// --- asking
 
 let polling = null;
 
@@ -116,7 +116,7 @@ function gone(id) {
   change((now) => { now.toast = { text: "This video does not exist (any more)." }; });
 }
 
-// --- the open job -------------------------------------------------------------------------------------------
+// --- the open job
 
 export const open = (id) => { location.hash = id ? `job=${id}` : ""; };
 export const hashOf = (id) => `#job=${id}`;
@@ -141,7 +141,7 @@ export function clipSecondsOf(job) {
   return model ? model.frames_per_clip / model.fps : lengthOf(job) / job.num_clips;
 }
 
-// --- doing --------------------------------------------------------------------------------------------------
+// --- doing
 
 /** Run an action on a job; a refusal becomes a toast. */
 async function act(work) {
@@ -199,16 +199,16 @@ addEventListener("pagehide", () => {
 tabs.onmessage = () => poll();
 addEventListener("visibilitychange", () => { if (!document.hidden && state.jobs.size) poll(); });
 
-// --- files of a job -----------------------------------------------------------------------------------------
+// --- files of a job
 
 const links = new Map();
 
 /** An address of our own server as a path: under another of its names it would be a foreign one. */
 export const own = (address) => (address ? address.replace(/^https?:\/\/[^/]+/, "") : address);
 
-function ownLinks({ video, stream, preview, posters, inputs }) {
+function ownLinks({ video, stream, preview, posters, inputs, router_maps: maps }) {
   const named = Object.entries(inputs).map(([name, address]) => [name, own(address)]);
-  return { video: own(video), stream: own(stream), preview: own(preview), posters: posters.map(own), inputs: Object.fromEntries(named) };
+  return { video: own(video), stream: own(stream), preview: own(preview), posters: posters.map(own), inputs: Object.fromEntries(named), router_maps: maps.map(own) };
 }
 
 const signed = (job) => call(`/v1/jobs/${job.id}/signed-urls`, { method: "POST", json: { expires_in: LINKS_S } });

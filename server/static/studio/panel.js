@@ -5,6 +5,7 @@ import { clipsOf, promptsOf, spoken } from "./draft.js";
 import { focusField } from "./focus.js";
 import { hashOf, linksOf, remove, rename, shareLink } from "./jobs.js";
 import { useLinks } from "./links.js";
+import { hasMaps, MapSwitch } from "./maps.js";
 import { Icon } from "./parts.js";
 import { asCurl, asPython } from "./recipes.js";
 import { Settings } from "./settings.js";
@@ -13,7 +14,7 @@ import { derivingFrom, tryAgain } from "./derive.js";
 import { change, state } from "./store.js";
 import { age, doingOf, duration, failureOf, headlineOf, isOver, lengthOf, many, nameOf, PRESET, seconds, titleOf } from "./words.js";
 
-// --- the draft ----------------------------------------------------------------------------------------------
+// --- the draft
 
 const Step = ({ done, children }) => html`<li class=${done ? "done" : ""}><${Icon} name=${done ? "done" : "add"} />
   <span>${children}</span><span class="visually-hidden">${done ? " (done)" : " (to do)"}</span></li>`;
@@ -32,7 +33,7 @@ export function DraftPanel() {
     <${Settings} />`;
 }
 
-// --- a job --------------------------------------------------------------------------------------------------
+// --- a job
 
 /** A file name that says what is in it. */
 const fileName = (job) => `${titleOf(job).toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 50).replace(/^-|-$/g, "") || "video"}.mp4`;
@@ -74,8 +75,7 @@ async function again(job) {
 }
 
 /** The photos and the speech that the job was made from. */
-function MadeFrom({ job }) {
-  const links = useLinks(job);
+function MadeFrom({ links }) {
   if (!links) return null;
   const { person_image: person, product_image: product, audio } = links.inputs;
   return html`<div class="made-from"><img src=${person} alt="Made from: the person" />${product && html`<img src=${product} alt="Made from: the product" />`}
@@ -124,7 +124,7 @@ function Title({ job }) {
 }
 
 export function JobPanel({ job }) {
-  const over = isOver(job);
+  const over = isOver(job), links = useLinks(job);
   return html`<h2>${headlineOf(job)}</h2>
     <${Title} job=${job} />
     ${!over && html`<progress max="100" value=${job.progress} aria-label="Progress"></progress><p class="doing">${doingOf(job)}</p>`}
@@ -144,7 +144,8 @@ export function JobPanel({ job }) {
       <button type="button" class="link" onClick=${() => copy(asPython(job), "Copied as a Python program.")}>Copy as Python</button>
       <button type="button" class="link danger" aria-label=${`Delete: ${nameOf(job)}`} onClick=${() => remove([job.id])}>Delete</button>
     </div>
-    <${MadeFrom} job=${job} /><${Details} job=${job} />`;
+    ${hasMaps(links) && html`<p><${MapSwitch} /></p>`}
+    <${MadeFrom} links=${links} /><${Details} job=${job} />`;
 }
 
 export function Copyable() {

@@ -18,7 +18,7 @@ const SHAPES = {
   speech: "M12 15a3 3 0 0 0 3-3V6a3 3 0 0 0-6 0v6a3 3 0 0 0 3 3zm-6-4h2a4 4 0 0 0 8 0h2a6 6 0 0 1-5 5.9V20h-2v-3.1A6 6 0 0 1 6 11z",
   film: "M4 5h16v14H4zM6 7v2h2V7zm0 4v2h2v-2zm0 4v2h2v-2zm10-8v2h2V7zm0 4v2h2v-2zm0 4v2h2v-2z",
   done: "M9.5 16.6 5.4 12.5 4 13.9l5.5 5.5L20.5 8.4 19.1 7z", failed: "M11 4h2v10h-2zM11 17h2v3h-2z",
-  add: "M11 5h2v6h6v2h-6v6h-2v-6H5v-2h6z", video: "M5 5h14v14H5zM10 9v6l5-3z",
+  add: "M11 5h2v6h6v2h-6v6h-2v-6H5v-2h6z",
 };
 
 export const Icon = ({ name }) => html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><path d=${SHAPES[name]} /></svg>`;

@@ -2,7 +2,7 @@
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-const FIELDS = ["size", "preset", "num_inference_steps", "guidance_scale", "flow_shift", "product_scale", "seed", "fit"];
+const FIELDS = ["size", "preset", "num_inference_steps", "guidance_scale", "flow_shift", "product_scale", "seed", "fit", "router_maps"];
 
 /** The fields that make the same video from the same files. */
 export const fieldsOf = (job) => ({ model: job.model, ...Object.fromEntries(FIELDS.map((name) => [name, job.params[name]])) });

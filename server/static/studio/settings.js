@@ -42,6 +42,9 @@ export function Settings() {
     <${NumberField} field="flow_shift" standard=${chosen.defaults.flow_shift} />
     <${NumberField} field="product_scale" standard="1" />
     <${NumberField} field="seed" standard="random" />
+    <label class="wide check"><input type="checkbox" checked=${settings.router_maps === "true"} onChange=${(event) => { edit((draft) => {
+      if (event.target.checked) draft.settings.router_maps = "true"; else delete draft.settings.router_maps;
+    }); checkSoon(); }} /> Keep where the model sees hands and face</label>
     <label class="wide">${FIELD.negative_prompt}<textarea rows="2" placeholder=${chosen.defaults.negative_prompt}
       value=${settings.negative_prompt ?? ""} ...${asField("negative_prompt")} onInput=${set("negative_prompt")}></textarea></label>
   </div></details>`;

@@ -49,7 +49,7 @@ function Trim({ speech }) {
   </div>`;
 }
 
-// --- a text instead -----------------------------------------------------------------------------------------
+// --- a text instead
 
 function Typed({ typed }) {
   const set = (name) => (event) => {
@@ -72,7 +72,7 @@ function Ways({ typed }) {
   return html`<div class="row ways" role="group" aria-label="How the speech comes">${way(false, "Recording")}${way(true, "Text")}</div>`;
 }
 
-// --- a recording --------------------------------------------------------------------------------------------
+// --- a recording
 
 function Recording({ speech }) {
   const isPlaying = state.playing?.speech === "all";

@@ -6,6 +6,7 @@ import { TryExample } from "./example.js";
 import { Framed } from "./ingredients.js";
 import { clipSecondsOf } from "./jobs.js";
 import { useLinks } from "./links.js";
+import { hasMaps, MapOverlay } from "./maps.js";
 import { Icon } from "./parts.js";
 import { attach, sourceOf } from "./source.js";
 import { change, state } from "./store.js";
@@ -50,7 +51,8 @@ function Veil({ job }) {
 function JobScreen({ job }) {
   const links = useLinks(job);
   return html`${links && html`<img class=${`person ${job.params.fit}`} src=${links.inputs.person_image} alt="The person, as the video begins" />`}
-    <${JobPlayer} key=${job.id} job=${job} links=${links} /><${Veil} job=${job} />`;
+    <${JobPlayer} key=${job.id} job=${job} links=${links} />
+    ${state.mapsShown && hasMaps(links) && html`<${MapOverlay} key=${`map ${job.id}`} job=${job} links=${links} />`}<${Veil} job=${job} />`;
 }
 
 function DraftScreen() {

@@ -30,6 +30,7 @@ export const state = {
   said: "",                   // what a screen reader is told
   playing: null,              // { job, clip } or { speech: clip }
   deriving: null,             // a job about to be made from another one, see derive.js
+  mapsShown: false,           // whether router maps lie over the picture
   copyable: null,             // a text to be copied by hand
   problem: {},                // job id → why its file could not be fetched
 };

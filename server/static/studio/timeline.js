@@ -31,7 +31,7 @@ const Strip = ({ label, count, children }) => html`<section class="timeline" ari
 
 const times = (from, to) => `${from.toFixed(1)}–${seconds(to)}`;
 
-// --- the draft ----------------------------------------------------------------------------------------------
+// --- the draft
 
 function Scene({ number, from, to }) {
   const { draft } = state;
@@ -75,7 +75,7 @@ export function DraftTimeline() {
   <//>`;
 }
 
-// --- a job --------------------------------------------------------------------------------------------------
+// --- a job
 
 function clipState(job, number) {
   if (number < clipsDone(job)) return "ready";

@@ -3,7 +3,7 @@
 export const FIELD = {
   person_image: "Person", product_image: "Product", audio: "Speech", prompt: "Scene", negative_prompt: "Avoid",
   model: "Model", size: "Size", preset: "Quality", num_inference_steps: "Steps", guidance_scale: "Guidance",
-  flow_shift: "Flow shift", product_scale: "Product size", seed: "Seed", fit: "Photo", num_clips: "Clips",
+  flow_shift: "Flow shift", product_scale: "Product size", seed: "Seed", fit: "Photo",
 };
 
 export const PRESET = {
@@ -17,7 +17,7 @@ const STAGE = {
   decoding: "Developing", muxing: "Adding the sound", done: "Finishing",
 };
 
-// --- amounts ------------------------------------------------------------------------------------------------
+// --- amounts
 
 export const many = (count, thing) => `${count} ${thing}${count === 1 ? "" : "s"}`;
 export const seconds = (value) => `${value.toFixed(1)} s`;
@@ -46,7 +46,7 @@ export function ordinal(number) {
 
 export const inLine = (position) => (position === 1 ? "next in line" : `${ordinal(position)} in line`);
 
-// --- a job --------------------------------------------------------------------------------------------------
+// --- a job
 
 export const isOver = (job) => ["succeeded", "failed", "canceled"].includes(job.status);
 export const titleOf = (job) => job.metadata?.title || job.params.prompts[0];
@@ -101,7 +101,7 @@ export function failureOf(job) {
   return clipsDone(job) ? `${reason} The finished clips can still be watched.` : reason;
 }
 
-// --- errors -------------------------------------------------------------------------------------------------
+// --- errors
 
 /** A refusal of the server as a sentence with limit and remedy. */
 export function sentenceOf(error) {

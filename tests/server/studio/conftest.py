@@ -137,6 +137,7 @@ class Studio:
             poster=jpeg(),
             fragment=made.fragment,
             header=made.header,
+            router_map=made.video if params.router_maps else None,
         )
 
     def succeed(self, job_id: str, started: bool = False) -> None:

@@ -70,6 +70,28 @@ def test_what_was_finished_of_a_canceled_video_plays_as_one(studio: Studio) -> N
     studio.visit(visit, at=f"/#job={job}")
 
 
+def test_router_maps_lie_over_the_picture_and_keep_its_time(studio: Studio) -> None:
+    job = studio.submit(audio=THREE_CLIPS, router_maps="true")
+    studio.start(job)
+    studio.finish_clip(job, 0)
+    studio.finish_clip(job, 1)
+
+    async def visit(page: Page) -> None:
+        video, shown = "document.querySelector('video')", "document.querySelector('video.map')"
+        await page.until(f"{video}?.readyState >= 2")
+        await page.click("[aria-pressed=false].link:not(.gallery-head .link)")
+        await page.until(f"{shown}?.src.endsWith('/clips/0/router_map')")
+        place = "(({ x, y, width, height }) => [x, y, width, height].join())"
+        picture, over = [await page.run(f"{place}({one}.getBoundingClientRect())") for one in (video, shown)]
+        assert picture == over
+        await page.run(f"{video}.currentTime = 4.2")
+        await page.until(f"{shown}.src.endsWith('/clips/1/router_map')")
+        await page.until(f"Math.abs({shown}.currentTime - 1.0) < 0.1")
+        assert page.complaints == []
+
+    studio.visit(visit, at=f"/#job={job}")
+
+
 def test_the_player_of_streams_is_not_a_part_of_the_page() -> None:
     page = FILES["index.html"].plain.decode()
     assert "hls" not in page
