@@ -65,7 +65,7 @@ def check_prompts(prompts: Iterable[str]) -> None:
     """Raises FieldError if a prompt says nothing."""
     for prompt in prompts:
         if not prompt.strip():
-            raise FieldError("invalid_value", "A prompt is empty.", "prompt")
+            raise FieldError("invalid_value", "A prompt is empty; write one, or leave it out.", "prompt")
 
 
 def check_files(given: Collection[str], card: CheckpointCard) -> None:
@@ -86,7 +86,7 @@ def frame_size(fields: GenerateFields, card: CheckpointCard) -> tuple[int, int]:
         names = ("size", "size")
     elif fields.width is None or fields.height is None:
         missing = "width" if fields.width is None else "height"
-        raise FieldError("missing_field", "Width and height belong together.", missing)
+        raise FieldError("missing_field", "Give both width and height, or neither.", missing)
     else:
         width, height, names = fields.width, fields.height, ("width", "height")
     for side, name in zip((width, height), names, strict=True):

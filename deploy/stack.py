@@ -353,7 +353,9 @@ def plan_workers(
     if list(found) == [CPU_NAME]:
         found = [CPU_NAME] * devices_per_worker
     elif len(found) < devices_per_worker:
-        raise StackError(f"--gpus-per-job {devices_per_worker}, but this machine has {len(found)}.")
+        raise StackError(
+            f"--gpus-per-job {devices_per_worker} is too many: this machine has {len(found)} GPUs."
+        )
     groups = [found[at : at + devices_per_worker] for at in range(0, len(found), devices_per_worker)]
     names = list(checkpoints)
     plans: list[WorkerPlan] = []

@@ -154,7 +154,7 @@ def downloadable_job(
     if signature is None:
         return owned_job(job_id, services, with_scope(identified(services, credentials), Scope.READ))
     if not services.signer.verify(request.url.path, expires or "", signature):
-        raise ApiError("bad_signature", "This link is not valid, or not any more.")
+        raise ApiError("bad_signature", "The link is forged or has expired; ask for a new one.")
     return stored_job(job_id, services)
 
 

@@ -118,7 +118,12 @@ async def change(job: Job, patch: JobPatch, services: Services, principal: Princ
         metadata = {**job.submitted.metadata, **(patch.metadata or {})}
         kept = {key: value for key, value in metadata.items() if value is not None}
         if len(kept) > MOST_METADATA:
-            raise ApiError("too_many", "Too many keys.", field="metadata", limit=MOST_METADATA)
+            raise ApiError(
+                "too_many",
+                f"metadata may have at most {MOST_METADATA} keys; remove some.",
+                field="metadata",
+                limit=MOST_METADATA,
+            )
         priority = job.submitted.priority
         if patch.priority is not None and patch.priority is not priority:
             if job.state is not JobState.QUEUED:

@@ -53,7 +53,7 @@ def checked_key(value: str | None) -> str | None:
     if not 1 <= len(value) <= LONGEST_KEY or not (value.isascii() and value.isprintable()):
         raise ApiError(
             "invalid_value",
-            "1 to 255 printable ASCII characters.",
+            "An Idempotency-Key has 1 to 255 printable ASCII characters.",
             field="Idempotency-Key",
             limit=LONGEST_KEY,
         )
@@ -101,7 +101,7 @@ class IdempotencyKeys:
         if claim is None:
             raise ApiError("busy", "The idempotency key has just expired; try again.", retry_after_s=1)
         if claim.fingerprint != request:
-            detail = "This Idempotency-Key was used for another request."
+            detail = "This Idempotency-Key was used for another request; use a new one."
             raise ApiError("idempotency_key_reused", detail, field="Idempotency-Key")
         return claim.job_id
 

@@ -291,14 +291,15 @@ class JobIndex:
 
     def _check(self, owner: str, limits: KeyLimits) -> None:
         if self._queued.total() + sum(self._arriving.values()) >= self._max_queued_jobs:
-            raise ApiError("queue_full", "The queue is full.", limit=self._max_queued_jobs)
+            detail = f"The queue is full with {self._max_queued_jobs} waiting jobs; try again later."
+            raise ApiError("queue_full", detail, limit=self._max_queued_jobs)
         own = self._queued[owner] + self._arriving.get(owner, 0)
         free = self._max_queued_jobs - self._queued.total() - sum(self._arriving.values())
         if owner != ANONYMOUS_OWNER and own >= free:  # a key may hold as many places as it leaves free
-            detail = "This key has its share of the queue waiting."
+            detail = f"This key has {own} jobs waiting, its share of the queue; wait for some to start."
             raise ApiError("queued_jobs_limit", detail, limit=own)
         if limits.max_queued is not None and own >= limits.max_queued:
-            detail = "This key has as many jobs waiting as it may."
+            detail = f"This key may have {limits.max_queued} jobs waiting, and has; wait for some to start."
             raise ApiError("queued_jobs_limit", detail, limit=limits.max_queued)
         self._check_reserves(owner, limits)
 
@@ -310,9 +311,12 @@ class JobIndex:
     def _check_reserves(self, owner: str, limits: KeyLimits) -> None:
         most = limits.max_stored_bytes
         if most is not None and self._stored_bytes(owner) >= most:
-            detail = "This key's jobs take as much space as they may; delete some."
+            detail = f"This key's jobs take the {most} bytes that they may; delete some."
             raise ApiError("stored_bytes_limit", detail, limit=most, retry_after_s=60)
         limit = limits.gpu_seconds_per_day
         if limit is not None and self._spent(owner) + self._expected(owner, limit) >= limit:
-            detail = "This key has used its GPU time of the last 24 hours, or its unfinished jobs will."
+            detail = (
+                f"This key may use {limit} GPU seconds in 24 hours: it has used them, or its unfinished jobs "
+                "will. Try again later."
+            )
             raise ApiError("gpu_seconds_limit", detail, limit=limits.gpu_seconds_per_day, retry_after_s=3600)

@@ -112,7 +112,7 @@ def _row(number: int, line: Mapping[str | None, str | list[str] | None], folder:
         else:
             settings[key] = value
     if "person_image" not in files:
-        raise ValueError(f"row {number} names no person")
+        raise ValueError(f"row {number} names no person; fill its column person")
     if prompts:
         settings["prompt"] = [prompts[place] for place in sorted(prompts)]
     if metadata:

@@ -86,7 +86,7 @@ def range_of(header: str, size: int) -> tuple[int, int] | None:
     """
     outside = ApiError(
         "range_not_satisfiable",
-        "One range within the file, please.",
+        "The Range header must name one range within the file.",
         limit=size,
         headers={"Content-Range": f"bytes */{size}"},
     )

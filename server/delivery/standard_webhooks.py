@@ -37,9 +37,9 @@ def _key(secret: str) -> bytes:
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except binascii.Error as error:
-        raise ValueError("a webhook secret is whsec_ and base64") from error
+        raise ValueError("COINTERACT_WEBHOOK_SECRET must be whsec_ followed by base64") from error
     if not secret.startswith(_PREFIX) or len(key) < 24:
-        raise ValueError("a webhook secret is whsec_ and base64 of at least 24 bytes")
+        raise ValueError("COINTERACT_WEBHOOK_SECRET must be whsec_ followed by base64 of at least 24 bytes")
     return key
 
 

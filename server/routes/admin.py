@@ -150,7 +150,7 @@ def _workers(services: Services) -> list[WorkerInfo]:
     """The live workers. Raises ApiError (503) while Redis is away."""
     workers = services.hints.workers()
     if workers is None:
-        raise ApiError("busy", "Redis does not answer: nobody knows which workers live.")
+        raise ApiError("busy", "Redis does not answer, so the live workers are not known; try again.")
     return workers
 
 
@@ -194,7 +194,7 @@ def get_queue(services: ServicesOf, principal: Admin) -> QueueList:
     for model in sorted({*read_cards(services.store), *services.index.unfinished_checkpoints()}):
         snapshot = services.hints.snapshot(model)
         if snapshot is None:
-            raise ApiError("busy", "Redis does not answer: nobody knows the order of the queue.")
+            raise ApiError("busy", "Redis does not answer, so the queue is not known; try again.")
         shown = []
         for position, waiting in enumerate(snapshot.waiting[:MOST_QUEUED_SHOWN], start=1):
             start, finish = snapshot.estimate(waiting.id) or (None, None)

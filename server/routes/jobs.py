@@ -220,7 +220,9 @@ async def get_events(
     after = -1
     if last_event_id is not None:
         if not re.fullmatch(r"[0-9]{1,9}", last_event_id):
-            raise ApiError("invalid_value", "Expected the number of an event.", field="Last-Event-ID")
+            raise ApiError(
+                "invalid_value", "Last-Event-ID must be the number of an event.", field="Last-Event-ID"
+            )
         after = int(last_event_id)
         if job.state.is_terminal and after >= job.sequence:
             return Response(

@@ -127,7 +127,7 @@ def redeliver(job: WritableJob, services: ServicesOf, sequence: Sequence) -> Del
     if sequence not in known:
         raise ApiError("not_found", "The job has no such message.")
     if len(known[sequence].tries) >= MOST_TRIES:
-        detail = f"This message was tried {MOST_TRIES} times; no more."
+        detail = f"The message was tried {MOST_TRIES} times, which is the limit."
         raise ApiError("deliveries_limit", detail, limit=MOST_TRIES, retry_after_s=3600)
     services.webhooks.tell_again(job, sequence)
     return next(each for each in _deliveries(job, services) if each.sequence == sequence)
@@ -138,7 +138,7 @@ def get_secret(services: ServicesOf, principal: Submitter) -> WebhookSecret:
     """Your key's secret, if it has made one. Until then the server's secret signs."""
     own = services.webhooks.secrets.own(principal.owner)
     if own is None:
-        raise ApiError("not_found", "This key has no secret of its own; POST makes one.")
+        raise ApiError("not_found", "This key has no secret of its own; POST to this route makes one.")
     return WebhookSecret(secret=own.secret, since=own.since)
 
 

@@ -51,5 +51,5 @@ async def receive_changes(
         values, received = await receive_json(request, services, scratch, partial(take_urls, fields=files))
     for field in files:
         if field not in received:
-            raise FieldError("missing_field", "This file is needed.", field)
+            raise FieldError("missing_field", "The request has no file in this field; send one.", field)
     return changes_of(values, model), received

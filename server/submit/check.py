@@ -80,7 +80,8 @@ def choose_card(services: Services, name: str | None) -> CheckpointCard:
         return default
     if name not in cards:
         known = ", ".join(sorted(cards))
-        raise ApiError("unknown_model", "There is no such checkpoint.", field="model", limit=known)
+        detail = f"No checkpoint has this name; choose one of: {known}."
+        raise ApiError("unknown_model", detail, field="model", limit=known)
     return cards[name]
 
 
@@ -94,16 +95,18 @@ def check_fields(
     check_preset(fields, card)
     _check_length(fields.negative_prompt or "", "negative_prompt", settings)
     if fields.num_inference_steps is not None and fields.num_inference_steps > settings.max_steps:
-        raise ApiError(
-            "out_of_range", "Too many steps.", field="num_inference_steps", limit=settings.max_steps
-        )
+        detail = f"At most {settings.max_steps} steps on this server."
+        raise ApiError("out_of_range", detail, field="num_inference_steps", limit=settings.max_steps)
     if fields.num_clips is not None and fields.num_clips > settings.max_clips:
-        raise ApiError("out_of_range", "Too many clips.", field="num_clips", limit=settings.max_clips)
+        detail = f"At most {settings.max_clips} clips on this server."
+        raise ApiError("out_of_range", detail, field="num_clips", limit=settings.max_clips)
     if fields.retention_s is not None and fields.retention_s > settings.retention_s:
-        raise ApiError("out_of_range", "Too long to keep.", field="retention_s", limit=settings.retention_s)
+        detail = f"This server keeps a finished job for at most {settings.retention_s} seconds."
+        raise ApiError("out_of_range", detail, field="retention_s", limit=settings.retention_s)
     priority_of(fields.priority, principal)
     if fields.webhook_events is not None and fields.webhook_url is None:
-        raise ApiError("missing_field", "webhook_events need a webhook_url.", field="webhook_url")
+        detail = "webhook_events without webhook_url: give both or neither."
+        raise ApiError("missing_field", detail, field="webhook_url")
 
 
 async def _check_webhook(fields: GenerateFields, services: Services) -> None:
@@ -118,7 +121,8 @@ async def _check_webhook(fields: GenerateFields, services: Services) -> None:
 def check_prompts_fit(prompts: Collection[str], settings: Settings) -> None:
     """Check the prompts of a video. Raises ApiError, FieldError."""
     if len(prompts) > settings.max_prompts:
-        raise ApiError("too_many", "Too many prompts.", field="prompt", limit=settings.max_prompts)
+        detail = f"At most {settings.max_prompts} prompts; the request has {len(prompts)}."
+        raise ApiError("too_many", detail, field="prompt", limit=settings.max_prompts)
     check_prompts(prompts)
     for prompt in prompts:
         _check_length(prompt, "prompt", settings)
@@ -126,13 +130,17 @@ def check_prompts_fit(prompts: Collection[str], settings: Settings) -> None:
 
 def _check_length(text: str, field: str, settings: Settings) -> None:
     if len(text) > settings.max_prompt_chars:
-        raise ApiError("too_long", "Too many characters.", field=field, limit=settings.max_prompt_chars)
+        detail = f"At most {settings.max_prompt_chars} characters; this text has {len(text)}."
+        raise ApiError("too_long", detail, field=field, limit=settings.max_prompt_chars)
 
 
 def check_clips(num_clips: int, settings: Settings) -> None:
     """Raises ApiError if the speech needs more clips than a video may have."""
     if num_clips > settings.max_clips:
-        detail = f"The speech needs {num_clips} clips; give num_clips to render its beginning."
+        detail = (
+            f"The speech needs {num_clips} clips, at most {settings.max_clips} are allowed: shorten it, or "
+            "give num_clips to render its beginning."
+        )
         raise ApiError("audio_too_long", detail, field="audio", limit=settings.max_clips)
 
 

@@ -60,11 +60,16 @@ async def _receive(request: Request, space: Scratch, settings: Settings) -> _Arr
     rules = FormRules({_FILE: max(limits.values())}, frozenset({_KIND}))
     form = await receive_form(request, space, rules, settings)
     if _FILE not in form.files:
-        raise ApiError("missing_field", "This file is needed.", field=_FILE)
+        raise ApiError("missing_field", "The request has no file in this field; send one.", field=_FILE)
     file = form.files[_FILE]
     kind = _kind_of(file, next(iter(form.texts.get(_KIND, [])), None))
     if file.size > limits[kind]:
-        raise ApiError("file_too_large", f"More than {limits[kind]} bytes.", field=_FILE, limit=limits[kind])
+        raise ApiError(
+            "file_too_large",
+            f"The file has more than {limits[kind]} bytes; send a smaller one.",
+            field=_FILE,
+            limit=limits[kind],
+        )
     return _Arrived(file, kind)
 
 
@@ -73,15 +78,15 @@ def _check_quota(services: Services, principal: Principal, size: int) -> None:
     settings, owner = services.settings, principal.owner
     kept = KeptFiles(services.store).of(owner, utcnow())
     if len(kept) >= settings.max_files:
-        detail = "This key keeps as many files as it may; delete some."
+        detail = f"This key keeps the {settings.max_files} files that it may; delete some."
         raise ApiError("files_limit", detail, limit=settings.max_files, retry_after_s=60)
     bytes_kept = sum(file.decoded.size for file in kept) + size
     if bytes_kept > settings.max_files_bytes:
-        detail = "This key's files would take more space than they may; delete some."
+        detail = f"This key's files would take more than {settings.max_files_bytes} bytes; delete some."
         raise ApiError("files_limit", detail, limit=settings.max_files_bytes, retry_after_s=60)
     most = principal.limits.max_stored_bytes
     if most is not None and bytes_kept + services.index.stored_bytes(owner) > most:
-        detail = "This key's jobs and files would take more space than they may; delete some."
+        detail = f"This key's jobs and files would take more than {most} bytes; delete some."
         raise ApiError("stored_bytes_limit", detail, limit=most, retry_after_s=60)
 
 

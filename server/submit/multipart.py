@@ -91,7 +91,7 @@ class _FormReader:
         self._headers = {}
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise ApiError("too_many", "The form has too many parts.", limit=MAX_PARTS)
+            raise ApiError("too_many", f"The form has more than {MAX_PARTS} parts.", limit=MAX_PARTS)
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
@@ -106,7 +106,7 @@ class _FormReader:
     def on_headers_finished(self) -> None:
         disposition, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         if disposition != b"form-data" or b"name" not in options:
-            raise ApiError("malformed_body", "A part of the form has no name.")
+            raise ApiError("malformed_body", "A part of the form has no name; each needs one.")
         if self._headers.get(b"content-transfer-encoding", b"binary").lower() not in (
             b"binary",
             b"8bit",
@@ -123,7 +123,7 @@ class _FormReader:
             raise unknown_field(name, self._rules.text_fields | self._rules.file_limits.keys())
         repeatable = name in self._rules.repeatable or (self._rules.brackets and name.endswith("[]"))
         if name in self.files or (name in self.texts and not repeatable):
-            raise ApiError("duplicate_field", "This field may be given once only.", field=name)
+            raise ApiError("duplicate_field", "The field is given twice; give it once.", field=name)
         limit = self._rules.long_text_bytes if base in self._rules.long_texts else MAX_TEXT_BYTES
         if is_file:
             limit = self._rules.file_limits[name]
@@ -138,7 +138,12 @@ class _FormReader:
         part.size += end - start
         if part.size > part.limit:
             code = "file_too_large" if part.is_file else "too_long"
-            raise ApiError(code, f"More than {part.limit} bytes.", field=part.name, limit=part.limit)
+            raise ApiError(
+                code,
+                f"The field has more than {part.limit} bytes; send fewer.",
+                field=part.name,
+                limit=part.limit,
+            )
         if part.file is not None:
             part.file.write(data[start:end])
             part.hash.update(data[start:end])

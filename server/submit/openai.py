@@ -94,7 +94,7 @@ def _settings(values: dict[str, Any], typed: bool) -> dict[str, Any]:
     """The fields of POST /v1/generate, from those of a create."""
     extra = values.pop("extra_params", None) or {}
     if not isinstance(extra, dict):
-        raise ApiError("invalid_value", "Expected an object.", field="extra_params")
+        raise ApiError("invalid_value", "extra_params must be an object.", field="extra_params")
     seconds = values.pop("seconds", None)
     for name in values:
         if name not in PLAIN_FIELDS:

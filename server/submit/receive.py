@@ -181,7 +181,7 @@ def draft_of(values: Mapping[str, Any], files: Mapping[str, GivenFile]) -> Draft
     for field in REQUIRED_FILES:
         is_spoken = field == SPOKEN_FILE and fields.speech_text is not None
         if field not in files and not is_spoken:
-            raise FieldError("missing_field", "This file is needed.", field)
+            raise FieldError("missing_field", "The request has no file in this field; send one.", field)
     received = {field: file for field, file in files.items() if isinstance(file, ReceivedFile)}
     references = {field: file for field, file in files.items() if isinstance(file, str)}
     return Draft(fields, received, references)

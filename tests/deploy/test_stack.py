@@ -217,7 +217,7 @@ def test_devices_that_render_one_job_together_are_one_worker() -> None:
     assert [plan.devices for plan in plans] == ["cuda:0,cuda:1", "cuda:2,cuda:3", "cuda:4"]
     (processes,) = plan_workers(["cpu"], {"speech": Path("/a")}, 3)
     assert processes.devices == "cpu,cpu,cpu"
-    with pytest.raises(StackError, match="--gpus-per-job 6, but this machine has 5"):
+    with pytest.raises(StackError, match="--gpus-per-job 6 is too many: this machine has 5 GPUs"):
         plan_workers(gpus, {"speech": Path("/a")}, 6)
 
 
