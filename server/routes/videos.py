@@ -9,13 +9,13 @@ from fastapi import Header, Query, Request, Response
 from starlette.responses import JSONResponse
 
 from contract.state import Job
-from server.access import DownloadableJob, ReadableJob, Reader, ServicesOf, Submitter, WritableJob
+from server.access import DownloadableJob, Principal, ReadableJob, Reader, ServicesOf, Submitter, WritableJob
 from server.control import delete, finished, listed, wait_of
 from server.delivery.files import file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
 from server.openai import Video, VideoDeleted, VideoList, video_of
-from server.openapi import VIDEO_BODY, Prefer, file_of
+from server.openapi import FILE_SCHEMA, VIDEO_BODY, Prefer, file_of
 from server.routing import Router
 from server.services import Services
 from server.submit.openai import FIELD_OF_REFERENCE, receive_video
@@ -33,13 +33,7 @@ async def create(
     idempotency_key: Annotated[str | None, Header()] = None,
     prefer: Prefer = None,
 ) -> Response:
-    key = checked_key(idempotency_key)
-    try:
-        job, _ = await submit(request, key, services, principal, receive_video)
-    except ApiError as error:
-        names = {field: reference for reference, field in FIELD_OF_REFERENCE.items()}
-        error.field = names.get(error.field or "", error.field)
-        raise
+    job = await _created(request, idempotency_key, services, principal)
     wait = wait_of(prefer, services.settings.max_wait_s)
     if wait is not None:
         job = await finished(job, wait, services)
@@ -47,6 +41,50 @@ async def create(
     if wait is not None:
         answer.headers["Preference-Applied"] = f"wait={wait:g}"
     return answer
+
+
+async def _created(request: Request, key: str | None, services: Services, principal: Principal) -> Job:
+    """The job of a create. Errors name the fields of this API. Raises ApiError."""
+    try:
+        job, _ = await submit(request, checked_key(key), services, principal, receive_video)
+    except ApiError as error:
+        names = {field: reference for reference, field in FIELD_OF_REFERENCE.items()}
+        error.field = names.get(error.field or "", error.field)
+        raise
+    return job
+
+
+@router.post(
+    "/sync",
+    openapi_extra=VIDEO_BODY,
+    summary="Create a video and wait for it",
+    response_class=Response,
+    responses={200: {"description": "The file.", "content": {"video/mp4": {"schema": FILE_SCHEMA}}}},
+)
+async def create_and_wait(
+    request: Request,
+    services: ServicesOf,
+    principal: Submitter,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The MP4 itself, as soon as it is finished. If that takes longer than the server grants, 409
+    `job_not_finished`, and `Location` names the video: ask there, or repeat with the same Idempotency-Key.
+    """
+    job = await _created(request, idempotency_key, services, principal)
+    job = await finished(job, services.settings.max_wait_s, services)
+    try:
+        answer = await asyncio.to_thread(
+            file_response, services.store, finished_file(job, job.video, "video"), request
+        )
+    except ApiError as error:
+        error.headers = {**(error.headers or {}), "Location": _path(job, services)}
+        raise
+    answer.headers["Location"] = _path(job, services)
+    return answer
+
+
+def _path(job: Job, services: Services) -> str:
+    return f"{services.settings.base_url}/v1/videos/{job.id}"
 
 
 def _answer(job: Job, services: Services) -> Response:

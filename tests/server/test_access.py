@@ -89,6 +89,7 @@ SHARED_ROUTES = {
     "/v1/validate",
     "/metrics",
     "/v1/videos",
+    "/v1/videos/sync",
     "/v1/webhooks/secret",
     "/v1/files",
 }

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
-from tests.server.conftest import Api, Live, wait_for
-from tests.server.inputs import PERSON, PRODUCT, SPEECH, audio_bytes
+from server.submit.openai import FIELD_OF_REFERENCE
+from tests.server.conftest import Api, ApiFactory, Live, wait_for
+from tests.server.inputs import PERSON, PRODUCT, SPEECH, audio_bytes, form
 from tests.server.journals import VIDEO, fail, start, succeed
 
 
@@ -117,3 +120,35 @@ def test_errors_come_in_openais_envelope_naming_the_field(
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         create(client, **extra)
     assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+
+
+def sync_body() -> list[tuple[str, Any]]:
+    names = {field: reference for reference, field in FIELD_OF_REFERENCE.items()}
+    return [(names.get(name, name), value) for name, value in form()]
+
+
+def test_a_sync_create_answers_with_the_file_itself(live: Live) -> None:
+    api = Api(live.app, None)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{live.url}/v1/videos/sync", files=sync_body(), timeout=60)
+        wait_for(lambda: bool(live.services.store.list_names("jobs")), 30)
+        (job_id,) = live.services.store.list_names("jobs")
+        succeed(api, job_id)
+        answer = asked.result()
+    assert (answer.status_code, answer.content) == (200, VIDEO)
+    assert answer.headers["content-type"] == "video/mp4"
+    assert answer.headers["location"] == f"/v1/videos/{job_id}"
+
+
+def test_a_sync_create_that_takes_too_long_says_where_to_ask(make_api: ApiFactory) -> None:
+    api = make_api(max_wait_s=0.3)
+    headers = {"Idempotency-Key": "one"}
+    late = api.client.post("/v1/videos/sync", files=sync_body(), headers=headers)
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "job_not_finished")
+    assert late.headers["x-should-retry"] == "true"
+    job_id = late.headers["location"].rpartition("/")[2]
+    succeed(api, job_id)
+    assert api.client.post("/v1/videos/sync", files=sync_body(), headers=headers).content == VIDEO
+    api.client.delete(f"/v1/videos/{job_id}")
+    canceled = api.client.post("/v1/videos/sync", files=[("prompt", (None, "x"))])
+    assert (canceled.status_code, canceled.json()["error"]["param"]) == (422, "input_reference")
