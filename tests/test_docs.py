@@ -62,6 +62,19 @@ def test_the_modules_that_pages_run_exist(page: str) -> None:
         assert not ours or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
+def test_the_readmes_memory_is_that_of_the_weights_page() -> None:
+    weights = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
+    modes = re.findall(
+        r"^\| `(?:resident|text-offload|offload)` \|.*\| ([\d.]+ GB) \| \d+ GB \|$", weights, re.MULTILINE
+    )
+    assert len(modes) == 3
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = readme.partition("GPU memory at 720×1280, computed, not yet measured:")[2].partition(
+        " of main memory"
+    )[0]
+    assert re.findall(r"[\d.]+ GB", told)[:3] == modes
+
+
 def names_in(source: Path) -> set[str]:
     """What a file defines: functions, classes and constants, and `Class.method`."""
     found: set[str] = set()
