@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from tests.server.inputs import audio_bytes
+from tests.server import test_speech_from_text
+from tests.server.inputs import PERSON, audio_bytes
 from tests.server.studio.conftest import THREE_CLIPS, Studio
 from tools.browser import CONTROL, Page
 
 pytestmark = pytest.mark.slow
+Speaker = test_speech_from_text.Speaker
+speaker = test_speech_from_text.speaker
 
 
 async def opened(page: Page, job: str) -> None:
@@ -115,29 +116,34 @@ def test_a_failed_job_is_tried_again(studio: Studio) -> None:
     studio.visit(visit)
 
 
-def test_where_the_server_can_speak_the_speech_may_be_a_text(studio: Studio) -> None:
-    spoken: list[str] = []
+def test_where_the_server_can_speak_the_speech_may_be_a_text(
+    studio: Studio, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = studio.live.services
 
     async def visit(page: Page) -> None:
         await page.until("document.querySelector('[data-field=size]')")
         assert await page.run("document.querySelector('.ways') === null"), "this server cannot"
-        voices = json.dumps(["anna", "ben"])
-        await page.run(
-            "(async () => { const { change } = await import('/static/studio/store.js');"
-            f"change((now) => {{ now.voices = {voices}; }}); }})()"
-        )
+        speaking = {"speech_url": speaker.url, "speech_voices": ("anna", "ben")}
+        monkeypatch.setattr(services, "settings", services.settings.model_copy(update=speaking))
+        await page.call("Page.reload")
         await page.click(".ways button:nth-child(2)")
-        await page.write(".speech textarea", "Look at this can.")
+        await page.choose_file("[name=person_image]", studio.file("person.png", PERSON))
+        await page.write(".speech textarea", "Look at this can. " * 3)
         await page.write(".speech select", "ben")
-        form = (
-            "(async () => { const { formOf } = await import('/static/studio/draft.js');"
-            "const { state } = await import('/static/studio/store.js');"
-            "return JSON.stringify([...(await formOf(state.draft)).entries()]); })()"
+        await page.write(".slice textarea", "She lifts it.")
+        await page.says("footer", "5.4 s · 2 clips")
+        await page.write(".slice:nth-child(2) textarea", "She waves.")
+        assert await page.run("document.querySelectorAll('.slice textarea').length") == 2, (
+            "while it is checked"
         )
-        spoken.append(str(await page.run(form)))
+        await page.click("[data-field=make]")
+        await page.until("location.hash.startsWith('#job=')")
+        assert studio.prompts_of(studio.jobs()[0]) == ["She lifts it.", "She waves."]
 
     studio.visit(visit)
-    assert json.loads(spoken[0]) == [["speech_text", "Look at this can."], ["voice", "ben"]]
+    assert speaker.asked[-1]["voice"] == "ben"
+    assert speaker.asked[-1]["input"].startswith("Look at this can.")
 
 
 def test_the_example_fills_everything_and_makes_a_video(studio: Studio) -> None:
