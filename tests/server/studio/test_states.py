@@ -158,6 +158,8 @@ async def extending(studio: Studio, page: Page) -> None:
     await page.click(".extend")
     await page.choose_file("[data-field=extend]", studio.file("more.wav", THREE_CLIPS))
     await page.says(".adding", "more.wav")
+    title = "document.querySelector('.title-line').getBoundingClientRect().height"
+    assert await page.run(title) > 15, "the name is not squeezed away where little room is left"
 
 
 async def deleting(studio: Studio, page: Page) -> None:
