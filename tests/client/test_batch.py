@@ -91,7 +91,7 @@ def test_each_row_becomes_a_video_and_each_file_is_sent_once(
     assert {result.state for result in told} == {"submitted", "succeeded"}
 
 
-def test_a_bad_row_holds_up_no_other_and_is_made_anew_when_it_is_mended(
+def test_a_bad_row_stops_no_other_and_is_made_again_once_it_is_corrected(
     service: Service, folder: Path
 ) -> None:
     rows = shop(4)
@@ -187,7 +187,7 @@ def test_names_of_videos_stay_in_the_folder(folder: Path) -> None:
     assert [row.name for row in read_rows(write_table(folder, rows))] == ["etc-passwd", "0002", "0003"]
 
 
-def test_what_has_expired_is_sent_again(
+def test_expired_kept_files_are_sent_again(
     service: Service, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = read_rows(write_table(folder, shop(2)))

@@ -147,7 +147,7 @@ def test_jobs_are_found_by_what_they_were_submitted_with(service: Service) -> No
             client.delete(job)
 
 
-def test_a_canceled_job_is_an_error_to_whoever_waits(service: Service) -> None:
+def test_waiting_for_a_canceled_job_raises_an_error(service: Service) -> None:
     with Client(service.url) as client:
         job = client.submit(**ingredients(service, num_inference_steps=100))  # type: ignore[arg-type]
         with pytest.raises(WaitTimeout) as late:
@@ -235,7 +235,7 @@ def test_a_file_is_sent_once_and_named_in_submits(service: Service) -> None:
             client.delete(job)
 
 
-def test_what_became_of_webhooks_can_be_looked_up(service: Service) -> None:
+def test_the_deliveries_of_webhooks_can_be_listed(service: Service) -> None:
     asked = {"webhook_url": "https://hooks.invalid/x", "webhook_events": ["job.succeeded"]}
     with Client(service.url) as client:
         job = client.generate(**ingredients(service, **asked))  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def test_an_empty_negative_prompt_stays_one_though_an_empty_text_is_not_given() 
     assert values_of_form({"negative_prompt": [""], "seed": [""]}) == {}
 
 
-def test_only_lists_repeat() -> None:
+def test_only_fields_that_hold_lists_can_be_repeated() -> None:
     assert set(REPEATABLE) == {"prompt", "computed_steps", "webhook_events"}
 
 

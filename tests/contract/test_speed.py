@@ -76,7 +76,7 @@ def test_a_larger_frame_costs_more_than_its_pixels() -> None:
     assert large.steps / small.steps == pytest.approx(8.08 / 2.07, rel=0.05)
 
 
-def test_work_is_shared_out_by_clips() -> None:
+def test_each_clip_has_an_equal_share_of_the_work() -> None:
     job = params(4, 3)
     assert Work.of(job, 1).steps * 3 == pytest.approx(Work.of(job).steps)
 

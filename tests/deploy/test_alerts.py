@@ -45,7 +45,7 @@ def test_prometheus_accepts_the_rules() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_loop_that_is_held_up_shows() -> None:
+def test_a_blocked_event_loop_shows_in_the_metrics() -> None:
     lag = Histogram("lag", "", registry=CollectorRegistry(), buckets=(0.2, 10))
 
     async def hold_up() -> None:

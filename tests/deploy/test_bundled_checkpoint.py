@@ -34,7 +34,7 @@ def test_it_takes_no_more_than_25_megabytes() -> None:
     assert sum(path.stat().st_size for path in files()) <= 25_000_000
 
 
-def test_its_card_says_what_it_is() -> None:
+def test_its_card_describes_the_checkpoint_of_the_recipe() -> None:
     card, recipe = read_card(BUNDLED_CHECKPOINT), SmallRecipe.read(RECIPE)
     assert card.trained
     assert (card.name, card.license, card.note) == (recipe.name, "Apache-2.0", NOTE)

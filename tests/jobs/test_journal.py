@@ -190,7 +190,7 @@ def test_what_cannot_happen_to_a_queued_job_is_not_written(journal: Journal, ent
 @pytest.mark.parametrize(
     "entry", [started(2), clip(0), succeeded(), Canceled(at=utcnow(), by="a")], ids=lambda entry: entry.type
 )
-def test_nothing_follows_the_end(journal: Journal, entry: JournalEntry) -> None:
+def test_no_entry_can_follow_the_end_of_a_job(journal: Journal, entry: JournalEntry) -> None:
     job = journal.append(submit(journal), Canceled(at=utcnow(), by="alice"))
     with pytest.raises(IllegalEntry):
         journal.append(job, entry)

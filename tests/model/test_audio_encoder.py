@@ -70,7 +70,7 @@ def test_windows_of_80_follow_the_clips_and_those_of_81_run_ahead():
         assert clip_features(ramp, clip, 81)[0, 0, 0, 0] == 81 * clip
 
 
-def test_behind_the_speech_windows_are_zero():
+def test_windows_after_the_end_of_the_speech_are_zero():
     window = clip_features(torch.ones(25, 100, 4), 1, 80)
     assert window.shape == (1, 25, 4, 80)
     assert window[..., :20].all()

@@ -77,7 +77,7 @@ def test_the_fewest_steps_that_are_good_enough_are_found_with_few_trials() -> No
     assert len(fewest(counts, trial, 1.0).steps) == 3
 
 
-def test_likeness_of_clips() -> None:
+def test_equal_clips_are_alike_and_a_level_costs_decibels() -> None:
     black = np.zeros((2, 4, 4, 3), np.uint8)
     assert psnr(black, black) == IDENTICAL_DB
     assert psnr(black + 1, black) == pytest.approx(48.13, abs=0.01)

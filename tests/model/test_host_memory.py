@@ -40,7 +40,7 @@ def tree(root: Path, membership: str, limits: dict[str, str]) -> Path:
         ("", {}, INSTALLED),
     ],
 )
-def test_the_smallest_limit_counts(
+def test_the_smallest_memory_limit_counts(
     tmp_path: Path, membership: str, limits: dict[str, str], expected: int
 ) -> None:
     assert host_memory_bytes(tree(tmp_path, membership, limits)) == expected

@@ -289,7 +289,7 @@ def test_a_clip_is_h264_that_anything_plays_in_the_right_colours(three_clips):
 
 
 @pytest.mark.parametrize("shape", [(0, 48, 64, 3), (5, 48, 64), (5, 48, 64, 4)])
-def test_what_are_no_frames_cannot_be_encoded(tmp_path, shape):
+def test_arrays_that_are_not_frames_cannot_be_encoded(tmp_path, shape):
     with pytest.raises(ValueError, match="frames must be"):
         encode_clip(np.zeros(shape, np.uint8), tmp_path / "clip.mp4")
 
@@ -360,6 +360,6 @@ def test_a_broken_clip_cannot_be_joined(tmp_path, three_clips):
         )
 
 
-def test_media_needs_no_torch():
+def test_the_media_package_imports_no_torch():
     code = "import sys, model.media; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

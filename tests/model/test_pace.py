@@ -76,7 +76,7 @@ def test_a_cancel_comes_out_of_the_next_report_with_at_most_one_step_queued() ->
     assert (device.finished, device.queued) == (2, 3)
 
 
-def test_a_cpu_is_never_behind_and_nothing_is_marked_there() -> None:
+def test_on_a_cpu_catching_up_has_nothing_to_report() -> None:
     device = SlowDevice(finished=9)
     pace = Pace(device.on_progress, torch.device("cpu"), device.mark)
     pace.report(Stage.DECODING, 1, 3)

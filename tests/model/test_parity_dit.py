@@ -144,7 +144,7 @@ def test_a_missing_tensor_is_named(official, tmp_path, capsys, name) -> None:
     assert name.rsplit(".", 1)[1] in capsys.readouterr().err
 
 
-def test_names_say_what_is_switched_on() -> None:
+def test_a_cases_name_says_which_conditions_it_has() -> None:
     case = parse_case("product_scale075_motion_audio_face_mask_t20.5")
     assert case.inputs == {"product", "motion"}
     assert (case.product_scale, case.audio_face_mask, case.timesteps) == (0.75, True, (20.5,))

@@ -46,7 +46,7 @@ def test_a_key_is_stored_as_a_hash_only(api: Api) -> None:
 @pytest.mark.parametrize(
     "broken", ["", "x", "ck_", "ck_../../x_" + "a" * 43, "ck_" + "a" * 12 + "_" + "b" * 43]
 )
-def test_what_is_no_key_is_refused(api: Api, broken: str) -> None:
+def test_a_malformed_key_is_refused(api: Api, broken: str) -> None:
     create_key(api.store, "ada")
     assert authenticate(api.store, broken) is None
     answer = api.client.get("/v1/jobs", headers={"Authorization": f"Bearer {broken}"})

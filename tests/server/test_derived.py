@@ -367,7 +367,7 @@ def test_what_shared_and_kept_files_take_is_counted(api: Api) -> None:
         assert api.services.index._jobs[one["id"]].stored_bytes == sum(path.stat().st_size for path in files)
 
 
-def test_without_the_kept_frames_only_the_whole_can_be_made_anew(make_api: ApiFactory) -> None:
+def test_without_kept_frames_a_job_can_only_be_redone_from_clip_0(make_api: ApiFactory) -> None:
     api = make_api(keep_motion=False)
     job = finished(api)
     for clip in range(3):
@@ -394,7 +394,7 @@ def test_a_job_whose_checkpoint_is_gone_is_refused(api: Api) -> None:
     assert (answer.status_code, answer.json()["code"]) == (503, "no_checkpoint")
 
 
-def test_a_video_that_is_finished_stays_what_it_was(api: Api) -> None:
+def test_a_redo_or_an_extension_leaves_the_old_video_as_it_was(api: Api) -> None:
     job = finished(api)
     redo(api, job, 1)
     extend(api, job, audio_bytes())

@@ -159,7 +159,7 @@ def test_unknown_query_parameters_are_refused(api: Api, path: str) -> None:
 
 
 @pytest.mark.parametrize("job_id", ["x", "job_", "job_" + "z" * 36, "job_" + "0" * 35, "0" * 40])
-def test_an_id_that_is_none_names_no_job(api: Api, job_id: str) -> None:
+def test_a_malformed_job_id_is_not_found(api: Api, job_id: str) -> None:
     for path in (f"/v1/jobs/{job_id}", f"/v1/jobs/{job_id}/video", f"/v1/jobs/{job_id}/events"):
         refusal(api.client.get(path), 404, "job_not_found")
     assert api.client.get(f"/v1/videos/{job_id}").json()["error"]["code"] == "job_not_found"

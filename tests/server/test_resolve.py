@@ -45,7 +45,9 @@ def of_command_line(fields: dict[str, Any], speech: bytes, folder: Path) -> Gene
     [{}, SHARED, {"preset": "parity", "num_clips": 1}, {"size": "192x112"}, {"width": 64, "height": 80}],
 )
 @pytest.mark.parametrize("seconds", [0.21, 3.2, 3.21, 3.23, 6.42])
-def test_both_doors_resolve_alike(api: Api, tmp_path: Path, fields: dict[str, Any], seconds: float) -> None:
+def test_the_api_and_the_command_line_resolve_a_request_alike(
+    api: Api, tmp_path: Path, fields: dict[str, Any], seconds: float
+) -> None:
     fields = {"prompt": "hello", "seed": 5, **fields}
     speech = audio_bytes(seconds=seconds)
     assert of_server(api, fields, speech) == of_command_line(fields, speech, tmp_path)

@@ -141,7 +141,7 @@ def test_experts_are_weighted_and_added_to_noisy_tokens(samples, tokens, noisy, 
 
 
 @pytest.mark.parametrize(("samples", "tokens", "noisy", "heads", "head_dim"), SHAPES)
-def test_router_logits(samples, tokens, noisy, heads, head_dim) -> None:
+def test_router_logits_are_those_of_the_reference(samples, tokens, noisy, heads, head_dim) -> None:
     draw, width = numbers(4), heads * head_dim
     norm, weight = (1 + draw(width) / 4, draw(width)), draw(3, width) / width**0.5
     check(
@@ -179,7 +179,7 @@ def test_the_vaes_norm_is_written_behind_the_past(samples, channels, frames, pas
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="cuBLASLt's GELU epilogue exists on GPUs only")
-def test_gelu_in_the_epilogue() -> None:
+def test_gelu_fused_into_the_matrix_product_is_that_of_the_reference() -> None:
     draw = numbers(5)
     states, weight, bias = draw(2, 9, 64), draw(128, 64) / 8, draw(128)
     check(linear_gelu_reference, linear_gelu_cuda, states, weight, bias)

@@ -597,7 +597,7 @@ def test_the_reference_shows_every_route(served: Live, studio: Studio) -> None:
     studio.visit(visit)
 
 
-def test_a_whole_draft_breaks_no_policy(studio: Studio) -> None:
+def test_a_complete_draft_violates_no_content_security_policy(studio: Studio) -> None:
     async def visit(page: Page) -> None:
         await studio.fill(page)
         await page.says("footer", "9.0 s · 3 clips")
