@@ -21,14 +21,14 @@ ENTRYPOINT ["cointeract"]
 # without its packages (there are none here yet): that gives the `cointeract` command, which finds them in /app.
 FROM base AS api-dependencies
 COPY pyproject.toml constraints.txt ./
-RUN touch README.md && python -m venv /opt/venv && pip install --constraint constraints.txt .
+RUN touch README.md && python -m venv /opt/venv && pip install --constraint constraints.txt '.[s3]'
 
 FROM api-dependencies AS worker-dependencies
 # Which build of torch: as pip's index has it, on x86-64 usually with CUDA. `torch===2.13.0` takes that one even where
 # an index of CPU builds is at hand; PIP_EXTRA_INDEX_URL names such an index, whose build then comes first.
 ARG TORCH=torch
 ARG PIP_EXTRA_INDEX_URL
-RUN pip install --constraint constraints.txt "$TORCH" && pip install --constraint constraints.txt '.[model]'
+RUN pip install --constraint constraints.txt "$TORCH" && pip install --constraint constraints.txt '.[model,s3]'
 
 FROM base AS api
 COPY --from=api-dependencies /opt/venv /opt/venv

@@ -27,6 +27,7 @@ from deploy.stack import StackError
 from deploy.up import checkpoint_card
 from jobs.artifacts import FolderStore, exposed_paths
 from jobs.redis_server import running_redis
+from jobs.storage import StoreRefusedError, open_store
 from model.checkpoints.writer import verify_manifest
 from model.memory.host import host_memory_bytes
 from model.memory.needs import (
@@ -131,6 +132,7 @@ def diagnose(settings: Settings, checkpoints: Mapping[str, Path], verify: bool =
         findings += check_attention(settings)
     findings += check_disk(settings)
     findings += check_privacy(settings)
+    findings += check_storage(settings)
     findings += check_redis(settings)
     return Diagnosis(machine, findings, fits)
 
@@ -321,6 +323,25 @@ def check_privacy(settings: Settings) -> Iterator[Finding]:
     elif settings.storage_dir.is_dir():
         message = f"Nobody else on this machine can read {settings.storage_dir}."
         yield Finding("privacy", Status.OK, message)
+
+
+def check_storage(settings: Settings) -> Iterator[Finding]:
+    """Check that a store in S3 answers, and has the conditional writes that all races need."""
+    if settings.storage_url is None:
+        return
+    try:
+        store = open_store(settings)
+        started = time.monotonic()
+        store.check()
+        seconds = time.monotonic() - started
+    except StoreRefusedError as error:
+        yield Finding("storage", Status.PROBLEM, str(error), "Choose another store.")
+    except OSError as error:
+        advice = "Check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, the credentials, and that the bucket exists."
+        yield Finding("storage", Status.PROBLEM, f"{settings.storage_url}: {error.strerror}", advice)
+    else:
+        message = f"{settings.storage_url} wrote, read and removed a file in {1000 * seconds:.0f} ms."
+        yield Finding("storage", Status.OK, message)
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:

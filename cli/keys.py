@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from cli.common import FAILED, DataOption, complaints, console
 
 if TYPE_CHECKING:
-    from jobs.artifacts import FolderStore
+    from jobs.artifacts import ArtifactStore
 
 keys = typer.Typer(no_args_is_help=True, help="API keys. Once there is one, every request needs one.")
 
@@ -32,11 +32,14 @@ class KeyPriority(StrEnum):
     HIGH = "high"
 
 
-def _store(data: Path | None) -> FolderStore:
+def _store(data: Path | None) -> ArtifactStore:
     from contract.settings import Settings
-    from jobs.artifacts import FolderStore
+    from jobs.storage import StoreRefusedError, open_store
 
-    return FolderStore((Settings() if data is None else Settings(data_dir=data)).storage_dir)
+    try:
+        return open_store(Settings() if data is None else Settings(data_dir=data))
+    except StoreRefusedError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @keys.command()

@@ -39,6 +39,21 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("data"), description="Folder that holds jobs, results and the embedded Redis."
     )
+    storage_url: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^?#\s]*)?$",
+        description="Where jobs and results are kept instead of the data folder: s3://bucket/prefix, the "
+        "same for all processes of all machines. Endpoint and credentials come from boto3's own variables "
+        "(AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and so on) or the machine's role.",
+    )
+    storage_cache_bytes: int = Field(
+        20 * 2**30, gt=0, description="Bytes of local copies that a machine keeps of files in S3."
+    )
+    storage_redirects: bool = Field(
+        False,
+        description="Send clients to S3 for files, with a signed URL, instead of passing the bytes on. They "
+        "must reach it, and web pages need its CORS rules.",
+    )
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("COINTERACT_REDIS_URL", "REDIS_URL"),
@@ -257,8 +272,13 @@ class Settings(BaseSettings):
 
     @property
     def storage_dir(self) -> Path:
-        """Folder of the artifact store."""
+        """Folder of the artifact store, if that is a folder."""
         return self.data_dir / "storage"
+
+    @property
+    def remote_dir(self) -> Path:
+        """Folder for unfinished files and for copies, if the artifact store is S3."""
+        return self.data_dir / "s3"
 
     @property
     def rq_lease_s(self) -> int:

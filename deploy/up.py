@@ -17,9 +17,9 @@ from deploy.display import StartDisplay, ready_panel
 from deploy.parts import other_parts, redis_part
 from deploy.stack import PartSupervisor, StackError, devices, only_stack_in, plan_workers, require_free_port
 from deploy.troubles import Troubles
-from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
 from jobs.queue import JobQueue
+from jobs.storage import StoreRefusedError, open_store
 
 BUNDLED_CHECKPOINT = Path(__file__).parent / "checkpoint"
 """The small trained checkpoint that comes with the code; `python -m tools.ship checkpoint` puts it there."""
@@ -76,7 +76,7 @@ def run_up(
             require_free_port(settings.host, settings.port)
             display = StartDisplay(console)
             with display:
-                checkpoints = _checkpoints(data_dir, checkpoint_arguments, display)
+                checkpoints = _checkpoints(settings, checkpoint_arguments, display)
                 redis, redis_url = redis_part(settings, data_dir)
                 environment = {
                     **os.environ,
@@ -115,10 +115,16 @@ def run_up(
             signal.signal(number, handler)
 
 
-def _checkpoints(data_dir: Path, arguments: Sequence[str], display: StartDisplay) -> dict[str, Path]:
-    """The checkpoints to serve, by name. Their cards are published for the API to know them."""
+def _checkpoints(settings: Settings, arguments: Sequence[str], display: StartDisplay) -> dict[str, Path]:
+    """The checkpoints to serve, by name. Their cards are published for the API to know them.
+
+    Raises StackError if the store cannot be used.
+    """
     folders = named_checkpoints(arguments or [str(BUNDLED_CHECKPOINT)])
-    store = FolderStore(data_dir / "storage")
+    try:
+        store = open_store(settings)
+    except StoreRefusedError as error:
+        raise StackError(str(error)) from error
     for name, folder in folders.items():
         publish_card(store, checkpoint_card(folder).model_copy(update={"name": name}))
         display.ready("checkpoint", name)

@@ -36,6 +36,10 @@ STORAGE_AWAY = frozenset(
 """Errors that are about the storage and not about its user: full, read-only, cut off, broken."""
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+SCRATCH_AGE_S = 3600.0
+"""Half-written files that were not touched for so long belong to nobody. An upload takes minutes, and an
+attempt, which may take longer, is known by its folder's name.
+"""
 LARGEST_READ = 64 * 2**20
 """Bytes of the largest file that `read` takes into memory. Our own files are far smaller."""
 
@@ -90,15 +94,25 @@ class ArtifactStore(Protocol):
         """
 
     def local_path(self, key: str) -> Path:
-        """A local file with the content of `key`; a remote store downloads it.
-
-        Raises FileNotFoundError.
+        """A local file with the content of `key`, to be opened at once: a remote store downloads it, and
+        keeps it for a while. Raises FileNotFoundError.
         """
 
-    def share(self, key: str, target: Path) -> None:
+    def fetch(self, key: str, target: Path) -> None:
         """Make the local file `target` with the content of `key`. It stays when the key is removed.
 
         It takes no space of its own where the file system has hard links. Raises FileNotFoundError.
+        """
+
+    def share(self, key: str, target: Path) -> None:
+        """Give the file `target` of a folder that `adopt_folder` will take the content of `key`, without a
+        copy where that can be had. Nobody but `adopt_folder` may look for it. Raises FileNotFoundError.
+        """
+
+    def signed_url(self, key: str, seconds: int, media_type: str, disposition: str) -> str | None:
+        """A URL from which anybody may download `key` for that long; None if this store gives none.
+
+        Raises FileNotFoundError.
         """
 
     def adopt_folder(self, source: Path, prefix: str, *, after: Sequence[str] = ()) -> None:
@@ -119,7 +133,12 @@ class ArtifactStore(Protocol):
         """A local folder for unfinished files. What stays in it may be removed at any restart."""
 
     def free_bytes(self) -> int:
-        """Bytes left for new files."""
+        """Bytes left for new files; those of the local disk, if the store itself has no end."""
+
+    def remove_leftovers(self, now: float, age_s: float, in_use: Callable[[str], bool]) -> None:
+        """Delete what dead processes left unfinished: what was untouched for `age_s` at `now`, but nothing in
+        scratch that is `in_use` by its name, and nothing that we would not have made.
+        """
 
 
 def fsync_path(path: Path) -> None:
@@ -144,6 +163,26 @@ def exposed_paths(root: Path) -> list[Path]:
     folders = [root, *(root / name for name in FOLDERS)]
     secret_files = [*root.glob("*.secret"), *(root / "keys").glob("*.json")]
     return [path for path in (*folders, *secret_files) if path.exists() and path.stat().st_mode & 0o077]
+
+
+def remove_old_files(
+    folder: Path, now: float, age_s: float, in_use: Callable[[str], bool], passed_over: PassedOver
+) -> None:
+    """Delete what lies in `folder` and was untouched for `age_s` at `now`, except what is `in_use` by its
+    name, and what we would not have made.
+    """
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name == "lost+found":
+            passed_over.note("stray", f"{folder.name}/{path.name}", "not ours")
+            continue
+        try:
+            newest = max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
+            if now - newest > age_s and not in_use(path.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except FileNotFoundError:
+            continue  # somebody else was faster
+        except OSError as error:
+            passed_over.note("leftover", f"{folder.name}/{path.name}", error)
 
 
 SYNCS_AT_ONCE = 16
@@ -300,7 +339,7 @@ class FolderStore:
             raise FileNotFoundError(key)
         return path
 
-    def share(self, key: str, target: Path) -> None:
+    def fetch(self, key: str, target: Path) -> None:
         source = self.local_path(key)
         try:
             os.link(source, target)  # files are replaced, never changed
@@ -310,6 +349,12 @@ class FolderStore:
             with source.open("rb") as original, target.open("xb") as copy:
                 os.fchmod(copy.fileno(), 0o600)
                 shutil.copyfileobj(original, copy, 2**20)
+
+    def share(self, key: str, target: Path) -> None:
+        self.fetch(key, target)
+
+    def signed_url(self, key: str, seconds: int, media_type: str, disposition: str) -> str | None:
+        return None
 
     def adopt_folder(self, source: Path, prefix: str, *, after: Sequence[str] = ()) -> None:
         target = self._path(prefix)
@@ -349,20 +394,5 @@ class FolderStore:
         return shutil.disk_usage(self.root).free
 
     def remove_leftovers(self, now: float, age_s: float, in_use: Callable[[str], bool]) -> None:
-        """Delete what dead processes left in scratch and trash, once it was untouched for `age_s` at `now`.
-
-        Names in scratch that are `in_use` stay, and so does everything that the store would not have made.
-        """
-        for folder in ("scratch", "trash"):
-            for path in (self.root / folder).iterdir():
-                if path.name.startswith(".") or path.name == "lost+found":
-                    self.passed_over.note("stray", f"{folder}/{path.name}", "not ours")
-                    continue
-                try:
-                    newest = max(item.lstat().st_mtime for item in (path, *path.rglob("*")))
-                    if now - newest > age_s and not (folder == "scratch" and in_use(path.name)):
-                        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-                except FileNotFoundError:
-                    continue  # somebody else was faster
-                except OSError as error:
-                    self.passed_over.note("leftover", f"{folder}/{path.name}", error)
+        remove_old_files(self.scratch(), now, age_s, in_use, self.passed_over)
+        remove_old_files(self.root / "trash", now, age_s, lambda name: False, self.passed_over)

@@ -41,6 +41,11 @@ class KeptFile(Frozen):
     created_at: datetime
     expires_at: datetime
 
+    @property
+    def key(self) -> str:
+        """Where the decoded file lies in the store."""
+        return f"{_prefix(self.owner, self.id)}/{self.decoded.name}"
+
 
 def file_id(owner: str, kind: str, received_sha256: str) -> str:
     """The id of a file. It is the same for the same owner, kind and content."""
@@ -87,13 +92,6 @@ class KeptFiles:
         found = (self._read(owner, name) for name in names)
         kept = [file for file in found if file is not None and file.expires_at > now]
         return sorted(kept, key=lambda file: (file.created_at, file.id), reverse=True)
-
-    def path(self, file: KeptFile) -> Path:
-        """The decoded file. Raises FileNotKept, OSError."""
-        try:
-            return self.store.local_path(f"{_prefix(file.owner, file.id)}/{file.decoded.name}")
-        except FileNotFoundError as error:
-            raise FileNotKept(file.id) from error
 
     def remove(self, file: KeptFile) -> None:
         """Remove a file. Jobs that were submitted with it have copies. Raises OSError."""

@@ -51,4 +51,5 @@ def configure_logging(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_json else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("rq.worker").setLevel(logging.WARNING)
+    for talkative in ("rq.worker", "botocore"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)

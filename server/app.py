@@ -18,11 +18,12 @@ from fastapi import FastAPI
 
 from contract.settings import Settings
 from contract.version import installed_version
-from jobs.artifacts import FolderStore
+from jobs.artifacts import SCRATCH_AGE_S
 from jobs.clock import Clock, ClockNotTrusted
 from jobs.journal import Journal
 from jobs.kept_files import KeptFiles
 from jobs.queue import JobQueue
+from jobs.storage import StoreRefusedError, open_store
 from server import errors
 from server.access import why_not_to_start
 from server.decoding.sandbox import Sandbox
@@ -57,6 +58,7 @@ from server.routes import (
 )
 from server.services import Services
 from server.storage_probe import StorageProbe
+from server.submit.receive import SUBMIT_FOLDER
 
 log = logging.getLogger(__name__)
 INDEX_EVERY_S: Final = 1.0
@@ -77,7 +79,10 @@ def _services(settings: Settings) -> Services:
         raise StartRefusedError(
             "COINTERACT_REDIS_URL is not set; `cointeract up` starts a private Redis and sets it."
         )
-    store = FolderStore(settings.storage_dir)
+    try:
+        store = open_store(settings)
+    except StoreRefusedError as error:
+        raise StartRefusedError(str(error)) from error
     queue = JobQueue(settings, settings.redis_url)
     hints = Hints(queue)
     index = JobIndex(store, settings.max_queued_jobs)
@@ -149,6 +154,8 @@ def _forget_old(services: Services) -> None:
     services.idempotency.expire(now)
     KeptFiles(services.store).expire(now)
     services.index.expire(now)
+    # With S3 this machine has a scratch folder of its own. Attempts in it are the workers' affair.
+    services.store.remove_leftovers(now, SCRATCH_AGE_S, lambda name: not name.startswith(SUBMIT_FOLDER))
 
 
 def create_app(settings: Settings) -> FastAPI:

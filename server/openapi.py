@@ -45,6 +45,7 @@ def file_of(*media_types: str) -> Responses:
     return {
         200: {"description": "The file.", "content": content},
         206: {"description": "The part that was asked for.", "content": content},
+        302: {"description": "The file is at this address, for an hour (`COINTERACT_STORAGE_REDIRECTS`)."},
         304: {"description": "Not changed."},
     }
 

@@ -163,7 +163,8 @@ class _Attempt:
         self.unkept: deque[float] = deque()
         """Seconds of clips that are rendered but not yet in the journal."""
         self.about = {"job_id": job.id, "attempt": job.attempt}
-        self.files = JobFiles(runner.store, job.id, self.about, self._pause)
+        self.workdir = runner.store.scratch() / attempt_folder(job.id, job.attempt)
+        self.files = JobFiles(runner.store, job.id, self.about, self._pause, self.workdir)
         self.log = JobLogHandler(runner.store, job.id, job.attempt)
 
     def run(self) -> None:
@@ -185,7 +186,7 @@ class _Attempt:
         )
         logging.getLogger().addHandler(self.log)
         log.info("attempt started behind clip %d", self.done_at_start, extra=self.about)
-        workdir = runner.store.scratch() / attempt_folder(job.id, job.attempt)
+        workdir = self.workdir
         outcome, cause = "superseded", ""
         try:
             outcome, cause = self._render_or_record(workdir)

@@ -31,10 +31,10 @@ from rq.worker import SimpleWorker
 from rq.worker.base import WorkerStatus
 
 from contract.settings import Settings
-from jobs.artifacts import FolderStore
 from jobs.journal import Journal
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue, queue_name
+from jobs.storage import open_store
 from jobs.tickets import RENDER_NEXT, Ticket
 from workers.attempt import Runner
 from workers.engines.engine import Engine
@@ -169,7 +169,7 @@ def serve(config: ChildConfig, engine: Engine) -> int:
         with report_lock:
             os.write(config.report_fd, line)
 
-    store = FolderStore(config.settings.storage_dir)
+    store = open_store(config.settings, probe=False)
     runner = Runner(
         worker=config.name,
         journal=Journal(store),
@@ -207,7 +207,7 @@ def main() -> int:
     configure_logging(config.settings)
     end_with_supervisor(config.parent_pid)
     try:
-        Provenance(FolderStore(config.settings.storage_dir), config.settings).check()
+        Provenance(open_store(config.settings, probe=False), config.settings).check()
         engine = load_engine(config)
     except Exception as error:  # whatever it is, it is the reason why nothing is rendered
         log.exception("the model cannot be loaded", extra={"checkpoint": config.checkpoint})

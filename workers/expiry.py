@@ -12,18 +12,13 @@ from dataclasses import dataclass, field
 
 from contract.job import JOB_ID, JobState
 from contract.state import Job
-from jobs.artifacts import FolderStore
+from jobs.artifacts import SCRATCH_AGE_S, ArtifactStore
 from jobs.clock import Clock, ClockNotTrusted
 from jobs.journal import JobNotFound, Journal, UnreadableJob
 from workers.metrics import CLOCK_TRUSTED
 from workers.scratch import attempt_of_folder
 
 log = logging.getLogger(__name__)
-
-SCRATCH_AGE_S = 3600.0
-"""Half-written files that were not touched for so long belong to nobody. An upload takes minutes, and an
-attempt, which may take longer, is known by its folder's name.
-"""
 
 _FOLDER = "done"
 _MARKER = re.compile(rf"(?P<expiry>\d{{12}})-(?P<job>{JOB_ID.pattern})")
@@ -33,7 +28,7 @@ _MARKER = re.compile(rf"(?P<expiry>\d{{12}})-(?P<job>{JOB_ID.pattern})")
 class Expiry:
     """Deletes by the time that this machine, storage and Redis agree on; not at all if they disagree."""
 
-    store: FolderStore
+    store: ArtifactStore
     clock: Clock
     _distrust: str = field(default="", init=False)
 
@@ -75,6 +70,10 @@ class Expiry:
                 break
             say_alive()
             self._remove(expiry, job_id)
+        self.remove_leftovers(now)
+
+    def remove_leftovers(self, now: float) -> None:
+        """Remove what dead processes left on this machine, and unfinished in storage. Raises OSError."""
         self.store.remove_leftovers(now, SCRATCH_AGE_S, self._is_live_attempt)
 
     def _remove(self, expiry: int, job_id: str) -> None:

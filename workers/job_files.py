@@ -36,6 +36,8 @@ class JobFiles:
     """Goes with log lines."""
     pause: Callable[[], None]
     """Waits a moment before the next try. Raises if the attempt must end."""
+    folder: Path
+    """Of the attempt, in scratch."""
 
     def storage_works(self) -> bool:
         try:
@@ -81,9 +83,16 @@ class JobFiles:
                 self.store.remove(file_key(self.job_id, file))
 
     def local(self, file: StoredFile) -> Path:
-        """Where a file of the job can be read. Raises Superseded if the job was removed."""
+        """Where a file of the job can be read as long as the attempt lasts. Raises Superseded if the job was
+        removed.
+        """
+        target = self.folder / "stored" / file.name
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return self.store.local_path(file_key(self.job_id, file))
+            self.store.fetch(file_key(self.job_id, file), target)
+            return target
         except FileNotFoundError:
             raise Superseded(f"{file.name} is gone: the job was removed") from None
 

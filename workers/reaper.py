@@ -27,12 +27,13 @@ from rq.worker_registration import clean_worker_registry
 from contract.job import JobState, Stage, utcnow
 from contract.settings import Settings
 from contract.state import Job
-from jobs.artifacts import FolderStore
+from jobs.artifacts import ArtifactStore
 from jobs.clock import Clock
 from jobs.identity import REAPER, is_surely_dead, lives_here, process_name
 from jobs.journal import JobNotFound, Journal, UnreadableJob
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
+from jobs.storage import StoreRefusedError, open_store
 from jobs.tickets import Ticket
 from workers.deadlines import cancel_late
 from workers.expiry import Expiry
@@ -52,7 +53,7 @@ class Reaper:
     """`round` is one pass. Everything that it remembers can be read from storage again."""
 
     settings: Settings
-    store: FolderStore
+    store: ArtifactStore
     queue: JobQueue
     live: dict[str, Job] = field(default_factory=dict)
     """Jobs not known to be finished, as last read."""
@@ -304,7 +305,7 @@ def run(settings: Settings, redis_url: str, stopping: threading.Event) -> None:
     """Reap until `stopping` is set. It survives while Redis or storage is away."""
     if settings.reaper_metrics_port is not None:
         serve_metrics(settings.reaper_metrics_port)
-    reaper = Reaper(settings, FolderStore(settings.storage_dir), JobQueue(settings, redis_url))
+    reaper = Reaper(settings, open_store(settings), JobQueue(settings, redis_url))
     while not stopping.is_set():
         reaper.round()
         stopping.wait(settings.reaper_interval_s)
@@ -324,7 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    run(settings, settings.redis_url, stopping)
+    try:
+        run(settings, settings.redis_url, stopping)
+    except StoreRefusedError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -32,12 +32,14 @@ from contract.memory import MemoryMode
 from contract.processes import last_words
 from contract.settings import Settings
 from contract.worker import RunningJob
-from jobs.artifacts import FolderStore
 from jobs.cards import publish_card
+from jobs.clock import Clock, ClockNotTrusted
 from jobs.identity import process_name
 from jobs.journal import Journal
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue
+from jobs.storage import StoreRefusedError, open_store
+from workers.expiry import Expiry
 from workers.followers import Followers, LostRank, environment
 from workers.heartbeat import Heartbeat
 from workers.lost_attempts import end_attempt
@@ -122,7 +124,7 @@ class Supervisor:
         self.card = CheckpointCard.model_validate_json((self.folder / CARD_FILE).read_bytes())
         if checkpoint is not None:  # served under another name than the card's
             self.card = self.card.model_copy(update={"name": checkpoint})
-        self.store = FolderStore(settings.storage_dir)
+        self.store = open_store(settings)
         self.journal = Journal(self.store)
         self.queue = JobQueue(settings, redis_url)
         self.heartbeat = Heartbeat(settings, self.queue, self.name, self.card.name, SEPARATOR.join(devices))
@@ -144,6 +146,8 @@ class Supervisor:
     def run(self) -> None:
         """Supervise until `stop`. At the end the child has put its job back, or was killed."""
         self._publish_card()
+        if self.settings.storage_url is not None:  # nobody else sweeps this machine
+            self._sweep()
         self.heartbeat.start()
         try:
             while not self._stopping.is_set():
@@ -162,6 +166,13 @@ class Supervisor:
                     self._stopping.wait(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._deaths, 10)))
         finally:
             self.heartbeat.stop()
+
+    def _sweep(self) -> None:
+        clock = Clock(self.store, self.queue.redis)
+        try:
+            Expiry(self.store, clock).remove_leftovers(clock.now())
+        except (ClockNotTrusted, OSError) as error:  # the next start tries again
+            log.warning("leftovers stay: %s", error)
 
     def _publish_card(self) -> None:
         """Tell the server what this worker renders, again and again while storage fails."""
@@ -419,7 +430,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.redis_url is None:
         parser.error("set COINTERACT_REDIS_URL")
     configure_logging(settings)
-    run(settings, settings.redis_url, options.checkpoint, options.devices, options.name)
+    try:
+        run(settings, settings.redis_url, options.checkpoint, options.devices, options.name)
+    except StoreRefusedError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ class AsyncClient:
             headers=headers,
             timeout=timeout_s,
             transport=transport,
+            follow_redirects=True,  # files may lie elsewhere; the key stays here
             trust_env=not wire.is_this_machine(self.url),
         )
 

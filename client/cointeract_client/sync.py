@@ -66,6 +66,7 @@ class Client:
             headers=headers,
             timeout=timeout_s,
             transport=transport,
+            follow_redirects=True,  # files may lie elsewhere; the key stays here
             trust_env=not wire.is_this_machine(self.url),
         )
 

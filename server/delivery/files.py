@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from contract.entries import ClipFinished
 from contract.job import StoredFile
@@ -16,9 +17,12 @@ from contract.request import FILE_FIELDS
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, file_key
-from jobs.kept_files import FileNotKept, KeptFile, KeptFiles
+from jobs.kept_files import FileNotKept, KeptFile
 from server.delivery.conditional import conditional_file
 from server.errors import ApiError
+
+SIGNED_S: Final = 3600
+"""How long the URL of a file in storage is good, if clients are sent there. Players come back for parts."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ def file_headers(digest: str, made_at: datetime, filename: str) -> dict[str, str
 def file_response(store: ArtifactStore, file: JobFile, request: Request) -> Response:
     """The answer to a GET or HEAD of a file. Raises ApiError, JobNotFound."""
     try:
-        path = store.local_path(file_key(file.job_id, file.stored))
-        return _response(path, file.stored, file.made_at, file.filename, request)
+        key = file_key(file.job_id, file.stored)
+        return _response(store, key, file.stored, file.made_at, file.filename, request)
     except FileNotFoundError as error:
         raise JobNotFound(file.job_id) from error  # expired or deleted a moment ago
 
@@ -117,15 +121,22 @@ def kept_file_response(store: ArtifactStore, file: KeptFile, request: Request) -
     """The answer to a GET or HEAD of a kept file. Raises ApiError, FileNotKept."""
     name = file.id + Path(file.decoded.name).suffix
     try:
-        return _response(KeptFiles(store).path(file), file.decoded, file.created_at, name, request)
+        return _response(store, file.key, file.decoded, file.created_at, name, request)
     except FileNotFoundError as error:
         raise FileNotKept(file.id) from error
 
 
-def _response(path: Path, stored: StoredFile, made_at: datetime, filename: str, request: Request) -> Response:
+def _response(
+    store: ArtifactStore, key: str, stored: StoredFile, made_at: datetime, filename: str, request: Request
+) -> Response:
     """Raises ApiError, FileNotFoundError."""
+    headers = file_headers(stored.sha256, made_at, filename)
+    if request.method == "GET":  # a signed URL is good for one method
+        url = store.signed_url(key, SIGNED_S, stored.media_type, headers["Content-Disposition"])
+        if url is not None:
+            return RedirectResponse(url, status_code=302, headers={"Cache-Control": "private, no-store"})
+    path = store.local_path(key)
     status = path.stat()
     if status.st_size != stored.size:
         raise ApiError("no_result", "The file is damaged in storage.")
-    headers = file_headers(stored.sha256, made_at, filename)
     return conditional_file(path, request, status, stored.media_type, headers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 from starlette.requests import Request
@@ -85,10 +84,8 @@ def preview_response(store: ArtifactStore, job: Job, request: Request) -> Respon
     """The finished clips as one fragmented MP4 with sound. Raises ApiError, JobNotFound."""
     clips = _streamed(job)
     files = [_known(clips[0].stream_header), *(_known(entry.fragment) for entry in clips)]
-    try:
-        paths = [store.local_path(file_key(job.id, file)) for file in files]
-    except FileNotFoundError as error:
-        raise JobNotFound(job.id) from error
+    if not store.exists(file_key(job.id, files[0])):
+        raise JobNotFound(job.id)
     size = sum(file.size for file in files)
     digest = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
     headers = file_headers(digest, clips[-1].at, f"{job.id}-preview.mp4")
@@ -112,19 +109,22 @@ def preview_response(store: ArtifactStore, job: Job, request: Request) -> Respon
     if request.method == "HEAD":
         return Response(headers=headers)
     status = 200 if bounds is None else 206
-    return StreamingResponse(_bytes_of(paths, first, last), status_code=status, headers=headers)
+    return StreamingResponse(_bytes_of(store, job, files, first, last), status_code=status, headers=headers)
 
 
-def _bytes_of(paths: list[Path], first: int, last: int) -> Iterator[bytes]:
-    """Bytes `first` to `last` of the files joined end to end."""
+def _bytes_of(
+    store: ArtifactStore, job: Job, files: list[StoredFile], first: int, last: int
+) -> Iterator[bytes]:
+    """Bytes `first` to `last` of files of a job, one behind the other."""
     begin = 0
-    for path in paths:
-        with path.open("rb") as file:
-            end = begin + file.seek(0, 2)
-            position, stop = max(first, begin), min(last + 1, end)
-            if position < stop:
+    for stored in files:
+        end = begin + stored.size
+        position, stop = max(first, begin), min(last + 1, end)
+        if position < stop:
+            # Not earlier: a remote store keeps its local copies for a while only, and clients may be slow.
+            with store.local_path(file_key(job.id, stored)).open("rb") as file:
                 file.seek(position - begin)
-            while position < stop and (data := file.read(min(CHUNK_BYTES, stop - position))):
-                position += len(data)
-                yield data
-            begin = end
+                while position < stop and (data := file.read(min(CHUNK_BYTES, stop - position))):
+                    position += len(data)
+                    yield data
+        begin = end

@@ -145,7 +145,9 @@ class JobsFrom:
         # A clip that the speech's end cut short is rendered again: no pause may stand before what follows.
         whole = min(params.num_frames // CLIP_FRAMES, len(job.clips))
         try:
-            before = services.store.local_path(file_key(job.id, job.submitted.inputs.audio))
+            before = await asyncio.to_thread(
+                services.store.local_path, file_key(job.id, job.submitted.inputs.audio)
+            )
             decoded = await join_speech(before, params, added, services, space)
         except FileNotFoundError as error:
             raise JobNotFound(job.id) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,13 +38,7 @@ def kept_file(field: str, file: str, services: Services, owner: str) -> KeptFile
 def link(file: KeptFile, field: str, target: Path, services: Services) -> DecodedFile:
     """Link a kept file to the path where a decoder would have written it. Raises ApiError, OSError."""
     try:
-        source = KeptFiles(services.store).path(file)
-        try:
-            os.link(source, target)
-        except FileNotFoundError:
-            raise
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, target)
-    except (FileNotKept, FileNotFoundError) as error:
+        services.store.fetch(file.key, target)
+    except FileNotFoundError as error:
         raise ApiError("unknown_file", "The file has just been deleted.", field=field) from error
     return DecodedFile.of(file.answer, field)

@@ -46,6 +46,8 @@ from server.submit.multipart import FormRules, ReceivedFile, ReceivedForm, in_pl
 Result = TypeVar("Result")
 
 INPUTS: Final = "inputs"
+SUBMIT_FOLDER: Final = "submit-"
+"""What the names of a submit's folder in scratch begin with."""
 SMALL_FILE_BYTES: Final = 2**20
 PERCENT_CODED_BYTES: Final = 2**18
 """Largest data: URL that is not base64, in characters. Decoding one takes a hundred times as long."""
@@ -116,7 +118,9 @@ class Scratch:
 @asynccontextmanager
 async def scratch(services: Services, tenant: str) -> AsyncIterator[Scratch]:
     """Space for one submit. Afterwards nothing of it is left, unless it became a job."""
-    space = Scratch(services.store.scratch() / f"submit-{secrets.token_hex(8)}", tenant, services.disk)
+    space = Scratch(
+        services.store.scratch() / f"{SUBMIT_FOLDER}{secrets.token_hex(8)}", tenant, services.disk
+    )
     try:
         await space.on_disk(space.make_folder)
         yield space

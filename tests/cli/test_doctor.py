@@ -13,7 +13,17 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from cli.attention import advice_for
-from cli.doctor import Gpu, Machine, Status, check_disk, check_fit, check_privacy, check_redis_at, judge_fits
+from cli.doctor import (
+    Gpu,
+    Machine,
+    Status,
+    check_disk,
+    check_fit,
+    check_privacy,
+    check_redis_at,
+    check_storage,
+    judge_fits,
+)
 from contract.attention import AttentionBackend
 from contract.card import CheckpointCard, CheckpointDefaults
 from contract.settings import Settings
@@ -23,6 +33,7 @@ from model.attention_choice import AttentionChoice, AttentionShape, Measured
 from model.checkpoints.tiny import write_tiny_checkpoint
 from model.memory.needs import OFFICIAL_SIZE
 from server.keys import create_key
+from tests.s3_server import BUCKET, empty_bucket, s3_server
 
 GB = 10**9
 CARD = CheckpointCard(
@@ -218,3 +229,19 @@ def test_secrets_that_others_may_read_are_a_problem(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     (finding,) = check_privacy(settings)
     assert finding.status is Status.PROBLEM, "who may rename the storage may put another in its place"
+
+
+def test_a_bucket_is_tried_and_one_that_could_lose_jobs_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server() as server:
+        empty_bucket(server, monkeypatch)
+        settings = Settings(data_dir=tmp_path, storage_url=f"s3://{BUCKET}/here")
+        (finding,) = check_storage(settings)
+        assert (finding.status, "wrote, read and removed" in finding.message) == (Status.OK, True)
+        server.dropped_headers = frozenset({"if-none-match"})
+        (finding,) = check_storage(settings)
+        assert (finding.status, "conditional writes" in finding.message) == (Status.PROBLEM, True)
+        (finding,) = check_storage(Settings(data_dir=tmp_path, storage_url="s3://no-such-bucket"))
+        assert (finding.status, "NoSuchBucket" in finding.message) == (Status.PROBLEM, True)
+    assert list(check_storage(Settings(data_dir=tmp_path))) == []

@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import soundfile
@@ -23,10 +24,11 @@ from contract.params import GenerationParams
 from contract.settings import Settings, as_environment
 from contract.state import Job
 from contract.video import CLIP_FRAMES, FPS
-from jobs.artifacts import FolderStore
+from jobs.artifacts import ArtifactStore, FolderStore
 from jobs.journal import Journal, Outdated, file_key
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
+from jobs.storage import open_store
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
 
 Value = TypeVar("Value")
@@ -74,7 +76,12 @@ class Stack:
 
     @property
     def store(self) -> FolderStore:
-        return FolderStore(self.settings.storage_dir)
+        """Tests that look at the folder itself do so in the default storage."""
+        return cast(FolderStore, self._remote or FolderStore(self.settings.storage_dir))
+
+    @cached_property
+    def _remote(self) -> ArtifactStore | None:
+        return None if self.settings.storage_url is None else open_store(self.settings)
 
     @property
     def journal(self) -> Journal:
@@ -89,14 +96,19 @@ class Stack:
     def start_reaper(self) -> subprocess.Popen[bytes]:
         return self._start("workers.reaper")
 
-    def start_worker(self, name: str = "w", devices: str = "cpu") -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, name: str = "w", devices: str = "cpu", disk: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """With `disk`, a worker on a machine of its own, which has this data folder."""
         folder = str(self.checkpoint_folder)
-        return self._start("workers.supervisor", "--checkpoint", folder, "--name", name, "--devices", devices)
+        arguments = ("--checkpoint", folder, "--name", name, "--devices", devices)
+        return self._start("workers.supervisor", *arguments, disk=disk)
 
-    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, module: str, *arguments: str, disk: Path | None = None) -> subprocess.Popen[bytes]:
+        settings = self.settings.model_dump() | {"redis_url": self.redis.url}
         environment = {
             **os.environ,
-            **as_environment(self.settings.model_dump() | {"redis_url": self.redis.url}),
+            **as_environment(settings | {"data_dir": disk or self.settings.data_dir}),
             "OMP_NUM_THREADS": "1",
         }
         with (self.folder / "log.txt").open("ab") as log:
