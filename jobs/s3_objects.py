@@ -38,7 +38,7 @@ from urllib3.exceptions import HTTPError as TransportError
 
 from jobs.artifacts import LARGEST_READ, NoFileOfOurs
 
-STORED_TIMEOUT_S: Final = 20.0
+REQUEST_TIMEOUT_S: Final = 20.0
 CONNECT_S: Final = 5.0
 TRIES: Final = 4
 """Of one request, with pauses. Whoever cannot do without a write tries longer."""
@@ -112,7 +112,7 @@ def _md5(data: bytes) -> str:
 class S3Objects:
     """The objects under a prefix of a bucket. Threads may share it. Whatever asks may raise OSError."""
 
-    def __init__(self, bucket: str, prefix: str, timeout_s: float = STORED_TIMEOUT_S) -> None:
+    def __init__(self, bucket: str, prefix: str, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self.bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         config = Config(
             connect_timeout=min(CONNECT_S, timeout_s),
