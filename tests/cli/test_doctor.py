@@ -35,6 +35,8 @@ from model.memory.needs import OFFICIAL_SIZE
 from server.keys import create_key
 from tests.s3_server import BUCKET, empty_bucket, s3_server
 
+pytestmark = pytest.mark.slow
+
 GB = 10**9
 CARD = CheckpointCard(
     name="official",

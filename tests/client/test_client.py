@@ -31,6 +31,8 @@ from tests.client.breaking_proxy import BreakingProxy
 from tests.client.conftest import Service
 from tools.async_client import SOURCE, TARGET, async_source
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -20,11 +20,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OURS = {*ALLOWED, "tests", "benchmarks"} | {"cointeract_client"}
 
 EXTRAS = {
-    "contract": (), "jobs": (), "server": (), "deploy": (), "chaos": (),
+    "contract": (), "jobs": ("s3",), "server": (), "deploy": (), "chaos": (),
     # Only what renders imports the model's packages there, when it is needed.
     "workers": ("model",), "cli": ("model",),
     "model": ("model",), "benchmarks": ("model",), "training": ("model", "train"),
-    "tools": ("model", "dev"), "tests": ("model", "train", "dev"),
+    "tools": ("model", "dev"), "tests": ("model", "train", "s3", "dev"),
 }  # fmt: skip
 """Which extras the files of a package may count on, besides what is always installed."""
 
@@ -79,7 +79,7 @@ def test_every_import_is_declared(package: str) -> None:
 
 def test_everything_declared_is_used() -> None:
     imported = {name for package in EXTRAS for name in imported_distributions(package)}
-    assert declared("model", "train", "dev") - imported - USED_BY_OTHERS.keys() == set()
+    assert declared("model", "train", "s3", "dev") - imported - USED_BY_OTHERS.keys() == set()
     assert USED_BY_OTHERS.keys() <= declared("model", "train", "dev")
 
 

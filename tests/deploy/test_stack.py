@@ -25,6 +25,8 @@ from deploy.stack import (
 )
 from tests.faults.stack import eventually
 
+pytestmark = pytest.mark.slow
+
 SLEEPER = (sys.executable, "-c", "import signal; signal.pause()")
 
 

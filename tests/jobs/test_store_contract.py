@@ -20,6 +20,8 @@ from jobs.s3_store import UPLOAD_S, S3Store
 from jobs.storage import StoreRefusedError, open_store
 from tests.s3_server import BUCKET, FAULTS, HANG_S, Fault, S3Server, empty_bucket, s3_server
 
+pytestmark = pytest.mark.slow
+
 OpenStore = Callable[[str], ArtifactStore]
 WRITERS = 50
 PART_BYTES = 5 * 2**20

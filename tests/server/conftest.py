@@ -57,8 +57,9 @@ class Api:
         return self.services.store
 
     def leftovers(self) -> list[str]:
-        """Everything that lies in the scratch folder, and every job that is stored."""
-        return self.store.list_names("scratch") + self.store.list_names("jobs")
+        """Every submit that lies in the scratch folder, and every job that is stored."""
+        scratch = [name for name in self.store.list_names("scratch") if not name.startswith("write-")]
+        return scratch + self.store.list_names("jobs")
 
 
 @pytest.fixture(scope="session")

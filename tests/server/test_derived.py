@@ -18,6 +18,8 @@ from tests.server.conftest import Api, ApiFactory
 from tests.server.inputs import audio_bytes, form, samples
 from tests.server.journals import VIDEO, fail, finish_clip, start, succeed
 
+pytestmark = pytest.mark.slow
+
 SEVEN_S = {"audio": audio_bytes(seconds=7.0), "prompt": ["one", "two"], "seed": 5}
 """Three clips, the last of them short."""
 

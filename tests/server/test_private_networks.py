@@ -25,6 +25,8 @@ from tests.server.conftest import ApiFactory, wait_for
 from tests.server.inputs import audio_bytes, form, image_bytes
 from tests.server.journals import start
 
+pytestmark = pytest.mark.slow
+
 PERSON = image_bytes()
 
 

@@ -16,6 +16,8 @@ from server.submit.openai import FIELD_OF_REFERENCE
 from tests.server.conftest import Api, ApiFactory
 from tests.server.inputs import audio_bytes, form
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-very-secret"
 SECONDS_PER_CHARACTER = 0.1
 

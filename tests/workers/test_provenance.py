@@ -25,6 +25,8 @@ from tests.faults.stack import Stack, eventually
 from workers.engines.fake import FakeSettings
 from workers.provenance import JOB_ASSERTION, SOURCE_TYPE, Provenance, credentials_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:

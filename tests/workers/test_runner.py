@@ -19,6 +19,8 @@ from workers.engines.engine import Engine, FinishedVideo, OutOfMemory, RenderReq
 from workers.engines.fake import FakeClip, FakeEngine, FakeSettings
 from workers.messages import Ended, Message, Progressed, Working
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:

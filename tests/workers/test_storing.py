@@ -19,6 +19,8 @@ from workers.engines.engine import ClipFiles, RenderedClip, RenderRequest
 from workers.engines.fake import FakeClip, FakeEngine, FakeSettings
 from workers.messages import Message, Progressed
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 60
 
 
