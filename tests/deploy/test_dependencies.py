@@ -35,6 +35,7 @@ USED_BY_OTHERS = {
     "tensorboard": "accelerate writes training curves with it",
     "mypy": "make test", "ruff": "make test", "pytest-xdist": "make test",
     "pytest-timeout": "pyproject.toml: timeout",
+    "flask": "moto's server", "flask-cors": "moto's server",
 }  # fmt: skip
 
 
