@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from typing import Literal
 
+from jobs.logs import one_line
+
 log = logging.getLogger(__name__)
 
 Kind = Literal["stray", "job", "card", "key", "claim", "cursor", "usage", "leftover"]
@@ -30,7 +32,11 @@ class PassedOver:
             self._noted[kind, name] = time.monotonic()
         if is_new:
             log.error(
-                "passed over: %s %s: %s", kind, name, why, extra={"job_id": name} if kind == "job" else None
+                "passed over: %s %s: %s",
+                kind,
+                one_line(name),
+                one_line(str(why)),
+                extra={"job_id": name} if kind == "job" else None,
             )
 
     def was_just_noted(self, kind: Kind, name: str) -> bool:

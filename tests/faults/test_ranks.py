@@ -103,7 +103,7 @@ def test_all_ranks_die_with_their_supervisor(make_stack: StackFactory) -> None:
 
 @pytest.fixture
 def real(make_stack: StackFactory) -> Stack:
-    stack = make_stack(stall_timeout_s=600.0)
+    stack = make_stack(stall_timeout_s=600.0, provenance=False)
     write_tiny_checkpoint(stack.folder / "tiny", seed=0)
     stack.checkpoint_folder, stack.checkpoint, stack.side = stack.folder / "tiny", "tiny-random", 64
     return stack
