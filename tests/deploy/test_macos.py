@@ -23,7 +23,8 @@ import os, sys
 # Libraries of this machine, loaded under its own name: theirs to know what they run on.
 import asyncio, ctypes.util, resource, socket, subprocess, sysconfig, tempfile, urllib.request
 sysconfig.get_config_vars()
-for library in ("uvloop", "numpy", "soundfile", "soxr", "av", "httpx", "multiprocessing.util", "platform"):
+libraries = "uvloop numpy soundfile soxr av httpx c2pa multiprocessing.util platform"
+for library in libraries.split():
     __import__(library)
 
 class NoPrctl(ctypes.CDLL):

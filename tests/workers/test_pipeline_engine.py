@@ -20,7 +20,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def stack(tmp_path: Path) -> Stack:
     stack = Stack.create(
-        tmp_path, FakeSettings(), stall_timeout_s=600.0, worker_metrics_port=free_port("127.0.0.1")
+        tmp_path,
+        FakeSettings(),
+        stall_timeout_s=600.0,
+        worker_metrics_port=free_port("127.0.0.1"),
+        provenance=False,
     )
     write_tiny_checkpoint(tmp_path / "tiny", seed=0)
     stack.checkpoint_folder, stack.checkpoint, stack.side = tmp_path / "tiny", "tiny-random", 128
