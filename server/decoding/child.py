@@ -6,9 +6,9 @@ request. N of them are waiting at any time, forked with every codec already load
 most files need, or all (server.decoding.decoders). A child holds no secret (empty environment), cannot open
 files, sockets or processes (server.decoding.seccomp), and is bounded in memory, CPU, output and time.
 
-Protocol, on a socket that keeps messages apart: `ready` from us, then `warm` from each child that waits; to
-one of them a JSON message per request, with file descriptors [reply, input 0, output 0, input 1, …].
-On the reply socket: one JSON line per file, then its end. When our standard input ends, so do we.
+Protocol, on a socket that keeps messages apart: `ready` from us, then one JSON message per request, with file
+descriptors [reply, input 0, output 0, input 1, …]. On the reply socket: one JSON line per file, then its end.
+When our standard input ends, so do we.
 """
 
 from __future__ import annotations
@@ -37,12 +37,8 @@ OUTPUT_BYTES: Final = 2 * 2**30
 OPEN_FILES: Final = 64
 READY: Final = b"ready"
 """What the process says once it has loaded its codecs."""
-WARM: Final = b"warm"
-"""What each child says once it waits for a request."""
-NICENESS: Final = 5
-"""Decoding gives way to the event loop of the API, which all tenants share."""
 HEAVY_NICENESS: Final = 10
-"""By how much more heavy work gives way to that of a moment."""
+"""By how much heavy work gives way to that of a moment, and to the event loop that all tenants share."""
 NO_MORE_REQUESTS: Final = 17
 """Exit status of a child that was told so."""
 LARGEST_MESSAGE: Final = 65_536
@@ -106,7 +102,6 @@ class Zygote:
             die_with_parent(signal.SIGKILL)
             # Touching what the next request will touch copies those pages now, while nobody waits for it.
             self._warm_up(self._usual)
-            self._control.send(WARM)
             message, descriptors = self._next_request()
             if message:
                 self._control.close()  # other people's requests arrive there
@@ -187,7 +182,6 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[3]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
     die_with_parent(signal.SIGKILL)
-    os.nice(NICENESS)
     Zygote(control, "full" if sys.argv[1] == "full" else "plain").serve(int(sys.argv[2]))
 
 

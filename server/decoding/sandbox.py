@@ -13,9 +13,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -35,7 +34,6 @@ HEAVY_BYTES: Final = 4 * 2**20
 """Files of more bytes take long to decode."""
 
 DECODER_START_TIMEOUT_S: Final = 60.0
-REPLACED_WITHIN_S: Final = 1.0
 MESSAGES: Final = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 """Sockets that keep messages apart. macOS has the second kind only; it does not tell of a closed peer."""
 HEAP_BYTES: Final = 4 * 2**20
@@ -59,18 +57,6 @@ def _open_targets(tasks: Sequence[DecodeTask]) -> list[BinaryIO]:
     return targets
 
 
-def _resolve(awaited: asyncio.Future[None]) -> None:
-    if not awaited.done():
-        awaited.set_result(None)
-
-
-async def _end(turn: AsyncExitStack, replaced: asyncio.Future[None]) -> None:
-    """End a turn once the child that it used is replaced, or after REPLACED_WITHIN_S."""
-    async with turn:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(replaced, REPLACED_WITHIN_S)
-
-
 class Decoder:
     """One `server.decoding.child` process, started when needed and again should it die."""
 
@@ -79,9 +65,6 @@ class Decoder:
         self._starting = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._listener: asyncio.Task[None] | None = None
-        self._awaited: deque[asyncio.Future[None]] = deque()
-        """Who waits for a used child to be replaced."""
 
     @property
     def pid(self) -> int | None:
@@ -125,14 +108,9 @@ class Decoder:
             if ready != READY:
                 await self.stop()
                 raise ApiError("busy", "The decoder is not running; try again.")
-            self._listener = asyncio.create_task(self._listen(ours))
 
     async def stop(self) -> None:
         """End the process; it ends by itself once its socket closes."""
-        if self._listener is not None:
-            self._listener.cancel()
-            self._listener = None
-        self._replace_all()
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -142,24 +120,6 @@ class Decoder:
             process.stdin.close()
             process.terminate()
             await asyncio.to_thread(process.wait)
-
-    async def _listen(self, control: socket.socket) -> None:
-        """Note each child that has become warm, until the process is gone."""
-        with suppress(OSError):
-            while await asyncio.get_running_loop().sock_recv(control, 16):
-                if self._awaited:
-                    _resolve(self._awaited.popleft())
-        self._replace_all()
-
-    def _replace_all(self) -> None:
-        while self._awaited:
-            _resolve(self._awaited.popleft())
-
-    def replacement(self) -> asyncio.Future[None]:
-        """Done as soon as another child has taken the place of one that was used."""
-        awaited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._awaited.append(awaited)
-        return awaited
 
     def send(self, message: bytes, descriptors: Sequence[int]) -> None:
         """Hand a request to the next child. Raises OSError if the process is gone."""
@@ -175,8 +135,6 @@ class Sandbox:
         self._turns = Turns(settings.decode_processes)
         self.plain = Decoder("plain", settings.decode_processes)
         self.full = Decoder("full", settings.decode_processes)
-        self._ending: set[asyncio.Task[None]] = set()
-        """Turns that wait for the children that they used to be replaced."""
 
     async def start(self) -> None:
         """Start the process that nearly every request needs. Raises ApiError `busy`."""
@@ -193,15 +151,8 @@ class Sandbox:
         decoder = self.full if "full" in needed else self.plain
         size = sum(os.fstat(task.source.fileno()).st_size for task in tasks)
         heavy = size > HEAVY_BYTES
-        async with AsyncExitStack() as turn:
-            await turn.enter_async_context(self._turns.turn(tenant, heavy))
-            try:
-                return await self._decode_surely(decoder, tasks, heavy)
-            finally:
-                # Who uses a child pays for the next one: a flood must not leave others without a warm one.
-                ending = asyncio.create_task(_end(turn.pop_all(), decoder.replacement()))
-                self._ending.add(ending)
-                ending.add_done_callback(self._ending.discard)
+        async with self._turns.turn(tenant, heavy):
+            return await self._decode_surely(decoder, tasks, heavy)
 
     async def _decode_surely(
         self, decoder: Decoder, tasks: Sequence[DecodeTask], heavy: bool
