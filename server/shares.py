@@ -6,6 +6,7 @@ A tenant is an API key or, on a server without keys, a client's address.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +19,7 @@ LONG_TURN_S: Final = 0.5
 SLOW_FOR_S: Final = 60.0
 """For how long a tenant counts as slow after a long turn."""
 
-MOST_SLOW: Final = 10_000
+MOST_NOTED: Final = 10_000
 
 
 class NoPlace(Exception):
@@ -77,8 +78,8 @@ class Turns:
     """Places for the server's own work, such as parsing and decoding, which waits for its turn.
 
     The next free place goes to the waiting tenant that holds the fewest. The last free place is kept for
-    short work of other tenants. Heavy work never takes it, nor does a tenant that already holds a place and
-    has recently had a long turn.
+    short work of other tenants. Heavy work never takes it. While others ask for turns too, neither does a
+    tenant that already holds a place and has recently had a long turn.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,12 +87,15 @@ class Turns:
         self._running: dict[str, list[float]] = {}
         """When each running turn began, by tenant."""
         self._waiting: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        self._seen: OrderedDict[str, float] = OrderedDict()
+        """When tenants last asked for a turn, those of long ago first."""
         self._slow: OrderedDict[str, float] = OrderedDict()
         """When tenants had their last long turn, those of long ago first."""
 
     @asynccontextmanager
     async def turn(self, tenant: str, heavy: bool = False) -> AsyncIterator[None]:
         """Wait for a place and hold it. `heavy`: the work is known to take long."""
+        self._note(self._seen, tenant)
         began = await self._begin(tenant, heavy)
         try:
             yield
@@ -115,15 +119,15 @@ class Turns:
         self._running.setdefault(tenant, []).append(began)
         return began
 
-    def _note_slow(self, tenant: str) -> None:
-        self._slow[tenant] = self._clock()
-        self._slow.move_to_end(tenant)
-        if len(self._slow) > MOST_SLOW:
-            self._slow.popitem(last=False)
+    def _note(self, when: OrderedDict[str, float], tenant: str) -> None:
+        when[tenant] = self._clock()
+        when.move_to_end(tenant)
+        if len(when) > MOST_NOTED:
+            when.popitem(last=False)
 
     def _end(self, tenant: str, began: float) -> None:
         if self._clock() - began > LONG_TURN_S:
-            self._note_slow(tenant)
+            self._note(self._slow, tenant)
         self._running[tenant].remove(began)
         if not self._running[tenant]:
             del self._running[tenant]
@@ -135,7 +139,14 @@ class Turns:
         if busy >= self._capacity:
             return False
         is_last_place = busy == self._capacity - 1 and self._capacity > 1
-        return not (is_last_place and (heavy or (own and self._is_slow(tenant))))
+        if not is_last_place:
+            return True
+        return not heavy and not (own and self._has_company(tenant) and self._is_slow(tenant))
+
+    def _has_company(self, tenant: str) -> bool:
+        """Whether another tenant has recently asked for a turn. What nobody else wants may be borrowed."""
+        others = (asked for other, asked in reversed(self._seen.items()) if other != tenant)
+        return self._clock() - next(others, -math.inf) < SLOW_FOR_S
 
     def _is_slow(self, tenant: str) -> bool:
         if self._clock() - min(self._running[tenant]) > LONG_TURN_S:

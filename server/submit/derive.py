@@ -145,6 +145,7 @@ class JobsFrom:
         # A clip that the speech's end cut short is rendered again: no pause may stand before what follows.
         whole = min(params.num_frames // CLIP_FRAMES, len(job.clips))
         try:
+            await space.on_disk(space.make_folder)
             before = await asyncio.to_thread(
                 services.store.local_path, file_key(job.id, job.submitted.inputs.audio)
             )
@@ -181,6 +182,7 @@ class JobsFrom:
         """Raises ApiError, JobNotFound."""
         before, settings, principal = self.parent.submitted, self.services.settings, self.principal
         choose_card(self.services, before.checkpoint)
+        space.make_folder()
         clips = self._shared_clips(plan, space)
         inputs = {
             field: stored_file(space.folder, *STORED_NAME[field])

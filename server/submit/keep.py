@@ -110,6 +110,7 @@ async def keep(request: Request, services: Services, principal: Principal) -> tu
             longer = known.model_copy(update={"expires_at": expires_at})
             await asyncio.to_thread(kept.keep_on, longer)
             return longer, False
+        await space.on_disk(space.make_folder)
         name, media_type = DECODED_NAME[arrived.kind]
         target = space.folder / name
         task = DecodeTask(_FILE, arrived.kind, arrived.file.content, target)

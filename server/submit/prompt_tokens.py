@@ -27,12 +27,17 @@ def _tokenizer(data: bytes) -> Tokenizer | None:
         return None
 
 
+def perhaps_cut(prompts: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of the (field, prompt) that may be too long. Most are not, so nobody need count their tokens."""
+    # A token is a byte at least, and the end mark is one more.
+    return [(field, prompt) for field, prompt in prompts if len(prompt.encode()) >= PROMPT_TOKENS]
+
+
 def warnings_about_length(
     prompts: Iterable[tuple[str, str]], checkpoint: str, store: ArtifactStore
 ) -> list[JobWarning]:
     """A warning for each (field, prompt) of which the checkpoint does not read the end."""
-    # A token is a byte at least, and the end mark is one more: most prompts need no counting.
-    long = [(field, prompt) for field, prompt in prompts if len(prompt.encode()) >= PROMPT_TOKENS]
+    long = perhaps_cut(prompts)
     data = read_tokenizer(store, checkpoint) if long else None
     tokenizer = None if data is None else _tokenizer(data)
     if tokenizer is None:

@@ -92,6 +92,7 @@ class Scratch:
     def __init__(self, folder: Path, tenant: str, disk: Turns) -> None:
         self.folder, self.tenant = folder, tenant
         self._disk, self._files = disk, ExitStack()
+        self._has_folder = self._has_files_on_disk = False
 
     async def on_disk(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Run `work`, which touches the disk, in a thread in the tenant's turn. Returns its result."""
@@ -99,20 +100,33 @@ class Scratch:
             return await asyncio.to_thread(work, *arguments)
 
     def make_folder(self) -> None:
-        """Make the folder that may become the job. It touches the disk."""
+        """Make the folder that may become the job, if it is not there. It touches the disk."""
+        self._has_folder = True
         for path in (self.folder, self.folder / INPUTS):
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=0o700, exist_ok=True)
+
+    def folder_became_a_job(self) -> None:
+        """Note that the folder is not ours any more."""
+        self._has_folder = False
 
     def new_file(self, most_bytes: int | None = None) -> BinaryIO:
         """An empty file without a name, which is gone when the request ends. `fits_memory` says where."""
         if fits_memory(most_bytes):
             return self._files.enter_context(os.fdopen(os.memfd_create("upload"), "w+b"))
+        self._has_files_on_disk = True
         return self._files.enter_context(tempfile.TemporaryFile(dir=self.folder.parent))
 
-    def clear(self) -> None:
-        """Forget all that did not become a job. It touches the disk."""
+    async def clear(self) -> None:
+        """Forget all that did not become a job."""
+        if self._has_folder or self._has_files_on_disk:
+            await self.on_disk(self._clear)
+        else:
+            self._files.close()
+
+    def _clear(self) -> None:
         self._files.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._has_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @asynccontextmanager
@@ -122,10 +136,9 @@ async def scratch(services: Services, tenant: str) -> AsyncIterator[Scratch]:
         services.store.scratch() / f"{SUBMIT_FOLDER}{secrets.token_hex(8)}", tenant, services.disk
     )
     try:
-        await space.on_disk(space.make_folder)
         yield space
     finally:
-        await space.on_disk(space.clear)
+        await space.clear()
 
 
 def kind_limits(settings: Settings) -> dict[Kind, int]:

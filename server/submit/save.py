@@ -55,6 +55,7 @@ def _speech(draft: Draft, services: Services) -> SpokenText | None:
 
 def new_job(draft: Draft, checked: Checked, services: Services, principal: Principal) -> NewJob:
     """The job that a checked submit asks for."""
+    (checked.folder / THUMBNAIL[0]).write_bytes(checked.thumbnail)
     events = draft.fields.webhook_events
     files = {field: stored_file(checked.folder, *STORED_NAME[field]) for field in FILE_FIELDS}
     submitted = Submitted(

@@ -89,7 +89,10 @@ async def place(
                         if known is not None:
                             return known, False
                     make = await order.check()
-                    return await save(make, key, order.fingerprint, services, principal)
+                    job, is_new = await save(make, key, order.fingerprint, services, principal)
+                    if is_new:
+                        space.folder_became_a_job()
+                    return job, is_new
 
 
 async def submit(
@@ -99,7 +102,8 @@ async def submit(
 
     async def receive_order(space: Scratch) -> Order:
         draft = await receiver(request, services, space)
-        draft = await asyncio.to_thread(with_kept, draft, services, principal)
+        if draft.references:
+            draft = await asyncio.to_thread(with_kept, draft, services, principal)
 
         async def checked() -> MakeJob:
             result = await check(draft, services, principal, space)
@@ -116,5 +120,6 @@ async def dry_run(request: Request, services: Services, principal: Principal) ->
     async with receiving(request, services, tenant), scratch(services, tenant) as space:
         check_space(services)
         draft = await receive(request, services, space)
-        draft = await asyncio.to_thread(with_kept, draft, services, principal)
+        if draft.references:
+            draft = await asyncio.to_thread(with_kept, draft, services, principal)
         return draft, await check(draft, services, principal, space)

@@ -88,15 +88,17 @@ def test_long_work_leaves_one_place_to_others() -> None:
     async def run() -> None:
         clock = Clock()
         work = Work(Turns(2, clock))
+        await work.start("quick", "quick0")
+        await work.end("quick0")
         await work.start("bomb", "bomb0")
         clock.now += 2 * LONG_TURN_S
         await work.start("bomb", "bomb1")
-        await work.start("quick", "quick0")
-        assert work.order == ["bomb0", "quick0"]
-        await work.end("quick0")
-        assert work.order == ["bomb0", "quick0"]
+        await work.start("quick", "quick1")
+        assert work.order[1:] == ["bomb0", "quick1"]
+        await work.end("quick1")
+        assert work.order[1:] == ["bomb0", "quick1"]
         await work.end("bomb0")
-        assert work.order[2:] == ["bomb1"]
+        assert work.order[3:] == ["bomb1"]
 
     asyncio.run(run())
 
@@ -106,6 +108,8 @@ def test_neither_heavy_work_nor_a_slow_tenants_second_takes_the_last_place() -> 
         clock = Clock()
         turns = Turns(2, clock)
         work = Work(turns)
+        await work.start("quick", "quick0")
+        await work.end("quick0")
         await work.start("bomb", "bomb0")
         clock.now += 2 * LONG_TURN_S
         await work.end("bomb0")
@@ -113,19 +117,31 @@ def test_neither_heavy_work_nor_a_slow_tenants_second_takes_the_last_place() -> 
         await work.end("bomb1")
         await work.start("bomb", "bomb2")
         await work.start("bomb", "bomb3")
-        assert work.order == ["bomb0", "bomb1", "bomb2"]
+        assert work.order[1:] == ["bomb0", "bomb1", "bomb2"]
         heavy = asyncio.create_task(_hold(turns, "other"))
         await asyncio.sleep(0)
-        await work.start("quick", "quick0")
-        assert work.order[3:] == ["quick0"]
-        await work.end("quick0")
+        await work.start("quick", "quick1")
+        assert work.order[4:] == ["quick1"]
+        await work.end("quick1")
         await work.end("bomb2")
         await work.end("bomb3")
         await heavy
         clock.now += SLOW_FOR_S
         await work.start("bomb", "bomb4")
         await work.start("bomb", "bomb5")
-        assert work.order[4:] == ["bomb3", "bomb4", "bomb5"]
+        assert work.order[5:] == ["bomb3", "bomb4", "bomb5"]
+
+    asyncio.run(run())
+
+
+def test_a_slow_tenant_borrows_all_places_while_nobody_else_asks() -> None:
+    async def run() -> None:
+        clock = Clock()
+        work = Work(Turns(2, clock))
+        await work.start("bomb", "bomb0")
+        clock.now += 2 * LONG_TURN_S
+        await work.start("bomb", "bomb1")
+        assert work.order == ["bomb0", "bomb1"]
 
     asyncio.run(run())
 
