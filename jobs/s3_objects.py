@@ -109,6 +109,10 @@ def _md5(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
+class NoConditionalWrites(Exception):
+    """The store says that it cannot create an object only where there is none."""
+
+
 class S3Objects:
     """The objects under a prefix of a bucket. Threads may share it. Whatever asks may raise OSError."""
 
@@ -207,7 +211,7 @@ class S3Objects:
     def create(self, key: str, data: bytes) -> bool:
         """Create an object with a conditional write. False if there is one already.
 
-        Raises NotImplementedError if the store says that it has no conditional writes.
+        Raises NoConditionalWrites.
         """
         writer = secrets.token_hex(8)
         put = partial(
@@ -224,7 +228,7 @@ class S3Objects:
                 return True
             except ClientError as error:
                 if _status(error) == HTTPStatus.NOT_IMPLEMENTED:
-                    raise NotImplementedError(_code(error)) from error
+                    raise NoConditionalWrites(_code(error)) from error
                 if _status(error) == HTTPStatus.CONFLICT:  # it races with another one, and neither has won
                     continue
                 if _status(error) != HTTPStatus.PRECONDITION_FAILED:

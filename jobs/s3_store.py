@@ -31,7 +31,7 @@ from typing import Final
 from jobs.artifacts import make_private_folder, remove_old_files
 from jobs.local_cache import LocalCache
 from jobs.passed_over import PassedOver
-from jobs.s3_objects import S3Objects
+from jobs.s3_objects import NoConditionalWrites, S3Objects
 
 TREES: Final = {"jobs": 2, "files": 3}
 """Which keys are adopted folders, by their first part: those with this number of parts."""
@@ -67,7 +67,7 @@ class S3Store:
         key = f"probe/{secrets.token_hex(8)}"
         try:
             creates_once = self._objects.create(key, b"1") and not self._objects.create(key, b"2")
-        except NotImplementedError:
+        except NoConditionalWrites:
             creates_once = False
         self._objects.remove(key)
         if creates_once:
