@@ -123,7 +123,9 @@ class IdempotencyKeys:
             else:
                 self.store.passed_over.note("stray", path, "no claim of ours")
         for paths in files.values():
-            newest = max(self.store.written_at(path) or now for path in paths if path.endswith(".claim"))
+            claims = [path for path in paths if path.endswith(".claim")]
+            # A mark without a claim is what a process left that died while it removed both.
+            newest = max((self.store.written_at(path) or now for path in claims), default=0.0)
             if newest < now - KEPT.total_seconds():
                 for path in paths:
                     self.store.remove(path)

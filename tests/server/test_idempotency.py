@@ -92,6 +92,14 @@ def test_a_job_whose_time_was_up_is_not_made_again_while_its_key_is_remembered(
     assert len(api.store.list_names("idempotency")) == 2, "claim and mark"
 
 
+def test_a_mark_whose_claim_is_gone_goes_too(api: Api) -> None:
+    api.client.delete(submit(api, "k1").json()["urls"]["self"])
+    (claim,) = (name for name in api.store.list_names("idempotency") if name.endswith(".claim"))
+    api.store.remove(f"idempotency/{claim}")  # by a process that then died
+    api.services.idempotency.expire(api.store.now())
+    assert api.store.list_names("idempotency") == []
+
+
 def test_a_job_that_outlives_its_key_leaves_no_mark(api: Api) -> None:
     job = submit(api, "k1").json()
     for name in api.store.list_names("idempotency"):
