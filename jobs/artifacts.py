@@ -56,6 +56,8 @@ class ArtifactStore(Protocol):
 
     passed_over: PassedOver
     """Things in the store that were left alone."""
+    is_remote: bool
+    """Whether each look crosses a network. Then only threads may look, never an event loop."""
 
     def create(self, key: str, data: bytes, *, durable: bool = True) -> bool:
         """Create `key` with `data`, durably. False if it exists already, or its folder is gone.
@@ -206,6 +208,8 @@ FOLDERS = (
 
 class FolderStore:
     """An `ArtifactStore` in a local folder, or on a network file system with hard links and atomic rename."""
+
+    is_remote = False
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()

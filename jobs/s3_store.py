@@ -49,6 +49,8 @@ _FIRST: Final = "journal/000000.json"
 class S3Store:
     """An `ArtifactStore` in an S3 bucket. `folder` is local: for unfinished files and for copies."""
 
+    is_remote = True
+
     def __init__(
         self, objects: S3Objects, folder: Path, cache_bytes: int, *, signs_urls: bool = False
     ) -> None:

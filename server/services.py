@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from contract.settings import Settings
 from jobs.artifacts import ArtifactStore
@@ -21,6 +22,8 @@ from server.keyed_locks import KeyedLocks
 from server.metrics import Metrics
 from server.shares import Places, Turns
 from server.storage_probe import StorageProbe
+
+Result = TypeVar("Result")
 
 DISK_TURNS: Final = 16
 """How many threads may write for submits at once: half of those that may wait for the disk."""
@@ -44,8 +47,8 @@ class Services:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))
-    disk: Turns = field(default_factory=lambda: Turns(DISK_TURNS))
     """JSON bodies hold whole files in memory, so only so many are read at the same time."""
+    disk: Turns = field(default_factory=lambda: Turns(DISK_TURNS))
     speaking: Turns = field(default_factory=lambda: Turns(4))
     """How many texts the speech server is asked for at once."""
     storing: KeyedLocks = field(default_factory=KeyedLocks)
@@ -56,3 +59,12 @@ class Services:
     def __post_init__(self) -> None:
         self.uploads = Places(self.settings.max_concurrent_uploads)
         self.streams = Places(self.settings.max_event_streams)
+
+    async def look(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Run `work`, which looks at a small file or two in the store. Returns its result.
+
+        On a disk that costs less than handing it to a thread does. A remote store is asked in a thread.
+        """
+        if self.store.is_remote:
+            return await asyncio.to_thread(work, *arguments)
+        return work(*arguments)

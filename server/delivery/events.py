@@ -77,8 +77,7 @@ async def job_events(job: Job, after: int, services: Services, owner: str) -> As
         yield _event(EVENT_OF_ENTRY["submitted"], await _view(state, services), 0)
     last_progress, rounds = "", 0
     while not services.stopping.is_set():
-        # A look at one name, many times a second for each stream: handing it to a thread would cost far more.
-        if services.journal.moved_on(job.id, state.sequence):
+        if await services.look(services.journal.moved_on, job.id, state.sequence):
             news = await asyncio.to_thread(_news, services, state)
             for entry, state in news:
                 if state.sequence > after:

@@ -125,7 +125,7 @@ class WebhookSender:
                 continue  # it cannot be read at the moment, and goes on from here when it can
             del self._cursors[job_id]
             self._states.pop(job_id, None)
-            self.store.remove(_cursor_key(job_id))
+            await asyncio.to_thread(self.store.remove, _cursor_key(job_id))
         now = utcnow()
         for job_id, job in jobs.items():
             if job_id not in self._cursors:

@@ -72,7 +72,7 @@ async def place(
 ) -> tuple[Job, bool]:
     """Receive, check and store a job, or find the one of an earlier try. Also returns whether it is new."""
     owner = principal.owner
-    repeated = key is not None and services.idempotency.known(owner, key)
+    repeated = key is not None and await services.look(services.idempotency.known, owner, key)
     # A repetition of a stored request needs no place in the queue, so no limit may refuse it.
     admission = nullcontext() if repeated else services.index.admission(owner, principal.limits)
     tenant = tenant_of(principal, request)
@@ -84,7 +84,7 @@ async def place(
                 order = await receive_order(space)
                 turn = nullcontext() if key is None else services.idempotency.turn(owner, key)
                 async with turn:
-                    if key is not None and services.idempotency.known(owner, key):
+                    if key is not None and await services.look(services.idempotency.known, owner, key):
                         known = await asyncio.to_thread(known_job, key, order.fingerprint, services, owner)
                         if known is not None:
                             return known, False

@@ -15,9 +15,10 @@ VIDEO = bytes(range(256)) * 40
 
 
 def put(api: Api, job_id: str, name: str, data: bytes, media_type: str = "video/mp4") -> StoredFile:
-    path = api.store.scratch() / name
+    store = api.services.store
+    path = store.scratch() / name
     path.write_bytes(data)
-    assert api.store.put_file(path, f"{job_prefix(job_id)}/{name}")
+    assert store.put_file(path, f"{job_prefix(job_id)}/{name}")
     return StoredFile(
         name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data), media_type=media_type
     )
