@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,9 @@ from contract.job import StoredFile
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
 
 FILE_ID: Final = re.compile(r"file_[0-9a-v]{36}")
+LINGERS_S: Final = 3600.0
+"""How long a file that has expired is still there, for requests that found it before."""
+_OWNER: Final = re.compile(r"[0-9a-z]+")
 _FOLDER: Final = "files"
 _RECORD: Final = "file.json"
 
@@ -62,15 +66,20 @@ class KeptFiles:
     def put(self, file: KeptFile, folder: Path) -> bool:
         """Keep the decoded file in the local folder `folder`. Raises OSError.
 
-        False if another submit was faster. Its file is then kept until the new `expires_at`.
+        False if another submit was faster. Its file is then kept until the new `expires_at`. One that has
+        expired is replaced.
         """
         (folder / _RECORD).write_text(file.model_dump_json(), encoding="utf-8")
-        try:
-            self.store.adopt_folder(folder, _prefix(file.owner, file.id))
-        except FileExistsError:
-            self.keep_on(file)
-            return False
-        return True
+        while True:
+            try:
+                self.store.adopt_folder(folder, _prefix(file.owner, file.id))
+                return True
+            except FileExistsError:
+                with suppress(FileNotKept):
+                    self.get(file.owner, file.id, file.created_at)
+                    self.keep_on(file)
+                    return False
+                self.remove(file)
 
     def keep_on(self, file: KeptFile) -> None:
         """Keep a file until the new `expires_at`. Raises FileNotKept, OSError."""
@@ -98,11 +107,14 @@ class KeptFiles:
         self.store.remove_folder(_prefix(file.owner, file.id))
 
     def expire(self, now: float) -> None:
-        """Remove what has expired at `now`. Raises OSError."""
+        """Remove what had expired `LINGERS_S` before `now`. Raises OSError."""
         for owner in self.store.list_names(_FOLDER):
+            if not _OWNER.fullmatch(owner):
+                self.store.passed_over.note("stray", f"{_FOLDER}/{owner}", "not the name of an owner")
+                continue
             for name in self.store.list_names(f"{_FOLDER}/{owner}"):
                 file = self._read(owner, name)
-                if file is not None and file.expires_at.timestamp() <= now:
+                if file is not None and file.expires_at.timestamp() + LINGERS_S <= now:
                     self.remove(file)
 
     def _read(self, owner: str, name: str) -> KeptFile | None:

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from contract.job import utcnow
-from jobs.kept_files import KeptFiles
+from jobs.kept_files import LINGERS_S, KeptFiles
 from server.app import _forget_old
 from server.keys import KeyLimits, NewKey, create_key
 from tests.server.conftest import Api, ApiFactory
@@ -131,17 +131,43 @@ def test_jobs_keep_their_inputs_when_the_file_is_deleted(api: Api) -> None:
     )  # fmt: skip
 
 
-def test_files_expire_and_are_then_removed(make_api: ApiFactory) -> None:
-    api = make_api(file_retention_s=60)
-    file = KeptFiles(api.store).of("local", utcnow()) or kept(api, PERSON)
-    stored = KeptFiles(api.store).of("local", utcnow())[0]
-    late = stored.model_copy(update={"expires_at": utcnow() - timedelta(seconds=1)})
-    api.store.write(f"files/local/{stored.id}/file.json", late.model_dump_json().encode())
+def expire(api: Api, file_id: str, seconds_ago: float = 1.0) -> None:
+    stored = KeptFiles(api.store).get("local", file_id, utcnow())
+    late = stored.model_copy(update={"expires_at": utcnow() - timedelta(seconds=seconds_ago)})
+    KeptFiles(api.store).keep_on(late)
+
+
+def test_files_expire_and_are_removed_an_hour_later(api: Api) -> None:
+    just, long_ago = kept(api, PERSON)["id"], kept(api, SPEECH)["id"]
+    expire(api, just)
+    expire(api, long_ago, LINGERS_S + 1)
     assert api.client.get("/v1/files").json()["data"] == []
-    assert api.client.post("/v1/generate", files=form(person_image=stored.id)).status_code == 422
-    assert api.store.list_names("files/local") == [stored.id], file
+    assert api.client.post("/v1/generate", files=form(person_image=just)).status_code == 422
     _forget_old(api.services)
-    assert api.store.list_names("files/local") == []
+    assert api.store.list_names("files/local") == [just]
+
+
+def test_a_file_may_expire_while_a_submit_uses_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    person, decode = kept(api, PERSON)["id"], api.services.sandbox.decode
+
+    async def slowly(tasks: Any, tenant: str) -> Any:
+        expire(api, person)
+        _forget_old(api.services)
+        return await decode(tasks, tenant)
+
+    monkeypatch.setattr(api.services.sandbox, "decode", slowly)
+    answer = api.client.post("/v1/generate", files=form(person_image=person))
+    assert answer.status_code == 202, answer.text
+
+
+def test_a_file_that_has_expired_is_kept_anew(api: Api) -> None:
+    first = kept(api, PERSON)
+    expire(api, first["id"])
+    again = keep(api, PERSON)
+    assert (again.status_code, again.json()["id"]) == (201, first["id"])
+    assert again.json()["created_at"] > first["created_at"]
+    assert api.client.get(f"/v1/files/{first['id']}/content").status_code == 200
+    assert api.store.list_names("scratch") == []
 
 
 @pytest.mark.parametrize(
