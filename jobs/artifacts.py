@@ -152,6 +152,21 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make the file `target` with the content of `source`, which is replaced some day but never changed.
+
+    Raises FileNotFoundError, FileExistsError.
+    """
+    try:
+        os.link(source, target)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError:  # no hard links here, or too many of this file
+        with source.open("rb") as original, target.open("xb") as copy:
+            os.fchmod(copy.fileno(), 0o600)
+            shutil.copyfileobj(original, copy, 2**20)
+
+
 def make_private_folder(folder: Path) -> None:
     """Create a folder and its missing parents, closed to other users whatever the umask."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -344,15 +359,7 @@ class FolderStore:
         return path
 
     def fetch(self, key: str, target: Path) -> None:
-        source = self.local_path(key)
-        try:
-            os.link(source, target)  # files are replaced, never changed
-        except FileNotFoundError:
-            raise
-        except OSError:  # no hard links here, or too many of this file
-            with source.open("rb") as original, target.open("xb") as copy:
-                os.fchmod(copy.fileno(), 0o600)
-                shutil.copyfileobj(original, copy, 2**20)
+        link_or_copy(self.local_path(key), target)
 
     def share(self, key: str, target: Path) -> None:
         self.fetch(key, target)

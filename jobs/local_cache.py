@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,8 +51,9 @@ class LocalCache:
         now, files = time.time(), []
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
-                status = path.stat()
-                files.append((status.st_mtime, status.st_size, path))
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):  # not "lost+found"
+                    files.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in files)
         for used_at, size, path in sorted(files):
             if total <= self.max_bytes or now - used_at < IN_USE_S:

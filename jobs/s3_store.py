@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import secrets
 import shutil
 import time
@@ -28,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from jobs.artifacts import make_private_folder, remove_old_files
+from jobs.artifacts import link_or_copy, make_private_folder, remove_old_files
 from jobs.local_cache import LocalCache
 from jobs.passed_over import PassedOver
 from jobs.s3_objects import NoConditionalWrites, S3Objects
@@ -203,7 +202,7 @@ class S3Store:
         return self._cache.get(_copy_name(placed, found["ETag"]), download)
 
     def fetch(self, key: str, target: Path) -> None:
-        os.link(self.local_path(key), target)
+        link_or_copy(self.local_path(key), target)
 
     def share(self, key: str, target: Path) -> None:
         placed = self._object(key)

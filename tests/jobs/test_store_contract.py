@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -216,6 +217,19 @@ def test_a_fetched_file_outlives_its_key(store: ArtifactStore) -> None:
         store.fetch("jobs/one/person", store.scratch() / "late")
 
 
+def test_files_are_fetched_where_there_are_no_hard_links(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    adopt(store, "jobs/one", person="photo")
+    monkeypatch.setattr(os, "link", refuse)
+    target = store.scratch() / "mine"
+    store.fetch("jobs/one/person", target)
+    assert (target.read_text(), target.stat().st_mode & 0o077) == ("photo", 0)
+
+
 def test_a_folder_takes_over_files_of_another_and_keeps_them(open_one: OpenStore) -> None:
     here, there = open_one("one"), open_one("two")
     adopt(here, "jobs/one", person="photo")
@@ -408,6 +422,16 @@ def test_copies_are_kept_up_to_a_size_and_the_least_used_go_first(
     assert kept == {"a", "c"}
     assert (tmp_path / "held").read_text() == "b" * 1000
     assert store.local_path("jobs/one/b").read_text() == "b" * 1000, "it is downloaded again"
+
+
+def test_a_stray_folder_among_the_copies_disturbs_nobody(s3: S3Server, tmp_path: Path) -> None:
+    store = S3Store(S3Objects(BUCKET, ""), tmp_path, cache_bytes=0)
+    stray = tmp_path / "cache" / "lost+found"
+    stray.mkdir()
+    os.utime(stray, (0, 0))
+    adopt(store, "jobs/one", a="a")
+    assert store.local_path("jobs/one/a").read_text() == "a"
+    assert stray.is_dir()
 
 
 def test_a_signed_url_gives_the_file_for_a_while(s3: S3Server, tmp_path: Path) -> None:
