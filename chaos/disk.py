@@ -16,6 +16,8 @@ BYTES = 2**30
 _EXT4_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = 2
 _UNMOUNT_S = 10.0
+_MOUNT_TRIES = 5
+"""Somebody else may take the loop device that `mount` has found free."""
 
 
 class NoDisk(Exception):
@@ -31,14 +33,13 @@ class Disk:
 
     def mount(self) -> None:
         """Raises NoDisk."""
-        done = subprocess.run(
-            ["mount", "-o", "loop", str(self.image), str(self.path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise NoDisk(f"an image cannot be mounted here, which needs root: {done.stderr.strip()}")
+        command = ["mount", "-o", "loop", str(self.image), str(self.path)]
+        for _ in range(_MOUNT_TRIES):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return
+            time.sleep(0.2)
+        raise NoDisk(f"an image cannot be mounted here, which needs root: {done.stderr.strip()}")
 
     def unmount(self) -> None:
         """Unmount. If some files stay open, the disk goes away when the last of them is closed."""

@@ -6,7 +6,7 @@ import hashlib
 import re
 
 from contract.card import CheckpointCard
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import STORAGE_AWAY, ArtifactStore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -47,15 +47,20 @@ def _tokenizer_key(name: str) -> str:
 
 
 def read_cards(store: ArtifactStore) -> dict[str, CheckpointCard]:
-    """All known checkpoints by name."""
+    """All known checkpoints by name. Raises OSError if storage is away, unless some card can be read."""
     cards = {}
+    away: OSError | None = None
     for file in store.list_names("checkpoints"):
         try:
             data = store.read(f"checkpoints/{file}")
             card = CheckpointCard.stored(data) if data is not None else None
         except (ValueError, OSError) as error:  # one that cannot be read must not hide the others
+            if isinstance(error, OSError) and error.errno in STORAGE_AWAY:
+                away = error
             store.passed_over.note("card", file, error)
             continue
         if card is not None:
             cards[card.name] = card
+    if away is not None and not cards:
+        raise away
     return cards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -17,6 +18,9 @@ from jobs.journal import file_key
 log = logging.getLogger(__name__)
 
 Written = TypeVar("Written")
+
+_WORTH_ANOTHER_TRY = STORAGE_AWAY | {errno.ENOENT}
+"""A file system that was away for a moment has none of our folders, and may be back when we look."""
 
 MOST_OWN_FAILURES = 10
 """How often in a row one file may fail while the rest of storage works."""
@@ -59,7 +63,7 @@ class JobFiles:
                 # errors only.
                 if error.errno not in DISK_FULL and self.storage_works():
                     own_failures += 1
-                if error.errno not in STORAGE_AWAY or own_failures > MOST_OWN_FAILURES:
+                if error.errno not in _WORTH_ANOTHER_TRY or own_failures > MOST_OWN_FAILURES:
                     raise
                 what = "the disk is full" if error.errno in DISK_FULL else f"storage fails ({error.strerror})"
             if not tries:

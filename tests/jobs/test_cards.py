@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,24 @@ def test_published_cards_are_read_by_name(tmp_path: Path) -> None:
 def test_a_name_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="checkpoint name"):
         publish_card(FolderStore(tmp_path), card(name))
+
+
+class OneUnreadable(FolderStore):
+    """The files whose keys contain "bad" are where the disk fails."""
+
+    def read(self, key: str) -> bytes | None:
+        if "bad" in key:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(key)
+
+
+def test_a_card_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        publish_card(FolderStore(tmp_path), card(name))
+    assert set(read_cards(OneUnreadable(tmp_path))) == {"good"}
+
+
+def test_storage_that_is_away_is_not_taken_for_storage_without_cards(tmp_path: Path) -> None:
+    publish_card(FolderStore(tmp_path), card("bad"))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        read_cards(OneUnreadable(tmp_path))

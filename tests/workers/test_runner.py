@@ -189,7 +189,9 @@ class Finishing(FakeEngine):
         return super().finish(request, clips, video, poster)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO, errno.ENOENT]
+)
 def test_storage_that_fails_while_joining_is_waited_out(stack: Stack, number: int) -> None:
     engine = Finishing(FakeSettings(seconds_per_step=0, media=False))
     engine.number = number
