@@ -109,6 +109,7 @@ def requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
 Submitter = Annotated[Principal, Depends(requires(Scope.SUBMIT))]
 Reader = Annotated[Principal, Depends(requires(Scope.READ))]
 Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
+SignedQuery = Annotated[str | None, Query(description="Of a signed URL.")]
 JobId = Annotated[str, Path(description="Id of a job: `job_` and 36 letters and digits.")]
 
 
@@ -147,8 +148,8 @@ def downloadable_job(
     job_id: JobId,
     services: ServicesOf,
     credentials: Credentials,
-    expires: Annotated[str | None, Query(description="Of a signed URL.")] = None,
-    signature: Annotated[str | None, Query(description="Of a signed URL.")] = None,
+    expires: SignedQuery = None,
+    signature: SignedQuery = None,
 ) -> Job:
     """The job whose file is asked for, either with a key or by a signed URL."""
     if signature is None:
@@ -158,9 +159,22 @@ def downloadable_job(
     return stored_job(job_id, services)
 
 
+def watcher_of(
+    request: Request,
+    job: Annotated[Job, Depends(downloadable_job)],
+    services: ServicesOf,
+    credentials: Credentials,
+) -> Principal:
+    """Who watches `job`: by a signed URL, its owner, whose share of the capacity this takes."""
+    if "signature" in request.query_params:
+        return Principal(job.submitted.owner, frozenset({Scope.READ}), KeyLimits(), Priority.LOW)
+    return identified(services, credentials)
+
+
 ReadableJob = Annotated[Job, Depends(read_job)]
 WritableJob = Annotated[Job, Depends(writable_job)]
 DownloadableJob = Annotated[Job, Depends(downloadable_job)]
+Watcher = Annotated[Principal, Depends(watcher_of)]
 
 
 def why_not_to_start(settings: Settings, keys_exist: bool) -> str | None:

@@ -262,6 +262,7 @@ class SignedUrls(FileUrls):
     """URLs that work without a key until they expire."""
 
     expires_at: datetime
+    events: str = Field(description="Server-sent events, which end when the URL expires.")
 
 
 class Deleted(Wire):

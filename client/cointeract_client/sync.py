@@ -247,12 +247,57 @@ class Client:
         """Stop a job for good. Finished clips stay. Raises ApiError (409 if it is over), ConnectionFailed."""
         return Job.model_validate_json(self._send(Call("POST", f"{_path(job)}/cancel")).content)
 
+    def change(
+        self, job: Job | str, *, metadata: Mapping[str, str | None] | None = None, priority: str | None = None
+    ) -> Job:
+        """Set metadata (None removes a key), or move a waiting job in the queue.
+
+        Raises ApiError, ConnectionFailed.
+        """
+        body = {"metadata": dict(metadata) if metadata else None, "priority": priority}
+        return Job.model_validate_json(self._send(Call("PATCH", _path(job), json=body)).content)
+
+    def retry(self, job: Job | str) -> Job:
+        """Make a new job that goes on after the finished clips of a failed or canceled one.
+
+        Raises ApiError, ConnectionFailed.
+        """
+        return self._submit(f"{_path(job)}/retry", Job, {}, {}, None)
+
+    def redo(
+        self,
+        job: Job | str,
+        clip: int,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Make a new job that renders this clip and all later ones again. Clips count from 0.
+
+        Raises ApiError, ConnectionFailed.
+        """
+        path = f"{_path(job)}/clips/{clip}/redo"
+        return self._submit(path, Job, {}, {"prompt": prompt, "seed": seed}, idempotency_key)
+
+    def extend(
+        self,
+        job: Job | str,
+        *,
+        audio: FileInput,
+        prompt: str | Sequence[str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Make a new job that adds speech to a finished one. Raises ApiError, ConnectionFailed."""
+        path = f"{_path(job)}/extend"
+        return self._submit(path, Job, {"audio": audio}, {"prompt": prompt}, idempotency_key)
+
     def delete(self, job: Job | str) -> None:
         """Remove a job and its files; cancel it first if need be. Raises ApiError, ConnectionFailed."""
         self._send(Call("DELETE", _path(job)))
 
     def signed_urls(self, job: Job | str, expires_in_s: int = 900) -> SignedUrls:
-        """Links to the job's files that need no key. Raises ApiError, ConnectionFailed."""
+        """Links to the job's files and events that need no key. Raises ApiError, ConnectionFailed."""
         call = Call("POST", f"{_path(job)}/signed-urls", json={"expires_in": expires_in_s})
         return SignedUrls.model_validate_json(self._send(call).content)
 

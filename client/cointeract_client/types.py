@@ -32,11 +32,27 @@ class CheckpointUsed(Answer):
     trained: bool
 
 
-class JobUrls(Answer):
+class FileUrls(Answer):
     """Paths on the server, or absolute addresses where the server knows its public one."""
 
     video: str | None = None
     clips: list[str] = Field(default_factory=list)
+    posters: list[str] = Field(default_factory=list)
+    router_maps: list[str | None] = Field(default_factory=list)
+    thumbnail: str | None = None
+    stream: str | None = None
+    """HLS playlist of the finished clips, with sound."""
+    preview: str | None = None
+    """What is finished so far as one MP4, with sound."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    events: str | None = None
+
+
+class JobUrls(FileUrls):
+    """Where a job and its files are. They ask for the key."""
+
+    self: str = ""
+    cancel: str = ""
 
 
 class Usage(Answer):
@@ -240,9 +256,7 @@ class ModelList(Answer):
     data: list[Model]
 
 
-class SignedUrls(Answer):
+class SignedUrls(FileUrls):
     """Links that need no key until they expire."""
 
     expires_at: datetime
-    video: str | None = None
-    clips: list[str] = Field(default_factory=list)

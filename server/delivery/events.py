@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final
@@ -46,9 +47,11 @@ def _event(name: str, data: str, sequence: int | None = None) -> bytes:
 
 
 def event_stream(
-    job: Job, after: int, services: Services, request: Request, principal: Principal
+    job: Job, after: int, services: Services, request: Request, principal: Principal, until: float
 ) -> Response:
-    """The answer that carries `job_events`. Raises ApiError if the tenant has its share of streams open."""
+    """The answer that carries `job_events`, up to the time `until`. Raises ApiError if the tenant has its
+    share of streams open.
+    """
     tenant = tenant_of(principal, request)
     try:
         with services.streams.place(tenant):
@@ -59,7 +62,7 @@ def event_stream(
 
     async def counted() -> AsyncIterator[bytes]:
         with services.streams.place(tenant):
-            async for event in job_events(job, after, services, principal.owner):
+            async for event in job_events(job, after, services, principal.owner, until):
                 yield event
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -68,15 +71,17 @@ def event_stream(
     return StreamingResponse(counted(), media_type=EVENT_STREAM, headers=headers)
 
 
-async def job_events(job: Job, after: int, services: Services, owner: str) -> AsyncIterator[bytes]:
-    """The events with a number above `after`, until the job is over or the key of `owner` is revoked. Each
-    carries the job as it was then.
+async def job_events(
+    job: Job, after: int, services: Services, owner: str, until: float
+) -> AsyncIterator[bytes]:
+    """The events with a number above `after`, until the job is over, the key of `owner` is revoked, or the
+    time `until` has come. Each carries the job as it was then.
     """
     state = submitted_job(job.id, job.submitted)
     if after < 0:
         yield _event(EVENT_OF_ENTRY["submitted"], await _view(state, services), 0)
     last_progress, rounds = "", 0
-    while not services.stopping.is_set():
+    while not services.stopping.is_set() and time.time() < until:
         if await services.look(services.journal.moved_on, job.id, state.sequence):
             news = await asyncio.to_thread(_news, services, state)
             for entry, state in news:

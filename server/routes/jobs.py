@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from typing import Annotated
 
@@ -20,7 +21,9 @@ from server.access import (
     ReadableJob,
     Reader,
     ServicesOf,
+    SignedQuery,
     Submitter,
+    Watcher,
     WritableJob,
 )
 from server.control import accepted, cancel, change, delete, listed
@@ -45,7 +48,7 @@ from server.schemas import (
 )
 from server.submit.check import priority_of
 from server.submit.submit import dry_run, submit
-from server.views import estimates, file_urls, job_view, params_view
+from server.views import estimates, file_urls, job_path, job_view, params_view
 
 router = Router(prefix="/v1", tags=["jobs"], responses=PROBLEM)
 
@@ -208,14 +211,16 @@ def get_clip(
     },
 )  # fmt: skip
 async def get_events(
-    job: ReadableJob,
+    job: DownloadableJob,
     services: ServicesOf,
-    principal: Reader,
+    watcher: Watcher,
     request: Request,
+    expires: SignedQuery = None,
+    signature: SignedQuery = None,
     last_event_id: Annotated[str | None, Header(description="Number of the last event seen.")] = None,
 ) -> Response:
     """Events until the job is over. Their ids are numbers of the job's journal, so a client that sends
-    Last-Event-ID misses nothing.
+    Last-Event-ID misses nothing. A signed URL's stream ends when the URL expires.
     """
     after = -1
     if last_event_id is not None:
@@ -228,15 +233,17 @@ async def get_events(
             return Response(
                 status_code=204
             )  # a browser's EventSource comes back for ever after anything else
-    return event_stream(job, after, services, request, principal)
+    until = math.inf if signature is None or expires is None else float(expires)
+    return event_stream(job, after, services, request, watcher, until)
 
 
 @router.post("/jobs/{job_id}/signed-urls", response_model=SignedUrls, summary="Make links that need no key")
 def sign_urls(job: ReadableJob, services: ServicesOf, body: SignRequest | None = None) -> SignedUrls:
-    """Make short-lived links to the files that the job has so far."""
+    """Make short-lived links to the job's events, and to the files that it has so far."""
     expires = services.signer.in_seconds((body or SignRequest()).expires_in)
 
     def signed(path: str) -> str:
         return services.settings.base_url + services.signer.sign(path, expires)
 
-    return SignedUrls(expires_at=expires, **dict(file_urls(job, signed)))
+    events = signed(f"{job_path(job.id)}/events")
+    return SignedUrls(expires_at=expires, events=events, **dict(file_urls(job, signed)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Path, Query, Request, Response
+from fastapi import Path, Request, Response
 
-from server.access import DownloadableJob, ServicesOf
+from server.access import DownloadableJob, ServicesOf, SignedQuery
 from server.delivery.files import file_response, finished_file
 from server.delivery.stream import (
     HEADER_NAME,
@@ -22,7 +22,6 @@ from server.routing import Router
 from server.views import job_path
 
 FragmentNumber = Annotated[int, Path(ge=0, le=100_000, description="Number of the clip, from 0.")]
-SignedUntil = Annotated[str | None, Query(description="Of a signed URL.")]
 router = Router(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEM)
 
 
@@ -35,8 +34,8 @@ router = Router(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEM)
 def get_stream(
     job: DownloadableJob,
     services: ServicesOf,
-    expires: SignedUntil = None,
-    signature: SignedUntil = None,
+    expires: SignedQuery = None,
+    signature: SignedQuery = None,
 ) -> Response:
     """A playlist (HLS) of the finished clips with sound, which grows until the job is over.
 

@@ -283,3 +283,20 @@ def test_the_package_imports_nothing_but_httpx_and_pydantic() -> None:
     for file in SOURCE.parent.glob("*.py"):
         for name in re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE):
             assert name in allowed, f"{file.name} imports {name}"
+
+
+def test_jobs_are_made_from_jobs_and_changed(service: Service, tmp_path: Path) -> None:
+    with Client(service.url) as client:
+        first = client.generate(**ingredients(service, seed=3, metadata={"title": "a", "sku": "1"}))  # type: ignore[arg-type]
+        changed = client.change(first, metadata={"title": "b", "sku": None})
+        assert changed.metadata == {"title": "b"}
+        redone = client.wait(client.redo(first, 1, prompt="Three."))
+        assert (redone.parent, redone.params["prompts"], redone.seed) == (first.id, ["One.", "Three."], 3)
+        longer = client.wait(client.extend(first, audio=service.speech, prompt="More."))
+        assert longer.duration_s == 2 * (first.duration_s or 0)
+        again = client.wait(client.retry(first))
+        assert again.params == first.params
+        links = client.signed_urls(first)
+        assert links.events
+        assert links.stream
+        assert links.inputs.keys() == {"person_image", "audio"}

@@ -164,6 +164,28 @@ def test_links_can_be_signed_and_expire(api: Api, monkeypatch: pytest.MonkeyPatc
     assert api.client.get(links["video"]).json()["code"] == "bad_signature"
 
 
+def test_a_signed_link_to_events_needs_no_key_shows_one_job_and_ends_when_it_expires(api: Api) -> None:
+    owner = create_key(api.store, "owner")
+    job, other = submit(api, owner).json(), submit(api, owner).json()
+
+    def link(job_id: str, seconds: int) -> str:
+        asked = {"expires_in": seconds}
+        answer = api.client.post(f"/v1/jobs/{job_id}/signed-urls", json=asked, headers=bearer(owner))
+        return str(answer.json()["events"])
+
+    short = api.client.get(link(job["id"], 1))  # ends, although the job does not
+    assert short.status_code == 200
+    assert f'"id":"{job["id"]}"' in short.text
+    assert api.services.streams.held == 0
+    long = link(job["id"], 600)
+    succeed(api, job["id"])
+    assert "event: job.succeeded" in api.client.get(long).text
+    assert api.client.get(long, headers={"Last-Event-ID": "99"}).status_code == 204
+    for forged in (long.replace(job["id"], other["id"]), long[:-1], long.replace("/events", "/video")):
+        assert api.client.get(forged).status_code == 403, forged
+    assert api.client.get(f"{job['urls']['events']}?expires=soon", headers=bearer(owner)).status_code == 200
+
+
 def test_waiting_jobs_of_one_key_are_limited_even_in_a_burst(api: Api) -> None:
     key = create_key(api.store, "ada", limits=KeyLimits(max_queued=3))
     other = create_key(api.store, "bob")
