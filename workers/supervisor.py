@@ -16,12 +16,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 
 from contract.card import CARD_FILE, CheckpointCard
@@ -44,6 +43,7 @@ from workers.followers import Followers, LostRank, environment
 from workers.heartbeat import Heartbeat
 from workers.lost_attempts import end_attempt
 from workers.maker import checkpoint_sums
+from workers.meeting import meeting_place
 from workers.messages import (
     ChildConfig,
     ClipDone,
@@ -151,7 +151,7 @@ class Supervisor:
         self.heartbeat.start()
         try:
             while not self._stopping.is_set():
-                with self._meeting() as meeting:
+                with nullcontext() if len(self.devices) == 1 else meeting_place() as meeting:
                     child = self._start_child(meeting)
                     try:
                         self._watch(child)
@@ -190,15 +190,6 @@ class Supervisor:
         except OSError as error:
             log.error("the checkpoint's card cannot be published: %s", error)
             self._next_publish = time.monotonic() + PUBLISH_RETRY_S
-
-    @contextmanager
-    def _meeting(self) -> Iterator[Path | None]:
-        """Where this worker's ranks can meet, in a folder that only we can enter; None for one alone."""
-        if len(self.devices) == 1:
-            yield None
-            return
-        with TemporaryDirectory(prefix="cointeract-ranks-") as folder:
-            yield Path(folder) / "meeting"
 
     def _start_child(self, meeting: Path | None) -> Child:
         def config(rank: int, report_fd: int) -> ChildConfig:
