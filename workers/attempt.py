@@ -77,15 +77,12 @@ class Runner:
     tell: Callable[[Message], None]
     """Sends a message to the supervisor."""
     stopping: threading.Event
+    provenance: Provenance
     maker: Maker | None = None
     broken: bool = field(default=False, init=False)
     """Whether only a fresh process can go on rendering."""
-    provenance: Provenance = field(init=False)
     speed: Speed | None = field(default=None, init=False)
     """As measured by this process; None before its first clip."""
-
-    def __post_init__(self) -> None:
-        self.provenance = Provenance(self.store, self.settings)
 
     def render_next(self, checkpoint: str) -> None:
         """Render the next waiting job of `checkpoint`, if there is one. Each ticket calls this."""

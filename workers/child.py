@@ -160,7 +160,7 @@ def load_engine(config: ChildConfig) -> Engine:
     )
 
 
-def serve(config: ChildConfig, engine: Engine) -> int:
+def serve(config: ChildConfig, engine: Engine, provenance: Provenance) -> int:
     """Work until told to stop. Returns the exit status. Waits for a Redis that is away."""
     report_lock = threading.Lock()
 
@@ -169,7 +169,7 @@ def serve(config: ChildConfig, engine: Engine) -> int:
         with report_lock:
             os.write(config.report_fd, line)
 
-    store = open_store(config.settings, probe=False)
+    store = provenance.store
     runner = Runner(
         worker=config.name,
         journal=Journal(store),
@@ -179,6 +179,7 @@ def serve(config: ChildConfig, engine: Engine) -> int:
         engine=engine,
         tell=tell,
         stopping=threading.Event(),
+        provenance=provenance,
         maker=maker_of(engine, config.folder, len(config.devices)),
     )
 
@@ -207,14 +208,15 @@ def main() -> int:
     configure_logging(config.settings)
     end_with_supervisor(config.parent_pid)
     try:
-        Provenance(open_store(config.settings, probe=False), config.settings).check()
+        provenance = Provenance(open_store(config.settings, probe=False), config.settings)
+        provenance.check()
         engine = load_engine(config)
     except Exception as error:  # whatever it is, it is the reason why nothing is rendered
         log.exception("the model cannot be loaded", extra={"checkpoint": config.checkpoint})
         cause = f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]
         os.write(config.report_fd, Unloadable(cause=cause).model_dump_json().encode() + b"\n")
         return 1
-    status = serve(config, engine)
+    status = serve(config, engine, provenance)
     if config.meeting is not None:
         # Tensors that never arrive must not hold up the end: torch would wait for them.
         os._exit(status)

@@ -175,6 +175,21 @@ def test_an_operators_own_certificate_signs(stack: Stack, done: Job, tmp_path: P
     assert (signature["issuer"], signature["common_name"]) == ("Example Ltd", "Example signer")
 
 
+def test_a_worker_reads_its_key_once_when_it_starts(tmp_path: Path) -> None:
+    files = operators(tmp_path)
+    stack = Stack.create(tmp_path / "stack", FakeSettings(seconds_per_step=0.0), **files)
+    try:
+        stack.start_reaper()
+        stack.start_worker()
+        eventually(lambda: any(worker.ready for worker in stack.queue.workers()), what="a ready worker")
+        files["provenance_key"].unlink()
+        job = stack.wait(stack.submit("one"))
+        signature = active(read(files_of(stack, job)["video"]))["signature_info"]
+    finally:
+        stack.close()
+    assert signature["common_name"] == "Example signer"
+
+
 def test_a_key_that_cannot_sign_is_found_before_a_video_is_made(stack: Stack, tmp_path: Path) -> None:
     files = operators(tmp_path)
     files["provenance_key"].write_text("no key")

@@ -18,6 +18,7 @@ from workers.attempt import Runner
 from workers.engines.engine import Engine, FinishedVideo, OutOfMemory, RenderRequest
 from workers.engines.fake import FakeClip, FakeEngine, FakeSettings
 from workers.messages import Ended, Message, Progressed, Working
+from workers.provenance import Provenance
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,7 @@ def runner(stack: Stack, engine: Engine) -> tuple[Runner, list[Message]]:
         engine=engine,
         tell=told.append,
         stopping=threading.Event(),
+        provenance=Provenance(stack.store, stack.settings),
     )
     return made, told
 

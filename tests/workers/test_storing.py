@@ -18,6 +18,7 @@ from workers.attempt import Runner
 from workers.engines.engine import ClipFiles, RenderedClip, RenderRequest
 from workers.engines.fake import FakeClip, FakeEngine, FakeSettings
 from workers.messages import Message, Progressed
+from workers.provenance import Provenance
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +91,7 @@ def runner(stack: Stack, story: Story) -> tuple[Runner, list[Message]]:
         engine=SlowToSave(story),
         tell=told.append,
         stopping=threading.Event(),
+        provenance=Provenance(stack.store, stack.settings),
     )
     return made, told
 
