@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Final
 
@@ -208,7 +209,7 @@ class _EndError:
         curve = VelocityCurve(self._levels, first_routed_step(self._levels[:-1]))
         units = torch.eye(count, dtype=torch.float64)
         end = torch.zeros(count, dtype=torch.float64)
-        for step, (level, following) in enumerate(zip(self._levels, self._levels[1:], strict=False)):
+        for step, (level, following) in enumerate(pairwise(self._levels)):
             if step in computed:
                 end = curve.corrected(end, step, units[step])
                 velocity = units[step]
