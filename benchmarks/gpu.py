@@ -41,6 +41,7 @@ from transformers import (
 
 from contract.attention import AttentionBackend
 from contract.memory import MemoryMode
+from deploy.samples import BUNDLED_CHECKPOINT
 from model.attention_choice import choose_attention
 from model.bench.clip import ClipShape
 from model.bench.forward import MEASURED_TIMESTEPS, measure_forward
@@ -57,7 +58,6 @@ from model.network.fp8_linear import quantize_rows
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
-CHECKPOINT = Path(__file__).parent.parent / "deploy" / "checkpoint"
 ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, ImportError, OSError)
 PRICES_S = {"toy": 60, "forward": 150, "parts": 60, "job": 150, "offload": 90, "profile": 40, "fp8": 20}
 LARGEST_E4M3 = 448.0
@@ -111,7 +111,7 @@ def full_size(device: torch.device, dtype: torch.dtype) -> CoInteractPipeline:
         ),
         vae=filled(AutoencoderKLWan, device, dtype),
         text_encoder=filled(lambda: UMT5EncoderModel(TEXT), device, dtype),
-        tokenizer=AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer", local_files_only=True),
+        tokenizer=AutoTokenizer.from_pretrained(BUNDLED_CHECKPOINT / "tokenizer", local_files_only=True),
         audio_encoder=filled(lambda: Wav2Vec2Model(SPEECH), device, torch.float32),
         feature_extractor=Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True),
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -179,10 +179,10 @@ def part_toy(run: Run) -> None:
         clips = pipeline.generate_clips(job_inputs(shape, params), params)
         return np.concatenate([clip.frames for clip in clips])
 
-    expected = frames(load_pipeline(CHECKPOINT))
+    expected = frames(load_pipeline(BUNDLED_CHECKPOINT))
     for mode in MemoryMode:
         for dtype in dict.fromkeys((torch.float32, run.dtype)):
-            found = frames(load_pipeline(CHECKPOINT, run.device, dtype, memory=mode))
+            found = frames(load_pipeline(BUNDLED_CHECKPOINT, run.device, dtype, memory=mode))
             apart = np.abs(found.astype(np.int16) - expected)
             run.say(
                 "toy",

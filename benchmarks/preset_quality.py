@@ -32,6 +32,7 @@ from contract.params import GenerationParams
 from contract.presets import preset_steps
 from contract.sampling import even_steps, noise_levels
 from contract.video import CLIP_FRAMES
+from deploy.samples import BUNDLED_CHECKPOINT
 from model.calibration import psnr
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
@@ -189,7 +190,7 @@ def summary(videos: list[dict[str, Any]]) -> tuple[str, list[Point]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("deploy/checkpoint"))
+    parser.add_argument("--checkpoint", type=Path, default=BUNDLED_CHECKPOINT)
     parser.add_argument("--output", type=Path, required=True, help="folder for what is finished")
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--clips", type=int, default=3)

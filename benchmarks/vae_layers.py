@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
+from deploy.samples import BUNDLED_CHECKPOINT
 from model.vae import decode_latents, encode_pixels
 from model.vae_layers import use_fast_layers
 
@@ -49,7 +50,7 @@ def compare(name: str, plain: AutoencoderKLWan, sizes: tuple[tuple[int, int], ..
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("deploy/checkpoint"))
+    parser.add_argument("--checkpoint", type=Path, default=BUNDLED_CHECKPOINT)
     checkpoint = parser.parse_args().checkpoint
     sys.stdout.write(
         "| VAE | frames | encode: ours / diffusers | decode: ours / diffusers |\n|---|---|---|---|\n"

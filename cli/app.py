@@ -133,9 +133,10 @@ def worker(
 ) -> None:
     """Run one worker alone: a supervisor and the processes that hold the model, one per device."""
     from contract.devices import parse_devices
+    from deploy.samples import BUNDLED_CHECKPOINT
     from deploy.stack import StackError
     from deploy.stack import devices as found_devices
-    from deploy.up import BUNDLED_CHECKPOINT, named_checkpoints
+    from deploy.up import named_checkpoints
     from jobs.logs import configure_logging
     from workers.supervisor import run
 

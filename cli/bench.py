@@ -12,8 +12,9 @@ import torch
 from contract.card import CheckpointCard
 from contract.request import fields_of
 from contract.resolve import frame_size
+from deploy.samples import BUNDLED_CHECKPOINT
 from deploy.stack import StackError
-from deploy.up import BUNDLED_CHECKPOINT, checkpoint_card
+from deploy.up import checkpoint_card
 from model.bench.clip import ClipShape
 from model.bench.forward import ForwardFigures
 from model.bench.official import Compared, OfficialFigures, compare

@@ -19,7 +19,8 @@ from contract.resolve import check_files, resolve
 from contract.settings import Settings
 from contract.warnings import JobWarning, warnings_about_frames, warnings_about_prompts
 from contract.worker import LiveProgress
-from deploy.up import BUNDLED_CHECKPOINT, checkpoint_card
+from deploy.samples import BUNDLED_CHECKPOINT
+from deploy.up import checkpoint_card
 from server.decoding.decoded import DecodedFile
 from server.decoding.formats import KIND_OF_FIELD
 from server.decoding.sandbox import DecodeTask, Sandbox

@@ -1,6 +1,6 @@
-"""The sample inputs: a photo of a person, one of a product, speech and prompts, in files beside this module.
+"""What comes with the code: a small trained checkpoint, and sample inputs (two photos, speech, prompts).
 
-`python -m tools.ship inputs` makes them, so that there is nothing to download and nothing to license.
+`python -m tools.ship` makes both, so that there is nothing to download and nothing to license.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class Samples:
 
 
 BUNDLED = Samples(Path(__file__).parent / "inputs")
+
+BUNDLED_CHECKPOINT = Path(__file__).parent / "checkpoint"
+"""`python -m tools.ship checkpoint` puts it there."""
 
 
 def write_samples(folder: Path) -> Samples:

@@ -15,14 +15,12 @@ from contract.card import CARD_FILE, CheckpointCard
 from contract.settings import Settings, as_environment
 from deploy.display import StartDisplay, ready_panel
 from deploy.parts import other_parts, redis_part
+from deploy.samples import BUNDLED_CHECKPOINT
 from deploy.stack import PartSupervisor, StackError, devices, only_stack_in, plan_workers, require_free_port
 from deploy.troubles import Troubles
 from jobs.cards import publish_card
 from jobs.queue import JobQueue
 from jobs.storage import StoreRefusedError, open_store
-
-BUNDLED_CHECKPOINT = Path(__file__).parent / "checkpoint"
-"""The small trained checkpoint that comes with the code; `python -m tools.ship checkpoint` puts it there."""
 
 STACK_POLL_S = 0.2
 HOPELESS_AFTER_DEATHS = 5

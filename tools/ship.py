@@ -22,8 +22,7 @@ from safetensors import safe_open
 
 from contract.card import MANIFEST
 from contract.video import SAMPLE_RATE
-from deploy.samples import BUNDLED, Samples
-from deploy.up import BUNDLED_CHECKPOINT
+from deploy.samples import BUNDLED, BUNDLED_CHECKPOINT, Samples
 from model.checkpoints.card_file import read_card, write_card
 from model.checkpoints.writer import sha256_of
 from tools import ROOT

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from contract.card import CheckpointCard
-from deploy.up import BUNDLED_CHECKPOINT
+from deploy.samples import BUNDLED_CHECKPOINT
 from model.checkpoints.card_file import rewrite_card
 from model.checkpoints.tiny import CARD, write_tiny_checkpoint
 

@@ -12,7 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from deploy.up import BUNDLED_CHECKPOINT, checkpoint_card
+from deploy.samples import BUNDLED_CHECKPOINT
+from deploy.up import checkpoint_card
 from model.checkpoints.tiny import write_tiny_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.up import BUNDLED_CHECKPOINT
+from deploy.samples import BUNDLED_CHECKPOINT
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.writer import verify_manifest

@@ -15,7 +15,7 @@ from contract.choices import Preset
 from contract.job import Stage
 from contract.params import GenerationParams
 from contract.video import CLIP_FRAMES, CLIP_LATENT_FRAMES, MOTION_FRAMES
-from deploy.up import BUNDLED_CHECKPOINT
+from deploy.samples import BUNDLED, BUNDLED_CHECKPOINT
 from model import vae
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.tiny import tiny_pipeline
@@ -33,7 +33,6 @@ from tests.model.test_pipeline import photo, speech
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-INPUTS = BUNDLED_CHECKPOINT.parent / "inputs"
 WIDTH, HEIGHT = 80, 144  # 480×832 at a sixth: 9 rows of 5 tokens, and motion in 4 rows of 2 and 2 of 1
 TILE, TILE_STRIDE = (8, 8), (6, 6)  # small ones: a frame of 16 × 8 latents has three
 
@@ -142,10 +141,11 @@ def test_a_clip_of_several_ranks_is_at_most_one_level_from_that_of_one(
 def chain(ranks: Ranks, together: bool) -> Any:
     """Three clips of the trained checkpoint, each continuing the one before."""
     pipeline = load_pipeline(BUNDLED_CHECKPOINT)
-    audio = np.tile(load_audio(INPUTS / "speech.wav"), 8)
-    inputs = VideoInputs(load_image(INPUTS / "person.png"), audio, load_image(INPUTS / "product.png"))
-    prompts = tuple((INPUTS / "prompts.txt").read_text().splitlines()[:3])
-    params = settings(prompts=prompts, guidance_scale=2.0, num_clips=3, num_frames=3 * CLIP_FRAMES)
+    audio = np.tile(load_audio(BUNDLED.audio), 8)
+    inputs = VideoInputs(load_image(BUNDLED.person), audio, load_image(BUNDLED.product))
+    params = settings(
+        prompts=BUNDLED.sentences()[:3], guidance_scale=2.0, num_clips=3, num_frames=3 * CLIP_FRAMES
+    )
 
     def frames(leader: Ranks | None) -> np.ndarray:
         return np.concatenate([clip.frames for clip in pipeline.generate_clips(inputs, params, ranks=leader)])

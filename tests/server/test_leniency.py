@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from contract.job import Priority
-from deploy.up import BUNDLED_CHECKPOINT
+from deploy.samples import BUNDLED_CHECKPOINT
 from jobs.cards import publish_card
 from server.keys import create_key
 from tests.server.conftest import CARD, Api

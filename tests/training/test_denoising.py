@@ -1,10 +1,10 @@
 """Errors by kind of token, on the shipped checkpoint and a held-out video."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from deploy.samples import BUNDLED_CHECKPOINT
 from model.checkpoints.load import load_pipeline
 from model.pipeline import CoInteractPipeline
 from training.denoising import denoising_scores
@@ -12,12 +12,10 @@ from training.synthetic import SyntheticVideo, make_video
 
 pytestmark = pytest.mark.slow
 
-SHIPPED = Path(__file__).parents[2] / "deploy" / "checkpoint"
-
 
 @pytest.fixture(scope="module")
 def pipeline() -> CoInteractPipeline:
-    return load_pipeline(SHIPPED)
+    return load_pipeline(BUNDLED_CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
