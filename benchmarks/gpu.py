@@ -58,7 +58,6 @@ from model.network.fp8_linear import quantize_rows
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
-ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, ImportError, OSError)
 PRICES_S = {"toy": 60, "forward": 150, "parts": 60, "job": 150, "offload": 90, "profile": 40, "fp8": 20}
 LARGEST_E4M3 = 448.0
 TEXT = UMT5Config(
@@ -296,7 +295,7 @@ def main() -> int:
             continue
         try:
             PARTS[part](run)
-        except ERRORS as error:
+        except Exception as error:  # noqa: BLE001 (a borrowed GPU: the other parts must still be measured)
             failed += 1
             run.say(part, error=f"{type(error).__name__}: {error}", where=traceback.format_exc(limit=-4))
     return failed
