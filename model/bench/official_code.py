@@ -13,7 +13,7 @@ import io
 import math
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader
 from pathlib import Path
@@ -151,23 +151,27 @@ class OfficialCode:
 
 
 def seeded_weights(network: nn.Module, seed: int) -> Tensors:
-    """Give the network weights of about unit gain, and return them."""
+    """Give the network drawn weights, and return them."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, old in sorted(network.state_dict().items()):
         if not old.is_floating_point():
             weights[name] = old
             continue
-        values = torch.randn(old.shape, generator=generator)
-        if ("norm" in name and name.endswith("weight")) or name.endswith("gamma"):
-            weights[name] = 1 + 0.1 * values
-        elif name.endswith("casual_audio_encoder.weights"):
-            weights[name] = 0.5 + 0.1 * values
-        else:
-            gain = 0.05 if values.dim() < 2 else min(0.3, 1 / math.sqrt(values[0].numel()))
-            weights[name] = gain * values
+        weights[name] = draw_weight(name, old.shape, generator)
     network.load_state_dict(weights, strict=True)
     return weights
+
+
+def draw_weight(name: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Values of a tensor of the official networks, such that each layer has about unit gain."""
+    values = torch.randn(shape, generator=generator)
+    if ("norm" in name and name.endswith("weight")) or name.endswith("gamma"):
+        return 1 + 0.1 * values
+    if name.endswith("casual_audio_encoder.weights"):
+        return 0.5 + 0.1 * values
+    gain = 0.05 if values.dim() < 2 else min(0.3, 1 / math.sqrt(values[0].numel()))
+    return gain * values
 
 
 @contextlib.contextmanager

@@ -14,28 +14,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import ByT5Tokenizer, Wav2Vec2FeatureExtractor
 
+from model.bench.official import JOB
 from tests.model.golden import TINY_DIT, Shapes, official_dit_shapes, official_weights
 
 Tensors = dict[str, torch.Tensor]
 
-W2V_CONFIG: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "conv_dim": [16] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    "num_feat_extract_layers": 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    "do_stable_layer_norm": True,
-    "feat_extract_norm": "layer",
-    "conv_bias": True,
-    "vocab_size": 32,
-    "apply_spec_augment": False,
-    "layerdrop": 0.0,
-}
+W2V_CONFIG: dict[str, Any] = dict(JOB.audio)
 
 
 def t5_shapes(vocab: int, dim: int, ffn: int, layers: int, heads: int, buckets: int = 32) -> Shapes:

@@ -1,10 +1,11 @@
 """Official networks' tensors by rule: names, shapes and seeded values, so that no test ships weights."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from model.bench.official_code import draw_weight
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -41,18 +42,7 @@ FULL_DIT: dict[str, Any] = {
 def official_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
     """The rule behind every recorded number: tensors drawn in sorted name order from one seeded generator."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name in sorted(shapes):
-        values = torch.randn(shapes[name], generator=generator)
-        if ("norm" in name and name.endswith("weight")) or name.endswith("gamma"):
-            weights[name] = 1 + 0.1 * values
-        elif name.endswith("casual_audio_encoder.weights"):
-            weights[name] = 0.5 + 0.1 * values
-        elif values.dim() < 2:
-            weights[name] = 0.05 * values
-        else:
-            weights[name] = min(0.3, 1 / math.sqrt(values[0].numel())) * values
-    return weights
+    return {name: draw_weight(name, shapes[name], generator) for name in sorted(shapes)}
 
 
 def official_dit_shapes(
