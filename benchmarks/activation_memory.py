@@ -22,12 +22,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from contract.video import CLIP_LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENT_FRAMES
+from model.bench.clip import OFFICIAL_SHAPES, ClipShape, conditioning_inputs
+from model.bench.counting import model_without_data, without_data
 from model.checkpoints.official_names import dit_config
-from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
+from model.transformer import CoInteractTransformer3DModel
 from model.vae import decode_latents, encode_pixels
 from model.vae_layers import use_fast_layers
-
-SIZES = {"480x832": (480, 832), "720x1280": (720, 1280)}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -58,6 +59,12 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
+def official_networks() -> tuple[CoInteractTransformer3DModel, AutoencoderKLWan]:
+    """Transformer and VAE in bf16 without data; see `model_without_data`."""
+    model = model_without_data(dit_config({}, hoi_branch=False), torch.bfloat16)
+    return model, use_fast_layers(AutoencoderKLWan()).to(torch.bfloat16)
+
+
 def peak_bytes(weights: torch.nn.Module, run: Callable[[], object]) -> int:
     """Peak of what `run` allocates, besides the weights."""
     gc.collect()
@@ -66,37 +73,25 @@ def peak_bytes(weights: torch.nn.Module, run: Callable[[], object]) -> int:
     return counter.peak
 
 
-def transformer_peak(model: CoInteractTransformer3DModel, height: int, width: int) -> tuple[int, int]:
+def transformer_peak(model: CoInteractTransformer3DModel, shape: ClipShape) -> tuple[int, int]:
     """(tokens, peak bytes) of one forward as the pipeline does it: a clip after the first, with product and
     pose, the conditioning of both prompts kept.
     """
-    h, w = height // 8, width // 8
-
-    def latents(frames: int) -> torch.Tensor:
-        return torch.empty(1, 16, frames, h, w, dtype=torch.bfloat16)
-
-    tokens = 0
+    draw, tokens = without_data(torch.bfloat16), 0
 
     def run() -> None:
         nonlocal tokens
         both = [
             model.prepare_conditioning(
-                ConditioningInputs(
-                    person_latents=latents(1),
-                    encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
-                    audio_embeds=torch.empty(1, 25, 1024, 80, dtype=torch.bfloat16),
-                    product_latents=latents(1),
-                    motion_latents=latents(19),
-                    pose_latents=latents(20),
-                ),
-                num_latent_frames=20,
+                conditioning_inputs(model, shape, draw),
+                num_latent_frames=CLIP_LATENT_FRAMES,
                 keep_key_values=True,
             )
             for _ in range(2)
         ]
         both[1] = both[1].sharing(both[0])
         tokens = both[0].layout.video
-        model(latents(20), 500.0, both[0])
+        model(draw(*shape.latents(CLIP_LATENT_FRAMES)), 500.0, both[0])
 
     peak = peak_bytes(model, run)
     return tokens, peak
@@ -109,19 +104,19 @@ def gigabytes(weights: torch.nn.Module, run: Callable[[], object]) -> float:
 def main() -> None:
     figures: dict[str, dict[str, float]] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        torch.set_default_dtype(torch.bfloat16)
-        model = CoInteractTransformer3DModel(**dit_config({}, hoi_branch=False))
-        vae = use_fast_layers(AutoencoderKLWan())
-        torch.set_default_dtype(torch.float32)
-        for name, (height, width) in SIZES.items():
-            tokens, transformer = transformer_peak(model, height, width)
-            latents = torch.empty(1, 16, 39, height // 8, width // 8, dtype=torch.bfloat16)
-            pixels = torch.empty(1, 3, 73, height, width, dtype=torch.bfloat16)
-            figures[name] = {
+        model, vae = official_networks()
+        draw = without_data(torch.bfloat16)
+        for shape in OFFICIAL_SHAPES:
+            tokens, transformer = transformer_peak(model, shape)
+            latents = draw(*shape.latents(MOTION_LATENT_FRAMES + CLIP_LATENT_FRAMES))
+            pixels = draw(1, 3, MOTION_FRAMES, shape.height, shape.width)
+            figures[shape.size] = {
                 "tokens": tokens,
                 "transformer_gb": round(transformer / 1e9, 2),
                 "bytes_per_token": round(transformer / tokens),
-                "vae_decode_gb": gigabytes(vae, lambda z=latents: decode_latents(vae, z, keep_from=19)),
+                "vae_decode_gb": gigabytes(
+                    vae, lambda z=latents: decode_latents(vae, z, keep_from=MOTION_LATENT_FRAMES)
+                ),
                 "vae_encode_gb": gigabytes(vae, lambda x=pixels: encode_pixels(vae, x)),
             }
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model.bench.clip import ClipShape
+from model.bench.clip import OFFICIAL_SHAPES
 from model.bench.counting import count_on, model_without_data
 from model.bench.forward import MEASURED_TIMESTEPS
 from model.checkpoints.official_names import dit_config
-
-SHAPES = (ClipShape(720, 1280, pose=True), ClipShape(480, 832, pose=True))
 
 
 def main() -> None:
@@ -31,10 +29,10 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model_without_data(dit_config({}, hoi_branch=False), torch.bfloat16)
-        for shape in SHAPES:
+        for shape in reversed(OFFICIAL_SHAPES):
             for timestep in MEASURED_TIMESTEPS:
                 counts = count_on(model, shape, timestep)
-                figures[f"{shape.width}x{shape.height} t={timestep:g}"] = {
+                figures[f"{shape.size} t={timestep:g}"] = {
                     "tokens": counts.tokens,
                     "launches": counts.launches.total(),
                     "gigabytes": round(counts.bytes.total() / 1e9, 1),

@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from contract.attention import AttentionBackend
 from contract.memory import MemoryMode
 from deploy.samples import BUNDLED_CHECKPOINT
 from model.attention_choice import choose_attention
-from model.bench.clip import ClipShape
+from model.bench.clip import OFFICIAL_SHAPES, ClipShape
 from model.bench.forward import MEASURED_TIMESTEPS, measure_forward
 from model.bench.parts import job_inputs, job_params, measure_job, measure_parts
 from model.bench.timing import spend
@@ -126,7 +126,7 @@ class Run:
         self.shapes = (
             [ClipShape(64, 96, pose=False)]
             if tiny
-            else [ClipShape(480, 832, pose=False), ClipShape(720, 1280, pose=False)]
+            else [replace(shape, pose=False) for shape in OFFICIAL_SHAPES]
         )
         self._until = time.monotonic() + seconds
         self._pipeline: CoInteractPipeline | None = None
@@ -203,7 +203,7 @@ def part_forward(run: Run) -> None:
 def part_parts(run: Run) -> None:
     for shape in run.shapes:
         for figures in measure_parts(run.pipeline(), shape, rounds=2):
-            run.say("parts", size=f"{shape.width}x{shape.height}", **asdict(figures))
+            run.say("parts", size=shape.size, **asdict(figures))
 
 
 def part_job(run: Run) -> None:
@@ -250,7 +250,7 @@ def part_fp8(run: Run) -> None:
         error = (eight_bits(states, right, scale).float() - expected).norm() / expected.norm()
         run.say(
             "fp8",
-            size=f"{shape.width}x{shape.height}",
+            size=shape.size,
             seconds=found.seconds,
             plain_seconds=plain.seconds,
             times_as_fast=plain.on(run.device) / found.on(run.device),

@@ -18,20 +18,20 @@ from math import prod
 from typing import Any
 
 import torch
-from activation_memory import SIZES, LiveBytes
+from activation_memory import LiveBytes, official_networks
 from diffusers import AutoencoderKLWan
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from contract.video import CLIP_LATENT_FRAMES, MOTION_LATENT_FRAMES
-from model.checkpoints.official_names import dit_config
+from model.bench.clip import OFFICIAL_SHAPES, ClipShape, conditioning_inputs
+from model.bench.counting import without_data
 from model.parallel.arrangement import degrees
 from model.parallel.bands import band
 from model.parallel.collectives import Group, Pending, Purpose, Traffic
 from model.parallel.conditioning import share_tokens
-from model.transformer import CoInteractTransformer3DModel, Conditioning, ConditioningInputs
+from model.transformer import CoInteractTransformer3DModel, Conditioning
 from model.vae import decode_latents
-from model.vae_layers import use_fast_layers
 
 DEVICES = (1, 2, 4, 8)
 STEPS = 40
@@ -103,28 +103,18 @@ def flop(mode: FlopCounterMode, attention: bool) -> float:
 
 
 def count(
-    model: CoInteractTransformer3DModel, vae: AutoencoderKLWan, height: int, width: int, devices: int
+    model: CoInteractTransformer3DModel, vae: AutoencoderKLWan, shape: ClipShape, devices: int
 ) -> Counted:
     """A clip after the first, with product and pose."""
-    h, w = height // 8, width // 8
+    draw = without_data(torch.bfloat16)
     guidance, sequence = degrees(devices, guided=True)
     traffic = Traffic()
     group = CountingGroup(None, sequence, 0, traffic)  # type: ignore[arg-type]
     partners = CountingGroup(None, guidance, 0, traffic)  # type: ignore[arg-type]
 
-    def latents(frames: int) -> torch.Tensor:
-        return torch.empty(1, 16, frames, h, w, dtype=torch.bfloat16)
-
     def prepare() -> Conditioning:
         whole = model.prepare_conditioning(
-            ConditioningInputs(
-                person_latents=latents(1),
-                encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
-                audio_embeds=torch.empty(1, 25, 1024, 80, dtype=torch.bfloat16),
-                product_latents=latents(1),
-                motion_latents=latents(MOTION_LATENT_FRAMES),
-                pose_latents=latents(CLIP_LATENT_FRAMES),
-            ),
+            conditioning_inputs(model, shape, draw),
             num_latent_frames=CLIP_LATENT_FRAMES,
             keep_key_values=True,
         )
@@ -136,19 +126,18 @@ def count(
         prepared = [one.sharing(prepared[0]) for one in prepared]
         traffic.received.clear()
         with counter() as pass_flop:
-            velocity = model(latents(CLIP_LATENT_FRAMES), 500.0, prepared[0]).sample
+            velocity = model(draw(*shape.latents(CLIP_LATENT_FRAMES)), 500.0, prepared[0]).sample
         received = passes * traffic.received.total()
         if guidance > 1:
             traffic.received.clear()
             partners.gather(velocity, Purpose.VELOCITY)
             received += traffic.received.total()
-    own = band(vae, h, w, devices, 0 if devices < 3 else 1) if devices > 1 else None  # an inner one is wider
+    size = shape.latents(MOTION_LATENT_FRAMES + CLIP_LATENT_FRAMES)
+    inner = 0 if devices < 3 else 1  # is wider
+    own = band(vae, *size[-2:], devices, inner) if devices > 1 else None
 
     def decode() -> torch.Tensor:
-        shown_before = MOTION_LATENT_FRAMES
-        return decode_latents(
-            vae, latents(shown_before + CLIP_LATENT_FRAMES), keep_from=shown_before, band=own
-        )
+        return decode_latents(vae, draw(*size), keep_from=MOTION_LATENT_FRAMES, band=own)
 
     with LiveBytes(vae) as decoding, torch.no_grad():
         decode()
@@ -206,12 +195,9 @@ def main() -> None:
     as_json = parser.parse_args().json
     found: dict[str, list[Counted]] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        torch.set_default_dtype(torch.bfloat16)
-        model = CoInteractTransformer3DModel(**dit_config({}, hoi_branch=False))
-        vae = use_fast_layers(AutoencoderKLWan())
-        torch.set_default_dtype(torch.float32)
-        for name, (height, width) in SIZES.items():
-            found[name] = [count(model, vae, height, width, devices) for devices in DEVICES]
+        model, vae = official_networks()
+        for shape in OFFICIAL_SHAPES:
+            found[shape.size] = [count(model, vae, shape, devices) for devices in DEVICES]
     if as_json:
         sys.stdout.write(
             json.dumps({name: [asdict(c) for c in counts] for name, counts in found.items()}) + "\n"

@@ -26,12 +26,17 @@ class ClipShape:
     pose: bool
 
     @property
-    def latent_frames(self) -> int:
-        return CLIP_LATENT_FRAMES
+    def size(self) -> str:
+        """Such as "480x832"."""
+        return f"{self.width}x{self.height}"
 
     def latents(self, frames: int) -> tuple[int, ...]:
         """(1, 16, frames, h, w)"""
         return (1, 16, frames, self.height // VAE_RATIO, self.width // VAE_RATIO)
+
+
+OFFICIAL_SHAPES = (ClipShape(480, 832, pose=True), ClipShape(720, 1280, pose=True))
+"""Sizes that the official weights are made for, upright, with all that a clip can have."""
 
 
 def conditioning_inputs(

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from contract.video import CLIP_LATENT_FRAMES
 from model.bench.clip import ClipShape, Draw, conditioning_inputs
 from model.transformer import CoInteractTransformer3DModel
 
@@ -186,8 +187,8 @@ def count_on(model: CoInteractTransformer3DModel, shape: ClipShape, timestep: fl
     """One forward of a model without data; see there."""
     draw = without_data(model.patch_embedding.weight.dtype)
     inputs = conditioning_inputs(model, shape, draw)
-    prepared = model.prepare_conditioning(inputs, num_latent_frames=shape.latent_frames, keep_key_values=True)
-    target = draw(*shape.latents(shape.latent_frames))
+    prepared = model.prepare_conditioning(inputs, num_latent_frames=CLIP_LATENT_FRAMES, keep_key_values=True)
+    target = draw(*shape.latents(CLIP_LATENT_FRAMES))
     with Traffic() as traffic, Composites(traffic):
         model(target, timestep, prepared)
     return ForwardCounts(

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from contract.video import CLIP_LATENT_FRAMES
 from model.bench.clip import ClipShape, Draw, conditioning_inputs
 from model.bench.counting import Attention, ForwardCounts, Product, count_forward
 from model.bench.timing import Spent, peak_memory, spend
@@ -63,10 +64,10 @@ def ready_forward(pipeline: CoInteractPipeline, shape: ClipShape) -> Callable[[f
     with torch.no_grad():
         conditioning = model.prepare_conditioning(
             conditioning_inputs(model, shape, draw),
-            num_latent_frames=shape.latent_frames,
+            num_latent_frames=CLIP_LATENT_FRAMES,
             keep_key_values=pipeline.streams.transformer is None,
         )
-    target = draw(*shape.latents(shape.latent_frames))
+    target = draw(*shape.latents(CLIP_LATENT_FRAMES))
 
     @torch.no_grad()
     def forward(timestep: float) -> torch.Tensor:
@@ -90,7 +91,7 @@ def measure_forward(
     attention = _seconds_of_attention(counts, model, device, rounds)
     floor = matrix + attention
     return ForwardFigures(
-        size=f"{shape.width}x{shape.height}",
+        size=shape.size,
         timestep=timestep,
         tokens=counts.tokens,
         spent=spent,

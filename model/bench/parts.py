@@ -123,7 +123,7 @@ def measure_job(pipeline: CoInteractPipeline, shape: ClipShape, params: Generati
             encode_clip(clip.frames, Path(folder) / f"{clip.index}.mp4")
         clock.begin(None)
     return JobFigures(
-        size=f"{shape.width}x{shape.height}",
+        size=shape.size,
         clips=params.num_clips,
         steps=params.num_inference_steps,
         guided=params.guided,

@@ -69,7 +69,7 @@ def measure_all(pipeline: CoInteractPipeline, setup: Setup, plan: Plan, say: Say
     def forwards() -> Iterator[ForwardFigures]:
         for shape in plan.shapes:
             for timestep in MEASURED_TIMESTEPS:
-                say(f"a forward at {shape.width}x{shape.height}, t = {timestep:g}")
+                say(f"a forward at {shape.size}, t = {timestep:g}")
                 yield measure_forward(pipeline, shape, timestep, plan.rounds)
 
     def parts() -> Iterator[PartFigures]:
