@@ -197,7 +197,7 @@ def part_forward(run: Run) -> None:
         for timestep in MEASURED_TIMESTEPS:
             figures = measure_forward(run.pipeline(), shape, timestep, rounds=3)
             modelled = needed(OFFICIAL_SIZE, MemoryMode.RESIDENT, shape.width, shape.height).gpu
-            run.say("forward", **asdict(figures), teraflops=figures.teraflops, modelled_bytes=modelled)
+            run.say("forward", **asdict(figures), modelled_bytes=modelled)
 
 
 def part_parts(run: Run) -> None:
@@ -223,7 +223,7 @@ def part_offload(run: Run) -> None:
     for shape in run.shapes:
         figures = measure_forward(pipeline, shape, MEASURED_TIMESTEPS[0], rounds=2)
         modelled = needed(OFFICIAL_SIZE, MemoryMode.OFFLOAD, shape.width, shape.height).gpu
-        run.say("offload", **asdict(figures), teraflops=figures.teraflops, modelled_bytes=modelled)
+        run.say("offload", **asdict(figures), modelled_bytes=modelled)
     run.drop_pipeline()
 
 

@@ -35,6 +35,8 @@ class ForwardFigures:
     """What its matrix products and attention take alone, each shape at the best rate measured in this run."""
     floor_share: float
     """That of the whole. 1 would be a forward of nothing else."""
+    teraflops: float
+    """Reached by the whole forward, per second as in the floor: of the GPU, or of one CPU core."""
     matrix_teraflops: float
     """Of the products alone."""
     attention_teraflops: float
@@ -43,11 +45,6 @@ class ForwardFigures:
     """Read and written outside matrix products and attention."""
     peak_bytes: int | None
     """Memory, weights and all."""
-
-    @property
-    def teraflops(self) -> float:
-        """Reached by the whole forward."""
-        return (self.matrix_flop + self.attention_flop) / self.spent.seconds / 1e12
 
 
 def drawing(model: CoInteractTransformer3DModel, device: torch.device) -> Draw:
@@ -99,6 +96,7 @@ def measure_forward(
         attention_flop=counts.attention_flop,
         floor_seconds=floor,
         floor_share=floor / spent.on(device),
+        teraflops=(counts.matrix_flop + counts.attention_flop) / spent.on(device) / 1e12,
         matrix_teraflops=counts.matrix_flop / matrix / 1e12,
         attention_teraflops=counts.attention_flop / attention / 1e12,
         launches=counts.launches.total(),

@@ -53,7 +53,9 @@ def test_all_is_measured_at_each_size_of_the_checkpoint(tiny: Path) -> None:
     for one in forwards:
         assert one["floor_share"] == pytest.approx(one["floor_seconds"] / one["spent"]["cpu_seconds"])
         work = one["matrix_flop"] + one["attention_flop"]
-        assert one["teraflops"] == pytest.approx(work / one["spent"]["seconds"] / 1e12)
+        assert one["teraflops"] == pytest.approx(work / one["spent"]["cpu_seconds"] / 1e12)
+        slower, faster = sorted((one["matrix_teraflops"], one["attention_teraflops"]))
+        assert slower * 0.999 < one["teraflops"] / one["floor_share"] < faster * 1.001
         assert one["peak_bytes"] > 10**8
     assert len(report["parts"]) == 4
     assert all(part["spent"]["cpu_seconds"] > 0 for part in report["parts"])
