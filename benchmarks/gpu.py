@@ -40,6 +40,7 @@ from transformers import (
 )
 
 from contract.attention import AttentionBackend
+from contract.card import OFFICIAL_DEFAULTS
 from contract.memory import MemoryMode
 from deploy.samples import BUNDLED_CHECKPOINT
 from model.attention_choice import choose_attention
@@ -48,6 +49,7 @@ from model.bench.forward import MEASURED_TIMESTEPS, measure_forward
 from model.bench.parts import job_inputs, job_params, measure_job, measure_parts
 from model.bench.timing import spend
 from model.bench.trace import trace_forward
+from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.official_names import dit_config
 from model.checkpoints.tiny import tiny_pipeline
@@ -172,7 +174,9 @@ class Run:
 def part_toy(run: Run) -> None:
     """Two clips of the trained small checkpoint: on the CPU, and here in every mode."""
     shape = ClipShape(128, 80, pose=False)
-    params = job_params(shape, 1 if run.tiny else 2, 1 if run.tiny else 4, 2.0)
+    params = job_params(
+        shape, 1 if run.tiny else 2, 1 if run.tiny else 4, read_card(BUNDLED_CHECKPOINT).defaults
+    )
 
     def frames(pipeline: CoInteractPipeline) -> np.ndarray:
         clips = pipeline.generate_clips(job_inputs(shape, params), params)
@@ -208,7 +212,7 @@ def part_parts(run: Run) -> None:
 
 def part_job(run: Run) -> None:
     shape = run.shapes[0]
-    run.say("job", **asdict(measure_job(run.pipeline(), shape, job_params(shape, 2, 4, 7.0))))
+    run.say("job", **asdict(measure_job(run.pipeline(), shape, job_params(shape, 2, 4, OFFICIAL_DEFAULTS))))
 
 
 def part_offload(run: Run) -> None:

@@ -57,8 +57,7 @@ def run_bench(options: BenchOptions, say: Callable[[str], None]) -> BenchReport:
         raise StackError(f"--official: {error}.") from error
     engine = PipelineEngine(folder, device)
     setup = setup_of(engine.pipeline, card.name, engine.device_name, engine.attention)
-    guidance = card.defaults.guidance_scale
-    plan = Plan(shapes, options.rounds, options.clips, options.steps, guidance)
+    plan = Plan(shapes, options.rounds, options.clips, options.steps, card.defaults)
     report = measure_all(engine.pipeline, setup, plan, say)
     return report if code is None else replace(report, official=compare(code, options.rounds, say))
 
@@ -70,7 +69,7 @@ def run_profile(options: ProfileOptions) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = PipelineEngine(folder, device).pipeline
     if options.timestep is None:
-        params = job_params(shape, 1, options.steps, card.defaults.guidance_scale)
+        params = job_params(shape, 1, options.steps, card.defaults)
         trace_clip(pipeline, shape, params, options.output)
     else:
         trace_forward(pipeline, shape, options.timestep, options.output)

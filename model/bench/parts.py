@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from contract.card import CheckpointDefaults
 from contract.choices import Preset
 from contract.job import Stage
 from contract.params import GenerationParams
@@ -134,16 +135,16 @@ def measure_job(pipeline: CoInteractPipeline, shape: ClipShape, params: Generati
     )
 
 
-def job_params(shape: ClipShape, clips: int, steps: int, guidance_scale: float) -> GenerationParams:
-    """A job of so many whole clips."""
+def job_params(shape: ClipShape, clips: int, steps: int, defaults: CheckpointDefaults) -> GenerationParams:
+    """A job of so many whole clips, with the checkpoint's settings but for the number of steps."""
     return GenerationParams(
         prompts=(PROMPT,),
-        negative_prompt="",
+        negative_prompt=defaults.negative_prompt,
         width=shape.width,
         height=shape.height,
         num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        flow_shift=5.0,
+        guidance_scale=defaults.guidance_scale,
+        flow_shift=defaults.flow_shift,
         product_scale=1.0,
         seed=0,
         num_clips=clips,

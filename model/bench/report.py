@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from contract.attention import AttentionReport
+from contract.card import CheckpointDefaults
 from contract.memory import MemoryMode
 from model.bench.clip import ClipShape
 from model.bench.forward import MEASURED_TIMESTEPS, ForwardFigures, measure_forward
@@ -57,7 +58,7 @@ class Plan:
     job_clips: int
     """0 leaves the job out."""
     job_steps: int
-    guidance_scale: float
+    defaults: CheckpointDefaults
 
 
 def measure_all(pipeline: CoInteractPipeline, setup: Setup, plan: Plan, say: Say) -> BenchReport:
@@ -78,7 +79,7 @@ def measure_all(pipeline: CoInteractPipeline, setup: Setup, plan: Plan, say: Say
         if not plan.job_clips:
             return None
         say(f"a job of {plan.job_clips} clips")
-        params = job_params(first, plan.job_clips, plan.job_steps, plan.guidance_scale)
+        params = job_params(first, plan.job_clips, plan.job_steps, plan.defaults)
         return measure_job(pipeline, first, params)
 
     return BenchReport(setup, tuple(forwards()), tuple(parts()), job())
