@@ -36,6 +36,7 @@ from deploy.samples import BUNDLED_CHECKPOINT
 from model.calibration import psnr
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
+from model.clip import CONDITIONAL
 from model.inputs import VideoInputs
 from model.pipeline import CoInteractPipeline
 from training.evaluate import Measured, markdown_table, measure
@@ -141,7 +142,7 @@ class Quality:
         ratios = [1.0]
         for module in transformer.blocks:
             for hook in HookRegistry.check_if_exists_or_initialize(module).hooks.values():
-                state = hook.state_manager._state_cache.get("cond")
+                state = hook.state_manager._state_cache.get(CONDITIONAL)
                 if state is not None and len(state.calibration_ratios) > len(ratios):
                     ratios = list(state.calibration_ratios)
         transformer.disable_cache()

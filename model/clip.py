@@ -30,6 +30,9 @@ from model.transformer import (
 )
 from model.velocity import VelocityCurve
 
+CONDITIONAL, UNCONDITIONAL = "cond", "uncond"
+"""The passes of a step, by the names of their step caches."""
+
 OnStep = Callable[[Stage, int], None]
 """Called with stage and finished steps, between steps. What it raises ends the clip."""
 
@@ -66,7 +69,8 @@ class Rendered:
     """(80, H, W, 3) uint8; None on all ranks but 0."""
     routes: np.ndarray | None
     """(20, rows, columns, 2) uint8: how much the last block's router sent each token to the experts for hands
-    and for faces in the last step, 255 for all of it. None if that was not asked for, and with several ranks.
+    and for faces in the last step, 255 for all of it. None if that was not asked for, and on ranks that run
+    the unconditional pass only.
     """
 
 
@@ -137,10 +141,10 @@ class ClipRenderer:
 
         passes = {}
         if arrangement.conditional:
-            passes["cond"] = prepare(inputs.prompt_embeds, inputs.audio_embeds)
+            passes[CONDITIONAL] = prepare(inputs.prompt_embeds, inputs.audio_embeds)
         if arrangement.unconditional and inputs.negative_prompt_embeds is not None:
             silence = torch.zeros_like(inputs.audio_embeds)
-            passes["uncond"] = prepare(inputs.negative_prompt_embeds, silence)
+            passes[UNCONDITIONAL] = prepare(inputs.negative_prompt_embeds, silence)
         return passes
 
     def _denoise(
@@ -204,8 +208,7 @@ class ClipRenderer:
                 timestep,
                 conditioning,
                 audio_face_mask=params.audio_face_mask,
-                # A rank has the logits of its own tokens only.
-                return_router_logits=params.router_maps and is_last and self.ranks is None,
+                return_router_logits=params.router_maps and is_last and name == CONDITIONAL,
             )
         return output
 

@@ -342,7 +342,8 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             hoi_visibility: "asymmetric": video tokens do not see the HOI stream, which sees itself, target
                 and product; "mutual": all tokens see each other.
             audio_face_mask: weaken speech where the router sees no face.
-            return_router_logits: also return each block's routing, at every timestep.
+            return_router_logits: also return each block's routing, at every timestep. Every rank gets that
+                of all tokens.
         """
         batch, _, frames, height, width = hidden_states.shape
         if isinstance(conditioning, ConditioningInputs):
@@ -415,6 +416,10 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
                 router_logits.append(logits)
             else:
                 states = result
+
+        if router_logits and split is not None:
+            gathered = split.gather_target(torch.cat(router_logits, dim=-1))
+            router_logits = list(gathered.split(router_logits[0].shape[-1], dim=-1))
 
         # 4. Heads
         sample = self._head(

@@ -83,7 +83,7 @@ def router_map_file(job: Job, clip: int) -> JobFile:
     """Where the router sent hands and faces in a clip. Raises ApiError as `clip_file` does."""
     entry = finished_clip(job, clip)
     if entry.router_map is None:
-        raise ApiError("no_result", "The clip has none: it takes router_maps, and a worker with one device.")
+        raise ApiError("no_result", "The clip has none: the job was submitted without router_maps.")
     return JobFile(job.id, entry.router_map, entry.at, f"{job.id}-{clip}-router-map.mp4")
 
 

@@ -58,9 +58,9 @@ def settings(**changes: Any) -> GenerationParams:
 
 FIRST_CLIP = {"num_clips": 1, "num_frames": CLIP_FRAMES}
 VIDEOS = {
-    "a later clip": settings(),
-    "without guidance": settings(guidance_scale=1.0),
-    "landscape": settings(width=HEIGHT, height=WIDTH),
+    "a later clip": settings(router_maps=True),
+    "without guidance": settings(guidance_scale=1.0, router_maps=True),
+    "landscape": settings(width=HEIGHT, height=WIDTH, router_maps=True),
     "a first clip": settings(**FIRST_CLIP, seed=8),
     "parity in tiles": settings(**FIRST_CLIP, preset=Preset.PARITY, width=64, height=128),
 }
@@ -105,37 +105,46 @@ def led(ranks: Ranks, pipeline: CoInteractPipeline, lead: Callable[[], Any]) -> 
     return {"steps": len(renderer.steps), "received": dict(ranks.traffic.received)}
 
 
-def videos_alone(ranks: Ranks) -> dict[str, np.ndarray]:
-    pipeline = tiny_pipeline()
-    return {name: render(pipeline, None, params).frames for name, params in VIDEOS.items()}
+Made = dict[str, tuple[np.ndarray, np.ndarray | None]]
+"""Frames and routes by name."""
 
 
-def videos_together(ranks: Ranks) -> dict[str, Any]:
+def videos(pipeline: CoInteractPipeline, ranks: Ranks | None) -> Made:
+    made = {name: render(pipeline, ranks, params) for name, params in VIDEOS.items()}
+    return {name: (clip.frames, clip.routes) for name, clip in made.items()}
+
+
+def videos_alone(ranks: Ranks) -> Made:
+    return videos(tiny_pipeline(), None)
+
+
+def videos_together(ranks: Ranks) -> Any:
     pipeline = tiny_pipeline()
-    found: dict[str, Any] = led(
-        ranks,
-        pipeline,
-        lambda: {name: render(pipeline, ranks, params).frames for name, params in VIDEOS.items()},
-    )
-    return found
+    return led(ranks, pipeline, lambda: videos(pipeline, ranks))
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = on_ranks(1, tmp_path_factory.mktemp("alone"), videos_alone)[0]
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    found: Made = on_ranks(1, tmp_path_factory.mktemp("alone"), videos_alone)[0]
     return found
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_clip_of_several_ranks_is_at_most_one_level_from_that_of_one(
-    count: int, alone: dict[str, np.ndarray], tmp_path: Path
+    count: int, alone: Made, tmp_path: Path
 ) -> None:
     together = on_ranks(count, tmp_path, videos_together)[0]
-    for name, frames in alone.items():
-        assert together[name].shape == frames.shape, name
-        difference = np.abs(together[name].astype(int) - frames)
+    for name, (frames, routes) in alone.items():
+        made, found = together[name]
+        assert made.shape == frames.shape, name
+        difference = np.abs(made.astype(int) - frames)
         assert difference.max() <= 1, name
         assert (difference > 0).mean() < 1e-3, name
+        assert (routes is not None) == VIDEOS[name].router_maps
+        if routes is not None:  # of every token at its place
+            assert found.shape == routes.shape == (CLIP_LATENT_FRAMES, *np.array(frames.shape[1:3]) // 16, 2)
+            assert routes.std() > 0
+            assert np.abs(found.astype(int) - routes).max() <= 1, name
 
 
 def chain(ranks: Ranks, together: bool) -> Any:
