@@ -91,6 +91,7 @@ def _services(settings: Settings) -> Services:
         secret = webhook_secret(store, settings.webhook_secret)
     except ValueError as error:
         raise StartRefusedError(f"COINTERACT_WEBHOOK_SECRET: {error}") from error
+    metrics = Metrics()
     return Services(
         settings=settings,
         store=store,
@@ -101,9 +102,9 @@ def _services(settings: Settings) -> Services:
         fetcher=fetcher,
         idempotency=IdempotencyKeys(store),
         signer=UrlSigner(store),
-        metrics=Metrics(),
+        metrics=metrics,
         webhooks=WebhookSender(
-            store, index, hints, fetcher, SigningSecrets(store, secret), settings.base_url
+            store, index, hints, fetcher, SigningSecrets(store, secret), settings.base_url, metrics
         ),
         clock=Clock(store, queue.redis),
         storage=StorageProbe(store, settings.min_free_bytes),

@@ -256,6 +256,7 @@ def api_error_of(error: Exception, field: str | None = None) -> ApiError:
 async def answer(request: Request, error: Exception) -> Response:
     """The exception handler for everything a route may raise."""
     problem = api_error_of(error)
+    request.app.state.services.metrics.refused.labels(problem.code).inc()
     if problem.code == "internal_error":
         log.error("unhandled error in %s %s", request.method, printable(request.url.path), exc_info=error)
     elif problem.code == "storage_unavailable":

@@ -94,6 +94,7 @@ class Guard:
         refusal = self._refusal(scope)
         receive = in_time(receive, self._services.settings.upload_timeout_s)
         if refusal is not None:
+            metrics.refused.labels(refusal.code).inc()
             await refusal.response()(scope, receive, send_guarded)
             return
         await self._app(scope, receive, send_guarded)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from urllib.parse import urlsplit
 
 from contract.job import JobState, StoredFile, utcnow
@@ -22,7 +23,10 @@ from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, Journal, UnreadableJob
 from server.errors import ApiError
 from server.keys import ANONYMOUS_OWNER, KeyLimits
+from server.metrics import Unfinished
 from server.usage import DAY, UsageLedger
+
+UNFINISHED: Final = (JobState.QUEUED, JobState.PROCESSING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +259,27 @@ class JobIndex:
         with self._lock:
             states = [job.state for job in self._jobs.values()]
         return {state: states.count(state) for state in JobState}
+
+    def unfinished(self) -> dict[tuple[str, JobState], Unfinished]:
+        """How many jobs are not over, and what they still need, by checkpoint and state.
+
+        Known checkpoints stay with zeros, so that whoever scales by these numbers sees them fall to zero.
+        """
+        with self._lock:
+            jobs, speeds = list(self._jobs.values()), self._speeds
+        checkpoints = {job.checkpoint for job in jobs}
+        counts = {(name, state): 0 for name in checkpoints for state in UNFINISHED}
+        seconds = dict.fromkeys(counts, 0.0)
+        for job in jobs:
+            if job.remaining is not None:
+                key = (job.checkpoint, job.state)
+                counts[key] += 1
+                if (speed := speeds.get(job.checkpoint)) is not None:
+                    seconds[key] += speed.seconds(job.remaining)
+        return {
+            key: Unfinished(count, None if count and key[0] not in speeds else seconds[key])
+            for key, count in counts.items()
+        }
 
     def _spent(self, owner: str) -> float:
         since = utcnow() - DAY

@@ -167,8 +167,10 @@ class _Attempt:
     def run(self) -> None:
         runner, job = self.runner, self.job
         request = job.submitted
+        waited = max(0.0, (utcnow() - request.at).total_seconds()) if job.attempt == 1 else None
         runner.tell(
             Working(
+                waited_s=waited,
                 running=RunningJob(
                     job_id=job.id,
                     attempt=job.attempt,
@@ -178,7 +180,7 @@ class _Attempt:
                     work=Work.of(request.params),
                     started_at=job.started_at or utcnow(),
                     progress=self._progress(*self.place),
-                )
+                ),
             )
         )
         logging.getLogger().addHandler(self.log)

@@ -73,6 +73,8 @@ class Working(Frozen):
 
     type: Literal["working"] = "working"
     running: RunningJob
+    waited_s: float | None = None
+    """Seconds since the submit; None if the job was tried before."""
 
 
 class Progressed(Frozen):

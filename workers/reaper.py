@@ -38,7 +38,15 @@ from jobs.tickets import Ticket
 from workers.deadlines import cancel_late
 from workers.expiry import Expiry
 from workers.lost_attempts import end_attempt
-from workers.metrics import LIVE_JOBS, LOST_ATTEMPTS, PASSED_OVER, REPAIRS, serve_metrics
+from workers.metrics import (
+    LAST_ROUND,
+    LIVE_JOBS,
+    LOST_ATTEMPTS,
+    OF_REAPER,
+    PASSED_OVER,
+    REPAIRS,
+    serve_metrics,
+)
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +122,7 @@ class Reaper:
         self._trouble = trouble
         for kind, count in self.store.passed_over.counts().items():
             PASSED_OVER.labels(kind).set(count)
+        LAST_ROUND.set_to_current_time()
 
     def _look_at_redis(self) -> None:
         try:
@@ -304,7 +313,7 @@ class Reaper:
 def run(settings: Settings, redis_url: str, stopping: threading.Event) -> None:
     """Reap until `stopping` is set. It survives while Redis or storage is away."""
     if settings.reaper_metrics_port is not None:
-        serve_metrics(settings.reaper_metrics_port)
+        serve_metrics(settings.reaper_metrics_port, OF_REAPER)
     reaper = Reaper(settings, open_store(settings), JobQueue(settings, redis_url))
     while not stopping.is_set():
         reaper.round()

@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import selectors
+import shutil
 import signal
 import socket
 import threading
@@ -40,6 +41,7 @@ from jobs.queue import JobQueue
 from jobs.storage import StoreRefusedError, open_store
 from workers.expiry import Expiry
 from workers.followers import Followers, LostRank, environment
+from workers.gpu_metrics import show_gpus
 from workers.heartbeat import Heartbeat
 from workers.lost_attempts import end_attempt
 from workers.maker import checkpoint_sums
@@ -54,7 +56,16 @@ from workers.messages import (
     Unloadable,
     Working,
 )
-from workers.metrics import ATTEMPTS, CHILD_DEATHS, CLIP_SECONDS, MEMORY_FALLS, serve_metrics, show_attention
+from workers.metrics import (
+    ATTEMPTS,
+    CHILD_DEATHS,
+    CLIP_SECONDS,
+    MEMORY_FALLS,
+    OF_WORKER,
+    serve_metrics,
+    show_attention,
+)
+from workers.observed import ObservedAttempt
 from workers.process import WorkerProcess, describe_end
 
 log = logging.getLogger(__name__)
@@ -81,6 +92,7 @@ class Child(WorkerProcess):
     has_finished_an_attempt: bool = False
     problem: str | None = None
     running: RunningJob | None = None
+    observed: ObservedAttempt | None = None
 
     @property
     def ready(self) -> bool:
@@ -271,7 +283,12 @@ class Supervisor:
                 child.problem = message.cause
             case Working():
                 child.running = message.running
+                child.observed = ObservedAttempt.begin(
+                    message.running, message.waited_s, self.heartbeat.speed
+                )
             case Progressed():
+                if child.observed is not None:
+                    child.observed.goes_on(message.progress)
                 if child.running is not None:
                     child.running = child.running.model_copy(update={"progress": message.progress})
             case ClipDone():
@@ -279,6 +296,8 @@ class Supervisor:
                 self.heartbeat.speed = message.speed or self.heartbeat.speed
             case Ended():
                 child.running = None
+                if child.observed is not None:
+                    child.observed.ends(message.outcome == "succeeded")
                 child.has_finished_an_attempt = True
                 ATTEMPTS.labels(message.outcome, message.stage, message.cause).inc()
                 if message.fall_back is not None:
@@ -403,7 +422,10 @@ def run(
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     if settings.worker_metrics_port is not None:
-        serve_metrics(settings.worker_metrics_port)
+        nvidia_smi = shutil.which("nvidia-smi")
+        if nvidia_smi is not None and devices != (CPU_NAME,):
+            show_gpus(nvidia_smi)
+        serve_metrics(settings.worker_metrics_port, OF_WORKER)
     supervisor.run()
 
 

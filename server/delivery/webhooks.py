@@ -35,6 +35,7 @@ from server.errors import ApiError, printable
 from server.fetch import Fetcher, FetchError
 from server.hints import Hints
 from server.index import JobIndex
+from server.metrics import Metrics
 from server.shares import NoPlace, Places
 from server.views import job_view
 
@@ -106,6 +107,7 @@ class WebhookSender:
     fetcher: Fetcher
     secrets: SigningSecrets
     base_url: str = ""
+    metrics: Metrics = field(default_factory=Metrics)
     _cursors: dict[str, Cursor] = field(default_factory=dict)
     _states: dict[str, Job] = field(default_factory=dict)
     """The jobs as of their last message, so that only newer entries must be read."""
@@ -200,8 +202,11 @@ class WebhookSender:
         if event_of(entry, job) is not None:
             await asyncio.to_thread(self.hints.claim, f"webhook {job_id}", CLAIM_S)
             delivered = await self._deliver(job, entry)
-        if delivered is False and (again := after_failure(tries)) is not None:
-            failed[sequence] = again
+        if delivered is False:
+            if (again := after_failure(tries)) is not None:
+                failed[sequence] = again
+            else:
+                self.metrics.webhooks.labels("given_up").inc()
         newest = max(cursor.sequence, sequence + 1)
         if newest > cursor.sequence:
             self._states[job_id] = job
@@ -308,7 +313,10 @@ class WebhookSender:
         except FetchError as why:
             error = why.detail
         made = Try(at=at, seconds=round(time.monotonic() - began, 3), status=status, error=error)
-        if not made.arrived and status != GONE:
+        self.metrics.webhook_seconds.observe(made.seconds)
+        outcome = "arrived" if made.arrived else "gone" if status == GONE else "failed"
+        self.metrics.webhooks.labels(outcome).inc()
+        if outcome == "failed":
             log.warning("webhook %s: %s: %s", message, printable(url, 80), error or f"answered {status}")
         return made
 

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 
 from jobs.cards import read_cards
 from server.access import Admin, Credentials, Reader, ServicesOf, is_asked_by_admin
+from server.metrics import Now
 from server.openapi import PROBLEM
 from server.routing import Router
 from server.schemas import Health, ModelList, Readiness
@@ -58,14 +59,16 @@ def metrics(services: ServicesOf, principal: Admin) -> Response:
         free = services.store.free_bytes()
     except OSError:
         free = -1
-    text = services.metrics.render(
-        services.index.counts(),
-        free,
-        services.store.passed_over.counts(),
-        services.hints.workers(),
-        services.hints.problems(),
+    now = Now(
+        jobs=services.index.counts(),
+        unfinished=services.index.unfinished(),
+        free_bytes=free,
+        storage_works=services.storage.problem() is None,
+        passed_over=services.store.passed_over.counts(),
+        workers=services.hints.workers(),
+        problems=services.hints.problems(),
     )
-    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(services.metrics.render(now), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @router.get("/v1/models", tags=["models"], response_model=ModelList, summary="List checkpoints")

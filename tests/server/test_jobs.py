@@ -13,7 +13,7 @@ import pytest
 
 from contract.entries import Canceled
 from contract.job import CancelReason, Priority, Stage, utcnow
-from contract.speed import Speed
+from contract.speed import Speed, Work
 from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.cards import publish_card
 from jobs.journal import IllegalEntry
@@ -431,3 +431,40 @@ def test_health_readiness_and_metrics(api: Api) -> None:
     text = api.client.get("/metrics").text
     assert 'cointeract_jobs{state="queued"} 1.0' in text
     assert 'route="/v1/generate"' in text
+    assert "cointeract_storage_works 1.0" in text
+
+
+def test_metrics_tell_the_work_that_is_left_so_that_workers_can_be_scaled_by_it(api: Api) -> None:
+    job_id = submit(api)["id"]
+    waiting = 'checkpoint="tiny",state="queued"'
+    text = api.client.get("/metrics").text
+    assert f"cointeract_unfinished_jobs{{{waiting}}} 1.0" in text
+    assert f"cointeract_remaining_gpu_seconds{{{waiting}}}" not in text, "no worker has measured its speed"
+    work = Work.of(api.services.journal.read(job_id).submitted.params)
+    speed = Speed(per_step=90 / work.steps, per_clip=30 / work.clips)
+    redis_of(api).beat(WorkerInfo(name="w1", checkpoint="tiny", device="cpu", speed=speed))
+    wait_for(lambda: f"cointeract_remaining_gpu_seconds{{{waiting}}}" in api.client.get("/metrics").text, 10)
+    assert metric(api, f"cointeract_remaining_gpu_seconds{{{waiting}}}") == pytest.approx(120)
+    api.client.post(f"/v1/jobs/{job_id}/cancel")
+    assert metric(api, f"cointeract_remaining_gpu_seconds{{{waiting}}}") == 0
+    assert metric(api, f"cointeract_unfinished_jobs{{{waiting}}}") == 0
+
+
+def metric(api: Api, series: str) -> float:
+    """What /metrics says now."""
+    lines = api.client.get("/metrics").text.splitlines()
+    (value,) = [line.removeprefix(series) for line in lines if line.startswith(f"{series} ")]
+    return float(value)
+
+
+def test_metrics_count_refusals_by_their_code(api: Api) -> None:
+    def refused(code: str) -> float:
+        metrics = api.services.metrics
+        return metrics.registry.get_sample_value("cointeract_refused_requests_total", {"code": code}) or 0
+
+    codes = ("job_not_found", "missing_field", "misdirected_host")
+    before = {code: refused(code) for code in codes}
+    api.client.get("/v1/jobs/job_" + 36 * "0")
+    api.client.post("/v1/generate", data={"prompt": "x"})
+    api.client.get("/healthz", headers={"Host": "evil.example"})
+    assert {code: refused(code) - before[code] for code in codes} == dict.fromkeys(codes, 1)

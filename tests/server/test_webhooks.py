@@ -198,6 +198,13 @@ def test_410_ends_it_and_so_does_a_day_of_failures(api: Api, authority: trustme.
         await rounds(sender, 2)
         assert sender._cursors[silent].over
         assert len(receiver.messages) == 3
+        counted = {
+            labels["outcome"]: int(sample.value)
+            for family in sender.metrics.webhooks.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total") and (labels := sample.labels)
+        }
+        assert counted == {"arrived": 0, "failed": 2, "gone": 1, "given_up": 2}
 
     run(api, authority, story, statuses=[410])
 
