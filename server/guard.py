@@ -23,6 +23,9 @@ CONTENT_SECURITY_POLICY: Final = (
     b"media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Those that metrics tell apart: a client may make up any number of others."""
+
 
 def in_time(receive: Receive, seconds: float) -> Receive:
     """`receive` for a request whose body must be complete within so many seconds.
@@ -87,8 +90,9 @@ class Guard:
                 if b"cache-control" not in present:
                     headers.append((b"cache-control", b"no-store"))
                 route = getattr(scope.get("route"), "path", "unknown")
-                metrics.requests.labels(route, scope["method"], str(message["status"])).inc()
-                metrics.seconds.labels(route, scope["method"]).observe(time.perf_counter() - started)
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                metrics.requests.labels(route, method, str(message["status"])).inc()
+                metrics.seconds.labels(route, method).observe(time.perf_counter() - started)
             await send(message)
 
         refusal = self._refusal(scope)

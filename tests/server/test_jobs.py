@@ -465,6 +465,15 @@ def test_metrics_count_refusals_by_their_code(api: Api) -> None:
     codes = ("job_not_found", "missing_field", "misdirected_host")
     before = {code: refused(code) for code in codes}
     api.client.get("/v1/jobs/job_" + 36 * "0")
-    api.client.post("/v1/generate", data={"prompt": "x"})
+    assert api.client.post("/v1/generate", files={"prompt": (None, "x")}).status_code == 422
     api.client.get("/healthz", headers={"Host": "evil.example"})
     assert {code: refused(code) - before[code] for code in codes} == dict.fromkeys(codes, 1)
+
+
+def test_clients_cannot_make_up_labels(api: Api) -> None:
+    for name in ("/made/up", "/v1/jobs/made-up", "/v1/made?up=1"):
+        api.client.request("MADEUP", name)
+        api.client.get(name)
+    text = api.client.get("/metrics").text
+    assert 'method="other"' in text
+    assert "made" not in text.lower()
