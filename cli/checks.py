@@ -1,4 +1,4 @@
-"""The commands that check things: healthy, doctor, chaos.
+"""The commands that check things: healthy, doctor, check, chaos.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -79,6 +79,31 @@ def doctor(
     else:
         show(diagnosis, console)
     if diagnosis.has_problems:
+        raise typer.Exit(FAILED)
+
+
+@checks.command(rich_help_panel="Check the service")
+def check(
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read all that is stored, and say what is missing, damaged, of a newer version or not ours.
+
+    Compares every file with the hash in its job's journal, and changes nothing; the service may run
+    meanwhile. Exit status 1 if something is lost or cannot be served.
+    """
+    from cli.check_store import as_json as to_json
+    from cli.check_store import check_store, show
+
+    with explained_errors():
+        settings = settings_with(data_dir=data)
+        with complaints.status("Reading …") as status:
+            report = check_store(settings, lambda words: status.update(words))
+    if as_json:
+        typer.echo(to_json(report))
+    else:
+        show(report, console)
+    if not report.is_whole:
         raise typer.Exit(FAILED)
 
 

@@ -164,6 +164,7 @@ JournalEntry = Annotated[
 
 
 JOURNAL_ENTRY: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)
+ENTRY_TYPES: frozenset[str] = frozenset(JOURNAL_ENTRY.json_schema()["discriminator"]["mapping"])
 
 
 def stored_entry(data: bytes) -> JournalEntry:

@@ -10,6 +10,7 @@ Nobody but us can read it: folders have mode 0700 and files that are written her
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import secrets
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +42,8 @@ SCRATCH_AGE_S = 3600.0
 """Half-written files that were not touched for so long belong to nobody. An upload takes minutes, and an
 attempt, which may take longer, is known by its folder's name.
 """
+SECRET_SUFFIX = ".secret"
+"""How the names of files end that lie in the store itself and are for nobody else."""
 LARGEST_READ = 64 * 2**20
 """Bytes of the largest file that `read` takes into memory. Our own files are far smaller."""
 
@@ -71,6 +75,11 @@ class ArtifactStore(Protocol):
 
     def read(self, key: str) -> bytes | None:
         """The whole content, or None if there is no such key. Raises NoFileOfOurs."""
+
+    def digest(self, key: str) -> tuple[str, int] | None:
+        """SHA-256 and number of bytes of the whole content, which may be of any size and of which no copy is
+        kept; None if there is no such key. Raises NoFileOfOurs.
+        """
 
     def exists(self, key: str) -> bool:
         """Whether there is such a key. Cheaper than reading it."""
@@ -131,6 +140,9 @@ class ArtifactStore(Protocol):
     def remove_folder(self, prefix: str) -> None:
         """Remove everything under `prefix` in one step. No error if there is nothing."""
 
+    def unreachable(self) -> Iterator[tuple[str, str]]:
+        """Each thing that lies in the store and under no key of ours: its place, and what it is."""
+
     def scratch(self) -> Path:
         """A local folder for unfinished files. What stays in it may be removed at any restart."""
 
@@ -178,7 +190,7 @@ def make_private_folder(folder: Path) -> None:
 def exposed_paths(root: Path) -> list[Path]:
     """Folders and secrets of the store in `root` that other users may read or change."""
     folders = [root, *(root / name for name in FOLDERS)]
-    secret_files = [*root.glob("*.secret"), *(root / "keys").glob("*.json")]
+    secret_files = [*root.glob(f"*{SECRET_SUFFIX}"), *(root / "keys").glob("*.json")]
     return [path for path in (*folders, *secret_files) if path.exists() and path.stat().st_mode & 0o077]
 
 
@@ -300,24 +312,40 @@ class FolderStore:
     def remove(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
-    def read(self, key: str) -> bytes | None:
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[BufferedReader | None]:
+        """The plain file under a key; None if there is no such key. Raises NoFileOfOurs."""
         try:
             # Without O_NONBLOCK a pipe would hold us until somebody writes to it.
             descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             self._must_be_there()
-            return None
+            yield None
+            return
         except PermissionError as error:
             raise NoFileOfOurs(error.errno, error.strerror, key) from error
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise NoFileOfOurs(errno.EINVAL, "not a plain file", key)
-            if status.st_size > LARGEST_READ:
-                raise NoFileOfOurs(errno.EFBIG, f"larger than {LARGEST_READ} bytes", key)
-            return b"".join(iter(partial(os.read, descriptor, 2**20), b""))
+            with open(descriptor, "rb", closefd=False) as file:
+                yield file
         finally:
             os.close(descriptor)
+
+    def read(self, key: str) -> bytes | None:
+        with self._opened(key) as file:
+            if file is None:
+                return None
+            if os.fstat(file.fileno()).st_size > LARGEST_READ:
+                raise NoFileOfOurs(errno.EFBIG, f"larger than {LARGEST_READ} bytes", key)
+            return b"".join(iter(partial(file.read, 2**20), b""))
+
+    def digest(self, key: str) -> tuple[str, int] | None:
+        with self._opened(key) as file:
+            if file is None:
+                return None
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return digest, file.tell()
 
     def exists(self, key: str) -> bool:
         if self._path(key).exists():
@@ -397,6 +425,11 @@ class FolderStore:
         except FileNotFoundError:
             return
         shutil.rmtree(grave, ignore_errors=True)  # remove_leftovers tries again with what resists
+
+    def unreachable(self) -> Iterator[tuple[str, str]]:
+        for name in self.list_names(""):
+            if name not in FOLDERS and not name.endswith(SECRET_SUFFIX):
+                yield name, "not ours"
 
     def scratch(self) -> Path:
         return self.root / "scratch"

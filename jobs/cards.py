@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from typing import Final
 
 from contract.card import CheckpointCard
 from jobs.artifacts import STORAGE_AWAY, ArtifactStore
+from jobs.record_kinds import RecordKind
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -25,6 +28,19 @@ def publish_card(
     if sums is not None:
         store.write(_sums_key(hashlib.sha256(sums).hexdigest()), sums)
     store.write(f"checkpoints/{card.name}.json", card.model_dump_json().encode())
+
+
+def _same_sums(digest: str, data: bytes) -> None:
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError("it has another hash than its name says")
+
+
+_FILE: Final = re.compile(rf"{_NAME.pattern}\.json")
+CARD_RECORDS: Final = (
+    RecordKind("checkpoints", _FILE, lambda name, data: CheckpointCard.stored(data)),
+    RecordKind("tokenizers", _FILE, lambda name, data: json.loads(data)),
+    RecordKind("sums", re.compile(r"[0-9a-f]{64}"), _same_sums),
+)
 
 
 def read_tokenizer(store: ArtifactStore, name: str) -> bytes | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
+from typing import Final
 
 from contract.frozen import Frozen
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
 from jobs.journal import job_prefix
+from jobs.record_kinds import RecordKind
 
 
 class LogLine(Frozen):
@@ -23,6 +26,9 @@ class AttemptLog(Frozen):
 
     attempt: int
     lines: tuple[LogLine, ...] = ()
+
+
+LOG_RECORDS: Final = RecordKind("", re.compile(r"log-\d+\.json"), lambda name, data: AttemptLog.stored(data))
 
 
 def write_attempt_log(store: ArtifactStore, job_id: str, log: AttemptLog) -> None:

@@ -9,6 +9,7 @@ job cannot succeed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -33,8 +34,12 @@ from contract.job import JOB_ID, JobError, JobState, Stage, StoredFile, utcnow
 from contract.memory import MemoryMode
 from contract.state import Job
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
+from jobs.record_kinds import RecordKind
 
-_FOLDER = "jobs"
+JOBS_FOLDER = "jobs"
+_CHANGES = "changes.json"
+
+CHANGES_RECORDS = RecordKind("", re.compile(re.escape(_CHANGES)), lambda name, data: JobChanges.stored(data))
 
 
 class JobNotFound(Exception):
@@ -64,7 +69,7 @@ class IllegalEntry(Exception):
 
 def job_prefix(job_id: str) -> str:
     """The folder of a job in the store."""
-    return f"{_FOLDER}/{job_id}"
+    return f"{JOBS_FOLDER}/{job_id}"
 
 
 def file_key(job_id: str, file: StoredFile) -> str:
@@ -72,19 +77,20 @@ def file_key(job_id: str, file: StoredFile) -> str:
     return f"{job_prefix(job_id)}/{file.name}"
 
 
-def _in_short(error: ValidationError) -> str:
-    """The first thing wrong, in one line."""
+def in_short(error: ValidationError) -> str:
+    """What is wrong with an entry: the first thing wrong, in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 
-def _entry_key(job_id: str, sequence: int) -> str:
+def entry_key(job_id: str, sequence: int) -> str:
+    """The key of an entry in the store."""
     return f"{job_prefix(job_id)}/journal/{sequence:06d}.json"
 
 
 def _changes_key(job_id: str) -> str:
-    return f"{job_prefix(job_id)}/changes.json"
+    return f"{job_prefix(job_id)}/{_CHANGES}"
 
 
 def gone_key(claim: str) -> str:
@@ -174,11 +180,11 @@ class Journal:
     def ids(self) -> list[str]:
         """Ids of all stored jobs, oldest first. Whatever else lies in the folder is passed over."""
         found = []
-        for name in self.store.list_names(_FOLDER):
+        for name in self.store.list_names(JOBS_FOLDER):
             if JOB_ID.fullmatch(name):
                 found.append(name)
             else:
-                self.store.passed_over.note("stray", f"{_FOLDER}/{name}", "not the name of a job")
+                self.store.passed_over.note("stray", f"{JOBS_FOLDER}/{name}", "not the name of a job")
         return found
 
     def entries(self, job_id: str, first: int = 0) -> Iterator[JournalEntry]:
@@ -191,12 +197,12 @@ class Journal:
             try:
                 yield stored_entry(data)
             except ValidationError as error:
-                raise UnreadableJob(job_id, f"entry {sequence} cannot be read: {_in_short(error)}") from error
+                raise UnreadableJob(job_id, f"entry {sequence} cannot be read: {in_short(error)}") from error
             sequence += 1
 
     def _data(self, job_id: str, sequence: int) -> bytes | None:
         try:
-            return self.store.read(_entry_key(job_id, sequence))
+            return self.store.read(entry_key(job_id, sequence))
         except NoFileOfOurs as error:
             raise UnreadableJob(job_id, f"entry {sequence} cannot be read: {error.strerror}") from error
 
@@ -231,7 +237,7 @@ class Journal:
         """
         if known is None:
             job = self._at_submit(job_id)
-        elif self.store.exists(_entry_key(job_id, 0)):
+        elif self.store.exists(entry_key(job_id, 0)):
             job = known
         else:
             raise JobNotFound(job_id)
@@ -278,15 +284,15 @@ class Journal:
         is later. So a worker whose clock is late does not make its own results old.
         """
         said = job.completed_at.timestamp() if job.completed_at else 0.0
-        return max(said, self.store.written_at(_entry_key(job.id, job.sequence)) or 0.0)
+        return max(said, self.store.written_at(entry_key(job.id, job.sequence)) or 0.0)
 
     def is_stored(self, job_id: str) -> bool:
         """Whether there is such a job, readable or not."""
-        return self.store.exists(_entry_key(job_id, 0))
+        return self.store.exists(entry_key(job_id, 0))
 
     def moved_on(self, job_id: str, sequence: int) -> bool:
         """Whether there is an entry after number `sequence`. Cheaper than reading it."""
-        return self.store.exists(_entry_key(job_id, sequence + 1))
+        return self.store.exists(entry_key(job_id, sequence + 1))
 
     def append(self, job: Job, entry: JournalEntry) -> Job:
         """Write `entry` as the one that follows `job`, durably. Returns the job after it.
@@ -297,11 +303,11 @@ class Journal:
         # Before the write: an entry that cannot be applied must never reach the disk.
         updated = apply(job, entry)
         data = entry.model_dump_json().encode()
-        key = _entry_key(job.id, updated.sequence)
+        key = entry_key(job.id, updated.sequence)
         # Equal to the last byte of its time, it is ours: an earlier call failed behind the create.
         if self.store.create(key, data) or self.store.read(key) == data:
             return updated
-        if not self.store.exists(_entry_key(job.id, 0)):
+        if not self.store.exists(entry_key(job.id, 0)):
             raise JobNotFound(job.id)
         raise Outdated(job.id)
 
@@ -314,7 +320,7 @@ class Journal:
 
         Raises FileExistsError if there is such a job already, OSError if the store cannot write.
         """
-        entry = folder / Path(_entry_key(job_id, 0)).relative_to(job_prefix(job_id))
+        entry = folder / Path(entry_key(job_id, 0)).relative_to(job_prefix(job_id))
         entry.parent.mkdir(mode=0o700)
         entry.write_text(submitted.model_dump_json(), encoding="utf-8")
         claim = submitted.idempotency_claim

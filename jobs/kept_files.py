@@ -19,8 +19,8 @@ from jobs.artifacts import ArtifactStore, NoFileOfOurs
 FILE_ID: Final = re.compile(r"file_[0-9a-v]{36}")
 LINGERS_S: Final = 3600.0
 """How long a file that has expired is still there, for requests that found it before."""
-_OWNER: Final = re.compile(r"[0-9a-z]+")
-_FOLDER: Final = "files"
+OWNER: Final = re.compile(r"[0-9a-z]+")
+FILES_FOLDER: Final = "files"
 _RECORD: Final = "file.json"
 
 
@@ -84,7 +84,7 @@ class KeptFiles:
     def keep_on(self, file: KeptFile) -> None:
         """Keep a file until the new `expires_at`. Raises FileNotKept, OSError."""
         try:
-            self.store.write(f"{_prefix(file.owner, file.id)}/{_RECORD}", file.model_dump_json().encode())
+            self.store.write(record_key(file.owner, file.id), file.model_dump_json().encode())
         except FileNotFoundError as error:
             raise FileNotKept(file.id) from error
 
@@ -97,7 +97,7 @@ class KeptFiles:
 
     def of(self, owner: str, now: datetime) -> list[KeptFile]:
         """All files that an owner keeps, newest first. Raises OSError."""
-        names = [name for name in self.store.list_names(f"{_FOLDER}/{owner}") if FILE_ID.fullmatch(name)]
+        names = [name for name in self.store.list_names(f"{FILES_FOLDER}/{owner}") if FILE_ID.fullmatch(name)]
         found = (self._read(owner, name) for name in names)
         kept = [file for file in found if file is not None and file.expires_at > now]
         return sorted(kept, key=lambda file: (file.created_at, file.id), reverse=True)
@@ -108,23 +108,28 @@ class KeptFiles:
 
     def expire(self, now: float) -> None:
         """Remove what had expired `LINGERS_S` before `now`. Raises OSError."""
-        for owner in self.store.list_names(_FOLDER):
-            if not _OWNER.fullmatch(owner):
-                self.store.passed_over.note("stray", f"{_FOLDER}/{owner}", "not the name of an owner")
+        for owner in self.store.list_names(FILES_FOLDER):
+            if not OWNER.fullmatch(owner):
+                self.store.passed_over.note("stray", f"{FILES_FOLDER}/{owner}", "not the name of an owner")
                 continue
-            for name in self.store.list_names(f"{_FOLDER}/{owner}"):
+            for name in self.store.list_names(f"{FILES_FOLDER}/{owner}"):
                 file = self._read(owner, name)
                 if file is not None and file.expires_at.timestamp() + LINGERS_S <= now:
                     self.remove(file)
 
     def _read(self, owner: str, name: str) -> KeptFile | None:
         try:
-            data = self.store.read(f"{_prefix(owner, name)}/{_RECORD}")
+            data = self.store.read(record_key(owner, name))
             return None if data is None else KeptFile.stored(data)
         except (ValueError, NoFileOfOurs) as error:
             self.store.passed_over.note("stray", _prefix(owner, name), error)
             return None
 
 
+def record_key(owner: str, file: str) -> str:
+    """The key of the record that says what a kept file is."""
+    return f"{_prefix(owner, file)}/{_RECORD}"
+
+
 def _prefix(owner: str, file: str) -> str:
-    return f"{_FOLDER}/{owner}/{file}"
+    return f"{FILES_FOLDER}/{owner}/{file}"

@@ -208,6 +208,19 @@ class S3Objects:
 
         return self._or_none(key, whole) is not None
 
+    def digest(self, key: str) -> tuple[str, int] | None:
+        """SHA-256 and number of bytes of the content; None if there is no such object."""
+
+        def whole() -> tuple[str, int]:
+            digest, size = hashlib.sha256(), 0
+            with closing(self._client.get_object(**self._at(key))["Body"]) as body:
+                for data in body.iter_chunks(2**20):
+                    digest.update(data)
+                    size += len(data)
+            return digest.hexdigest(), size
+
+        return self._or_none(key, whole)
+
     def create(self, key: str, data: bytes) -> bool:
         """Create an object with a conditional write. False if there is one already.
 
@@ -300,18 +313,19 @@ class S3Objects:
             self._client.delete_object(**self._at(key))
 
     def list_names(self, folder: str) -> list[str]:
-        """Names directly under `folder`, sorted."""
+        """Names directly under `folder` (the prefix itself, if it is empty), sorted."""
         names: set[str] = set()
-        start = len(self._prefix) + len(folder) + 1
-        for page in self._pages(f"{folder}/", Delimiter="/"):
+        below = f"{folder}/" if folder else ""
+        start = len(self._prefix) + len(below)
+        for page in self._pages(below, Delimiter="/"):
             names |= {item["Key"][start:] for item in page.get("Contents", [])}
             names |= {item["Prefix"][start:-1] for item in page.get("CommonPrefixes", [])}
         return sorted(name for name in names if name)
 
-    def list_keys(self, folder: str) -> list[str]:
-        """The keys of everything under `folder`, however deep, sorted."""
-        pages = self._pages(f"{folder}/")
-        return [item["Key"][len(self._prefix) :] for page in pages for item in page.get("Contents", [])]
+    def list_keys(self, folder: str) -> Iterator[str]:
+        """The keys of everything under `folder`, however deep, in order."""
+        for page in self._pages(f"{folder}/"):
+            yield from (item["Key"][len(self._prefix) :] for item in page.get("Contents", []))
 
     def _pages(self, prefix: str, **more: str) -> Iterator[Mapping[str, Any]]:
         with _understood(prefix):

@@ -21,13 +21,14 @@ import hashlib
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from jobs.artifacts import link_or_copy, make_private_folder, remove_old_files
+from jobs.artifacts import FOLDERS, SECRET_SUFFIX, link_or_copy, make_private_folder, remove_old_files
 from jobs.local_cache import LocalCache
 from jobs.passed_over import PassedOver
 from jobs.s3_objects import NoConditionalWrites, S3Objects
@@ -141,6 +142,10 @@ class S3Store:
     def read(self, key: str) -> bytes | None:
         placed = self._object(key)
         return None if placed is None else self._objects.get(placed)
+
+    def digest(self, key: str) -> tuple[str, int] | None:
+        placed = self._object(key)
+        return None if placed is None else self._objects.digest(placed)
 
     def exists(self, key: str) -> bool:
         placed = self._object(key)
@@ -266,7 +271,7 @@ class S3Store:
     def _clear(self, prefix: str, token: str) -> None:
         """Delete a tree that no pointer names."""
         self._objects.remove(_tree(prefix, token, _FIRST))
-        rest = self._objects.list_keys(_tree(prefix, token, "").rstrip("/"))
+        rest = list(self._objects.list_keys(_tree(prefix, token, "").rstrip("/")))
         list(self._pool.map(self._objects.remove, rest))
         self._objects.remove(_pending(token))
 
@@ -275,6 +280,18 @@ class S3Store:
             self._clear(prefix, token)
         except OSError as error:  # remove_leftovers tries again
             self.passed_over.note("leftover", prefix, error)
+
+    def unreachable(self) -> Iterator[tuple[str, str]]:
+        known = {*FOLDERS, "trees", "pending", "probe"}
+        for name in self._objects.list_names(""):
+            if name not in known and not name.endswith(SECRET_SUFFIX):
+                yield name, "not ours"
+        for folder, depth in TREES.items():
+            keys = self._objects.list_keys(f"trees/{folder}")
+            for tree, _ in groupby("/".join(key.split("/")[: depth + 2]) for key in keys):
+                prefix, _, token = tree.removeprefix("trees/").rpartition("/")
+                if self._token(prefix) != token and not self._objects.exists(_pending(token)):
+                    yield tree, "left of an upload or a removal, and nothing says so"
 
     # This machine
 

@@ -12,6 +12,7 @@ from typing import Final
 from contract.frozen import Frozen
 from contract.job import JOB_ID
 from jobs.artifacts import ArtifactStore
+from jobs.record_kinds import RecordKind
 
 USAGE_FOLDER: Final = "usage"
 USAGE_NAME: Final = re.compile(rf"{JOB_ID.pattern}(-[0-9]+)?\.json")
@@ -23,6 +24,9 @@ class SpentUsage(Frozen):
     owner: str
     gpu_seconds: float
     at: datetime
+
+
+USAGE_RECORDS: Final = RecordKind(USAGE_FOLDER, USAGE_NAME, lambda name, data: SpentUsage.stored(data))
 
 
 def note_usage(store: ArtifactStore, usage: SpentUsage, job_id: str, attempt: int | None = None) -> str:

@@ -25,6 +25,7 @@ from contract.frozen import Frozen
 from contract.job import utcnow
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
 from jobs.journal import gone_key
+from jobs.record_kinds import RecordKind
 from server.errors import ApiError
 from server.keyed_locks import KeyedLocks
 
@@ -38,6 +39,11 @@ class Claim(Frozen):
     job_id: str
     fingerprint: str
     at: datetime
+
+
+CLAIM_RECORDS: Final = RecordKind(
+    _FOLDER, _NAME, lambda name, data: name.endswith(".gone") or Claim.stored(data)
+)
 
 
 def fingerprint(settings: Mapping[str, object], files: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from typing import Final
 from contract.frozen import Frozen
 from contract.job import Priority, utcnow
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
+from jobs.record_kinds import RecordKind
 
 _FOLDER: Final = "keys"
 _KEY: Final = re.compile(r"ck_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
@@ -62,6 +63,9 @@ class ApiKey(Frozen):
     limits: KeyLimits = KeyLimits()
     created_at: datetime
     revoked_at: datetime | None = None
+
+
+KEY_RECORDS: Final = RecordKind(_FOLDER, _FILE, lambda name, data: ApiKey.model_validate_json(data))
 
 
 @dataclass(frozen=True)

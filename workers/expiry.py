@@ -9,12 +9,14 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from contract.job import JOB_ID, JobState
 from contract.state import Job
 from jobs.artifacts import SCRATCH_AGE_S, ArtifactStore
 from jobs.clock import Clock, ClockNotTrusted
 from jobs.journal import JobNotFound, Journal, UnreadableJob
+from jobs.record_kinds import RecordKind
 from workers.metrics import CLOCK_TRUSTED
 from workers.scratch import attempt_of_folder
 
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _FOLDER = "done"
 _MARKER = re.compile(rf"(?P<expiry>\d{{12}})-(?P<job>{JOB_ID.pattern})")
+
+MARKER_RECORDS: Final = RecordKind(_FOLDER, _MARKER, lambda name, data: None)
+"""Their names say it all."""
 
 
 @dataclass

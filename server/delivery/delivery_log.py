@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
@@ -10,7 +11,9 @@ from contract.frozen import Frozen
 from contract.state import Job
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
 from jobs.journal import job_prefix
+from jobs.record_kinds import RecordKind
 
+_NAME: Final = "deliveries.json"
 MOST_TRIES_KEPT: Final = 30
 """How many tries of one message are kept. The oldest are dropped first."""
 
@@ -42,6 +45,11 @@ class DeliveryLog(Frozen):
         return DeliveryLog(tries={**self.tries, sequence: known})
 
 
+DELIVERY_RECORDS: Final = RecordKind(
+    "", re.compile(re.escape(_NAME)), lambda name, data: DeliveryLog.stored(data)
+)
+
+
 def read_log(store: ArtifactStore, job_id: str) -> DeliveryLog:
     """The log of a job. It is empty if none is kept or it cannot be read. Raises OSError."""
     try:
@@ -65,4 +73,4 @@ def note_try(store: ArtifactStore, job: Job, made: Try) -> None:
 
 
 def _path(job_id: str) -> str:
-    return f"{job_prefix(job_id)}/deliveries.json"
+    return f"{job_prefix(job_id)}/{_NAME}"

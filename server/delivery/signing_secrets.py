@@ -6,6 +6,7 @@ should make a secret of its own.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -13,6 +14,7 @@ from typing import Final
 from contract.frozen import Frozen
 from contract.job import utcnow
 from jobs.artifacts import ArtifactStore
+from jobs.record_kinds import RecordKind
 from server.delivery.standard_webhooks import new_secret
 
 _FOLDER: Final = "webhook-secrets"
@@ -25,6 +27,11 @@ class OwnSecret(Frozen):
     secret: str
     since: datetime
     before: str | None = None
+
+
+SECRET_RECORDS: Final = RecordKind(
+    _FOLDER, re.compile(r"[0-9a-z]+\.json"), lambda name, data: OwnSecret.stored(data)
+)
 
 
 @dataclass(frozen=True)

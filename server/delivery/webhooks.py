@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
@@ -24,10 +25,11 @@ from urllib.parse import urlsplit
 from contract.choices import WebhookEvent
 from contract.entries import JournalEntry
 from contract.frozen import Frozen
-from contract.job import utcnow
+from contract.job import JOB_ID, utcnow
 from contract.state import Job
 from jobs.artifacts import ArtifactStore, NoFileOfOurs
 from jobs.journal import JobNotFound, Journal
+from jobs.record_kinds import RecordKind
 from server.delivery.delivery_log import Try, note_try
 from server.delivery.signing_secrets import SigningSecrets
 from server.delivery.standard_webhooks import signed_headers
@@ -81,6 +83,13 @@ class Farewell(Frozen):
     message_id: str
     body: str
     tries: Tries
+
+
+_NAME: Final = re.compile(rf"{JOB_ID.pattern}\.json")
+WEBHOOK_RECORDS: Final = (
+    RecordKind(_FOLDER, _NAME, lambda name, data: Cursor.stored(data)),
+    RecordKind(_FAREWELLS, _NAME, lambda name, data: Farewell.stored(data)),
+)
 
 
 def pause_after(tries: int) -> timedelta:

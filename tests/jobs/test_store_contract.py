@@ -385,12 +385,12 @@ def test_leftovers_of_a_process_that_died_are_removed_and_jobs_stay(
         with pytest.raises(KeyboardInterrupt):
             store.remove_folder("jobs/one") if moment == "clearing" else adopt(store, "jobs/one", entry="0")
     objects, is_there = store._objects, moment == "pointer"
-    assert len(objects.list_keys("pending")) == 1
+    assert len(list(objects.list_keys("pending"))) == 1
     store.remove_leftovers(store.now(), 3600, lambda name: False)
-    assert len(objects.list_keys("pending")) == 1, "it may go on"
+    assert len(list(objects.list_keys("pending"))) == 1, "it may go on"
     store.remove_leftovers(store.now() + 2 * UPLOAD_S + 60, 3600, lambda name: False)
-    assert objects.list_keys("pending") == []
-    assert len(objects.list_keys("trees")) == (1 if is_there else 0)
+    assert list(objects.list_keys("pending")) == []
+    assert len(list(objects.list_keys("trees"))) == (1 if is_there else 0)
     assert store.exists("jobs/one/entry") == is_there
 
 
