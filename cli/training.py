@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deploy.stack import StackError
 from model.checkpoints.errors import CheckpointError
-from training.loop import Step, train
+from training.loop import Step, TrainingDiverged, train
 from training.recipe import TrainRecipe
 
 
@@ -36,6 +36,6 @@ def run_training(config: Path, resume: bool, console: Console) -> None:
             folder = train(recipe, resume=resume, on_step=show)
     except ValidationError:  # the command line lists each wrong setting
         raise
-    except (OSError, ValueError, CheckpointError) as error:
+    except (OSError, ValueError, CheckpointError, TrainingDiverged) as error:
         raise StackError(f"Training cannot run: {error}") from error
     console.print(f"Checkpoint: {folder}", highlight=False)

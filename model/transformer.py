@@ -108,7 +108,26 @@ class MotionPacker(nn.Module):
         if missing < 0:
             raise ValueError(f"motion latents hold {-missing} frames more than {sum(lengths)}")
         oldest_first = F.pad(motion_latents, (0, 0, 0, 0, missing, 0)).split(lengths[::-1], dim=2)
-        return [conv(frames) for conv, frames in zip(self.packs, reversed(oldest_first), strict=True)]
+        convolutions = cast(list[nn.Conv3d], list(self.packs))
+        return [
+            _pack(conv, frames) for conv, frames in zip(convolutions, reversed(oldest_first), strict=True)
+        ]
+
+
+def _pack(conv: nn.Conv3d, frames: torch.Tensor) -> torch.Tensor:
+    """One convolution of the motion packer, on CPUs always in fp32.
+
+    On CPUs with AMX, oneDNN's bf16 convolution in three dimensions returns wrong numbers, at times NaN, where
+    a strided output is one column wide (https://github.com/pytorch/pytorch/issues/169688). The coarsest pack
+    is that narrow in videos of 64 to 127 pixels.
+    """
+    if frames.device.type != "cpu":
+        packed: torch.Tensor = conv(frames)
+        return packed
+    bias = cast(torch.Tensor, conv.bias)
+    with torch.autocast("cpu", enabled=False):
+        exact = F.conv3d(frames.float(), conv.weight.float(), bias.float(), conv.stride)
+    return exact.to(frames.dtype)
 
 
 def _flatten_grid(grid: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,13 @@ from .recipe import TrainRecipe
 
 log = logging.getLogger(__name__)
 
+MOST_SKIPPED = 10
+"""So many steps in a row without finite gradients end a run."""
+
+
+class TrainingDiverged(ArithmeticError):
+    """Gradients or weights are no longer finite numbers, so nothing worth keeping can come of the run."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -52,6 +59,8 @@ class Step:
     routing_accuracy: float | None
     learning_rate: float
     seconds: float
+    skipped: bool
+    """The gradients were not finite numbers, so the weights stayed as they were."""
 
 
 @dataclass
@@ -60,12 +69,13 @@ class _Progress:
 
     step: int = 0
     seconds: float = 0.0
+    skipped_in_a_row: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.seconds = state["step"], state["seconds"]
+        vars(self).update(state)
 
 
 def train(
@@ -79,8 +89,10 @@ def train(
     Raises:
         FileNotFoundError: no checkpoint in `base`, no clips in `cache`, nothing to resume from.
         ValueError: the data do not fit the recipe.
+        TrainingDiverged: the weights or ten steps' gradients in a row are not finite. What was saved before
+            stays.
     """
-    run = _Run(recipe)
+    run = TrainingRun(recipe)
     if resume:
         run.resume()
     progress = run.progress
@@ -89,9 +101,9 @@ def train(
         while (share := run_share(recipe, progress.step, time.monotonic() - started)) < 1:
             report = run.step(share)
             if report.step % recipe.log_every == 0 and run.accelerator.is_main_process:
-                curve.write(json.dumps(vars(report)) + "\n")
+                known = {name: value for name, value in vars(report).items() if _is_known(value)}
+                curve.write(json.dumps({name: known.get(name) for name in vars(report)}) + "\n")
                 curve.flush()
-                known = {name: value for name, value in vars(report).items() if value is not None}
                 run.accelerator.log(known, step=report.step)
             if on_step is not None:
                 on_step(report)
@@ -106,7 +118,7 @@ def train(
     return folder
 
 
-class _Run:
+class TrainingRun:
     """The networks, optimisers and clips of one training run."""
 
     def __init__(self, recipe: TrainRecipe) -> None:
@@ -154,12 +166,29 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         for part in range(recipe.gradient_accumulation):
-            losses = self._accumulate(step, part, share)
-        self.average.step(self.trained)
-        return _report(losses, step, share, rate, time.monotonic() - began)
+            losses, finite = self._accumulate(step, part, share)
+        if finite:
+            self.average.step(self.trained)
+            self.progress.skipped_in_a_row = 0
+        else:
+            self._count_skipped(step)
+        return _report(losses, step, share, rate, time.monotonic() - began, skipped=not finite)
 
-    def _accumulate(self, step: int, part: int, share: float) -> Losses:
-        """The losses of one batch; the weights change at the last one of a step."""
+    def _count_skipped(self, step: int) -> None:
+        self.progress.skipped_in_a_row += 1
+        log.warning("step %d is skipped: its gradients are not finite numbers", step)
+        if self.progress.skipped_in_a_row >= min(MOST_SKIPPED, self.recipe.steps):
+            raise TrainingDiverged(
+                f"the gradients of {self.progress.skipped_in_a_row} steps in a row, up to step {step}, are "
+                'not finite numbers. Try a smaller learning_rate, or mixed_precision = "no"'
+            )
+
+    def _accumulate(self, step: int, part: int, share: float) -> tuple[Losses, bool]:
+        """The losses of one batch, and whether the gradients are finite.
+
+        The weights change at the last batch of a step, unless its gradients are not finite. All processes
+        hold the same gradients, and so agree.
+        """
         recipe, accelerator = self.recipe, self.accelerator
         rng = np.random.default_rng([recipe.seed, step, part, accelerator.process_index])
         batch = draw_batch(recipe, self.cache, rng, share)
@@ -174,19 +203,30 @@ class _Run:
                 None if hoi_noise is None else hoi_noise.to(accelerator.device),
             )
             accelerator.backward(losses.total)
+            finite = True
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(self.trained, recipe.gradient_clip)
+                norm = accelerator.clip_grad_norm_(self.trained, recipe.gradient_clip)
+                finite = bool(torch.isfinite(torch.as_tensor(norm)))
             for optimizer in self.optimizers:
-                optimizer.step()
+                if finite:
+                    optimizer.step()
                 optimizer.zero_grad()
-        return losses
+        return losses, finite
 
     def save(self) -> Path:
         """Write the state to resume from, and the averaged, pruned checkpoint.
 
         The checkpoint's card says that it is trained, and from what.
+
+        Raises:
+            TrainingDiverged: a weight is not finite. Nothing is written then.
         """
         recipe = self.recipe
+        if not all_finite(*self.trained, *self.average.shadow_params):
+            raise TrainingDiverged(
+                f"after {self.progress.step} steps the weights are not finite numbers, and are not saved. "
+                "Try a smaller learning_rate"
+            )
         self.accelerator.save_state(str(recipe.output / "state"))
         folder = recipe.output / "checkpoint"
         if self.accelerator.is_main_process:
@@ -329,6 +369,10 @@ def _faded_motion(clips: Sequence[EncodedClip], most: float, rng: np.random.Gene
     return faded
 
 
+def all_finite(*tensors: torch.Tensor) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
 def draw_levels(rng: np.random.Generator, count: int, levels: int = 1000) -> torch.Tensor:
     """Draw one noise level from each of `count` equal parts of the schedule.
 
@@ -357,6 +401,11 @@ def export_checkpoint(
         weights.chmod((folder / CARD_FILE).stat().st_mode)
 
 
+def _is_known(value: float | None) -> bool:
+    """JSON and tensorboard have no place for NaN."""
+    return value is not None and math.isfinite(value)
+
+
 def _forget_steps_from(step: int, curve: Path) -> None:
     """Delete the log of steps after the last save. The stopped run lost them, and takes them again."""
     lines = curve.read_text(encoding="utf-8").splitlines(keepends=True) if curve.exists() else []
@@ -376,7 +425,7 @@ def _prepare_cache(recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerato
     return ClipCache(recipe.cache)
 
 
-def _report(losses: Losses, step: int, share: float, rate: float, seconds: float) -> Step:
+def _report(losses: Losses, step: int, share: float, rate: float, seconds: float, *, skipped: bool) -> Step:
     def number(value: torch.Tensor | None) -> float | None:
         return None if value is None else round(value.item(), 5)
 
@@ -390,4 +439,5 @@ def _report(losses: Losses, step: int, share: float, rate: float, seconds: float
         routing_accuracy=number(losses.routing_accuracy),
         learning_rate=rate,
         seconds=round(seconds, 3),
+        skipped=skipped,
     )

@@ -10,11 +10,12 @@ from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from peft import LoraConfig
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.checkpoints.official_components import rename
 from model.checkpoints.official_names import dit_config, dit_name, is_hoi_name
 from model.network.moe import HumanAwareMoE
-from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
+from model.transformer import CoInteractTransformer3DModel, ConditioningInputs, MotionPacker
 from tests.model.golden import FULL_DIT, TINY_DIT, official_dit_shapes, official_weights
 
 CASES = Path(__file__).parent.parent / "data" / "dit_tiny_cases.safetensors"
@@ -499,3 +500,31 @@ def _counting(method, calls: list[str], name: str):
 
 def _refuse(*_, **__) -> None:
     raise AssertionError("computed again in a step")
+
+
+class Convolutions(TorchDispatchMode):
+    """Notes the type and the width of the result of each strided convolution in three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[torch.dtype, int]] = []
+
+    def __torch_dispatch__(self, operation, types, given=(), options=None):
+        made = operation(*given, **(options or {}))
+        if "convolution" in operation.name() and made.ndim == 5 and given[3][-1] > 1:
+            self.seen.append((made.dtype, made.shape[-1]))
+        return made
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_motion_is_packed_in_full_precision_on_cpus(autocast) -> None:
+    """oneDNN's bf16 kernel is wrong where the result is one column wide, but only on CPUs with AMX."""
+    packer = MotionPacker(16, 24)
+    latents = torch.randn(1, 16, 19, 12, 10)
+    if not autocast:
+        packer, latents = packer.bfloat16(), latents.bfloat16()
+    with Convolutions() as convolutions, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        grids = packer(latents)
+    assert (torch.float32, 1) in convolutions.seen
+    assert {dtype for dtype, _ in convolutions.seen} == {torch.float32}
+    assert {grid.dtype for grid in grids} == {latents.dtype}

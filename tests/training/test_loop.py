@@ -1,7 +1,9 @@
 """Training runs: they learn, they resume to the bit, they leave a checkpoint that the service can load."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,16 @@ from model.checkpoints.tiny import TINY_AUDIO_DIM, TINY_TEXT_DIM, write_tiny_che
 from training.branches import is_expert, is_hoi, with_hoi_branch
 from training.cache import FIRST_SUFFIX, MOTION_SUFFIX, ClipCache
 from training.clips import EncodedClip
-from training.loop import Step, draw_batch, draw_levels, learning_rate, train
+from training.loop import (
+    MOST_SKIPPED,
+    Step,
+    TrainingDiverged,
+    TrainingRun,
+    draw_batch,
+    draw_levels,
+    learning_rate,
+    train,
+)
 from training.recipe import Dropouts, TrainRecipe
 
 pytestmark = pytest.mark.slow
@@ -247,3 +258,52 @@ def test_a_recipe_with_an_unknown_name_is_refused(tmp_path: Path) -> None:
         TrainRecipe.read(file)
     file.write_text('base = "a"\ncache = "b"\noutput = "c"\n')
     assert TrainRecipe.read(file).base == tmp_path / "a"
+
+
+@pytest.fixture
+def poisoned(clips: Path, tmp_path: Path) -> Path:
+    """Clips of which one in three makes every loss NaN."""
+    folder = tmp_path / "poisoned"
+    shutil.copytree(clips, folder)
+    for suffix in (MOTION_SUFFIX, FIRST_SUFFIX):
+        path = next(iter(sorted(folder.glob(f"*{suffix}"))))
+        clip = EncodedClip.load(path)
+        replace(clip, target=clip.target * torch.nan).save(path)
+    return folder
+
+
+def test_a_step_without_finite_gradients_leaves_the_weights_alone(
+    base: Path, poisoned: Path, tmp_path: Path
+) -> None:
+    steps: list[Step] = []
+    settings = recipe(base, poisoned, tmp_path / "run", batch=1, steps=12, window=1)
+    folder = train(settings, on_step=steps.append)
+    assert {step.skipped for step in steps} == {True, False}
+    assert all(step.skipped == (not np.isfinite(step.loss)) for step in steps)
+    for weight in load_pipeline(folder).transformer.parameters():
+        assert torch.isfinite(weight).all()
+    curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    assert [entry["loss"] is None for entry in curve] == [step.skipped for step in steps]
+
+
+@pytest.mark.parametrize("steps", [3, 30])
+def test_a_run_without_finite_gradients_stops_and_writes_no_weights(
+    base: Path, poisoned: Path, tmp_path: Path, steps: int
+) -> None:
+    for path in poisoned.glob(f"*{MOTION_SUFFIX}"):
+        path.unlink()
+    for path in sorted(poisoned.glob(f"*{FIRST_SUFFIX}"))[1:]:
+        path.unlink()
+    seen: list[Step] = []
+    with pytest.raises(TrainingDiverged, match="learning_rate"):
+        train(recipe(base, poisoned, tmp_path / "run", steps=steps, window=1), on_step=seen.append)
+    assert len(seen) == min(steps, MOST_SKIPPED) - 1
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_weights_that_are_no_numbers_are_never_saved(base: Path, clips: Path, tmp_path: Path) -> None:
+    run = TrainingRun(recipe(base, clips, tmp_path / "run"))
+    run.trained[-1].data.flatten()[0] = torch.inf
+    with pytest.raises(TrainingDiverged, match="not saved"):
+        run.save()
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
