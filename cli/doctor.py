@@ -29,6 +29,7 @@ from jobs.artifacts import FolderStore, exposed_paths
 from jobs.redis_server import running_redis
 from jobs.storage import StoreRefusedError, open_store
 from model.checkpoints.writer import verify_manifest
+from model.fp8_choice import why_not_fp8
 from model.memory.host import host_memory_bytes
 from model.memory.needs import (
     OFFICIAL_SIZE,
@@ -123,6 +124,7 @@ def diagnose(settings: Settings, checkpoints: Mapping[str, Path], verify: bool =
         judged = [judge for text in SIZES for judge in judge_fits(name, size, machine, text)]
         fits += judged
         findings.append(check_fit(name, size, card, machine))
+        findings += check_fp8(name, size, settings.fp8_compute)
         findings += check_attention(settings, folder, card)
     if not checkpoints:
         # Users want to know this before they download the weights.
@@ -244,6 +246,18 @@ def _together(
         if mode is not None and modes.index(mode) < modes.index(alone):
             return f" {count} GPUs together (--gpus-per-job {count}) fit it in mode {mode.value}."
     return ""
+
+
+def check_fp8(name: str, size: CheckpointSize, wanted: bool) -> Iterator[Finding]:
+    """How the feed-forwards of a checkpoint that stores them in 8 bits are computed here."""
+    if not size.fp8 or not torch.cuda.is_available():
+        return
+    obstacle = why_not_fp8(torch.device("cuda")) if wanted else "COINTERACT_FP8_COMPUTE is off"
+    if obstacle is None:
+        yield Finding("fp8", Status.OK, f"{name}: its feed-forwards compute in 8 bits.")
+    else:
+        message = f"{name}: its feed-forwards are expanded to bf16 for each product: {obstacle}."
+        yield Finding("fp8", Status.OK, f"{message} They save memory, not time.")
 
 
 def check_attention(

@@ -20,5 +20,7 @@ class Maker(Frozen):
     ranks: int = 1
     """Devices that render together."""
     memory_mode: MemoryMode | None = None
+    fp8_compute: bool = False
+    """Whether it multiplies in 8 bits what the checkpoint stores in 8 bits."""
     checkpoint_sha256: str | None = None
     """SHA-256 of the checkpoint's SHA256SUMS, which lists that of each file; None if it has none."""

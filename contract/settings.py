@@ -245,6 +245,13 @@ class Settings(BaseSettings):
         "package flash-attn, flash-3 flash_attn_interface, flash-3-hub kernels (fetched at the first start).",
     )
 
+    fp8_compute: bool = Field(
+        True,
+        description="Multiply in 8 bits what a checkpoint stores in 8 bits (`convert --fp8-ffn`), on GPUs "
+        "that can (Ada, Hopper, Blackwell): faster, and a little less like the checkpoint. Off, and "
+        "elsewhere, such weights are expanded to bf16 first.",
+    )
+
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(False, description="Write log lines as JSON objects.")
 

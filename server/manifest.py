@@ -61,6 +61,7 @@ class AttemptManifest(Wire):
     device: str | None
     ranks: int | None = Field(description="Devices that rendered together.")
     memory_mode: MemoryMode | None
+    fp8_compute: bool | None = Field(description="Whether weights of 8 bits were multiplied as such.")
     checkpoint_sha256: str | None = Field(description="SHA-256 of the checkpoint's SHA256SUMS.")
 
 
@@ -103,6 +104,7 @@ def _attempt_of(entry: Started) -> AttemptManifest:
         device=maker and maker.device,
         ranks=maker and maker.ranks,
         memory_mode=maker and maker.memory_mode,
+        fp8_compute=maker and maker.fp8_compute,
         checkpoint_sha256=maker and maker.checkpoint_sha256,
     )
 

@@ -156,7 +156,12 @@ def load_engine(config: ChildConfig) -> Engine:
 
     device = config.devices[config.rank]
     return PipelineEngine(
-        config.folder, device, config.settings.attention, config.memory_mode, place_of(config)
+        config.folder,
+        device,
+        config.settings.attention,
+        config.memory_mode,
+        place_of(config),
+        config.settings.fp8_compute,
     )
 
 

@@ -26,5 +26,6 @@ def maker_of(engine: Engine, folder: Path, ranks: int) -> Maker:
         device=engine.device_name,
         ranks=ranks,
         memory_mode=engine.memory_mode,
+        fp8_compute=engine.fp8_compute,
         checkpoint_sha256=None if sums is None else hashlib.sha256(sums).hexdigest(),
     )

@@ -1,5 +1,6 @@
-"""A linear layer with its weight in 8 bits: it takes half the memory of bf16, and computes in the input's
-type.
+"""A linear layer with its weight in 8 bits: it takes half the memory of bf16.
+
+It computes in the input's type, or in 8 bits on GPUs that can; `model.fp8_choice` decides.
 """
 
 from __future__ import annotations
@@ -7,6 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from model.kernels.eight_bits import EIGHT_BITS, eight_bit_product, rows_to_eight_bits
 
 _LARGEST_EXPONENT = 8
 """The largest e4m3 number is 448 = 1.75 · 2^8."""
@@ -24,18 +27,28 @@ class Fp8Linear(nn.Module):
     """(out, in) uint8"""
     weight_scale: torch.Tensor
     """(out, 1)"""
+    computes_in_fp8: bool = False
+    """Whether the input is brought to 8 bits too, so that the product is one of 8 bits."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+    def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.uint8))
         self.register_buffer("weight_scale", torch.empty(out_features, 1))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_features))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(…, in) → (…, out) in the dtype of `states`."""
-        weight = self.weight.view(torch.float8_e4m3fn).to(states.dtype) * self.weight_scale.to(states.dtype)
-        return F.linear(states, weight, None if self.bias is None else self.bias.to(states.dtype))
+        if self.computes_in_fp8:
+            return self.product(*rows_to_eight_bits(states, gelu=False), states.dtype)
+        weight = self.weight.view(EIGHT_BITS).to(states.dtype) * self.weight_scale.to(states.dtype)
+        return F.linear(states, weight, self.bias.to(states.dtype))
+
+    def product(self, bits: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What `rows_to_eight_bits` made of (…, in) → (…, out) in `dtype`, computed in 8 bits."""
+        return eight_bit_product(
+            bits, scale, self.weight.view(EIGHT_BITS), self.weight_scale, self.bias, dtype
+        )
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,4 +62,4 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # amax = m · 2^e with m in [0.5, 1): scaled to exponent 8 it lies in [128, 256), safely below 448.
     _, exponent = torch.frexp(weight.abs().amax(dim=1, keepdim=True))
     scale = torch.ldexp(torch.ones_like(weight[:, :1]), exponent - _LARGEST_EXPONENT)
-    return (weight / scale).to(torch.float8_e4m3fn).view(torch.uint8), scale
+    return (weight / scale).to(EIGHT_BITS).view(torch.uint8), scale

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cli.app import app
@@ -19,6 +20,7 @@ from cli.doctor import (
     Status,
     check_disk,
     check_fit,
+    check_fp8,
     check_privacy,
     check_redis_at,
     check_storage,
@@ -29,9 +31,10 @@ from contract.card import CheckpointCard, CheckpointDefaults
 from contract.settings import Settings
 from jobs.artifacts import FolderStore
 from jobs.redis_server import running_redis
+from model import fp8_choice
 from model.attention_choice import AttentionChoice, AttentionShape, Measured
 from model.checkpoints.tiny import write_tiny_checkpoint
-from model.memory.needs import OFFICIAL_SIZE
+from model.memory.needs import OFFICIAL_SIZE, with_fp8
 from server.keys import create_key
 from tests.s3_server import BUCKET, empty_bucket, s3_server
 
@@ -178,6 +181,23 @@ def test_fp8_makes_720p_fit_where_bf16_does_not() -> None:
     }
     assert fits["text-offload", False] is False
     assert fits["text-offload", True] is True
+
+
+def test_doctor_says_how_feed_forwards_in_8_bits_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = with_fp8(OFFICIAL_SIZE)
+    assert not list(check_fp8("official", converted, True)), "no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    [older] = check_fp8("official", converted, True)
+    assert "expanded to bf16 for each product: compute capability 8.6 is below 8.9" in older.message
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(fp8_choice, "why_not_tried", lambda device: None)
+    assert [found.message for found in check_fp8("official", converted, True)] == [
+        "official: its feed-forwards compute in 8 bits."
+    ]
+    [off] = check_fp8("official", converted, False)
+    assert "COINTERACT_FP8_COMPUTE is off" in off.message
+    assert not list(check_fp8("official", OFFICIAL_SIZE, True))
 
 
 def test_a_redis_without_append_only_file_and_with_eviction_is_reported(tmp_path: Path) -> None:

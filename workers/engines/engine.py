@@ -88,6 +88,10 @@ class Engine(Protocol):
         """Its attention backend; None if it has none."""
 
     @property
+    def fp8_compute(self) -> bool:
+        """Whether it multiplies in 8 bits what its checkpoint stores in 8 bits."""
+
+    @property
     def memory_mode(self) -> MemoryMode:
         """Where its weights lie."""
 

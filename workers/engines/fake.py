@@ -106,6 +106,7 @@ class FakeEngine:
     """The engine that the module describes."""
 
     attention = None
+    fp8_compute = False
     device_name = CPU_NAME
     libraries: Mapping[str, str] = MappingProxyType({})
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from model.checkpoints.load import load_renderer
+from model.fp8_choice import choose_fp8
 from model.memory.offload import next_mode
 from model.parallel.collectives import PeerLost
 from model.parallel.ranks import Ranks
@@ -34,6 +35,7 @@ class Following:
         self.ranks = Ranks(place)
         self._renderer = replace(renderer, ranks=self.ranks)
         set_attention(renderer.transformer, config.folder, config.settings.attention, place.device)
+        choose_fp8(renderer.transformer, config.settings.fp8_compute, place.device)
 
     def run(self) -> None:
         """Follow rank 0 until it says that it ends. Raises whatever goes wrong."""

@@ -22,6 +22,7 @@ from contract.video import CLIP_FRAMES, FPS
 from model.attention_choice import choose_attention
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
+from model.fp8_choice import choose_fp8
 from model.inputs import VideoInputs
 from model.media import (
     ClipStream,
@@ -97,6 +98,7 @@ class PipelineEngine:
         attention: AttentionBackend = AttentionBackend.AUTO,
         memory_mode: MemoryMode | None = None,
         place: Place | None = None,
+        fp8_compute: bool = True,
     ) -> None:
         """Load; with a `place`, that of rank 0, also join the other ranks, which is to wait for them."""
         on = torch.device(device)
@@ -109,6 +111,7 @@ class PipelineEngine:
         self.next_memory_mode = next_mode(folder, self.memory_mode, ranks) if self._on_gpu else None
         self._ranks = None if place is None else Ranks(place)
         self.attention = set_attention(self.pipeline.transformer, folder, attention, on)
+        self.fp8_compute = choose_fp8(self.pipeline.transformer, fp8_compute, on)
 
     def render(self, request: RenderRequest, on_progress: OnProgress) -> Iterator[PipelineClip]:
         with _device_errors():

@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from model.kernels.triton.eight_bits import launch_rows_to_eight_bits
 from model.kernels.triton.vae_norm import launch_norm_silu
 from model.transformer import CoInteractTransformer3DModel, ConditioningInputs
 from tests.model.kernels.patched import OPERATIONS, replace_operations
@@ -35,7 +36,7 @@ TINY = {
     "audio_inject_layers": (0,),
     "expert_hidden_dim": 8,
 }
-WIDTH, HEADS = 5120, 40
+WIDTH, INNER_WIDTH, HEADS = 5120, 13824, 40
 
 
 class Hopper:
@@ -129,6 +130,7 @@ def full_width() -> None:
         kernel(*arguments[name])
     frames = rows(1, 96, 4, 8, 8).contiguous(memory_format=torch.channels_last_3d)
     launch_norm_silu(frames, rows(96), frames[:, :, :2], True)
+    launch_rows_to_eight_bits(rows(8, INNER_WIDTH), True)
 
 
 def spilled_bytes(kernel: Any) -> int:
