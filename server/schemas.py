@@ -220,6 +220,7 @@ class LimitsView(Wire):
     max_speech_chars: int
     max_clips: int
     max_steps: int
+    max_dropped_frames: int = Field(description="A last clip with no more frames is dropped.")
     fields: dict[str, Any] = Field(description="JSON Schema of each field of a submit that is no file.")
     key: KeyView | None = Field(description="Null on a server without keys.")
 

@@ -23,6 +23,7 @@ def get_limits(services: ServicesOf, principal: Reader) -> LimitsView:
         max_speech_chars=services.settings.max_speech_chars,
         max_clips=services.settings.max_clips,
         max_steps=services.settings.max_steps,
+        max_dropped_frames=services.settings.max_dropped_frames,
         fields={name: form_fields()[name] for name in GenerateFields.model_fields},
         key=None if principal.owner == ANONYMOUS_OWNER else _key_view(principal),
     )
