@@ -50,4 +50,11 @@ export async function pressRecord(take, fail) {
   }
 }
 
-addEventListener("pagehide", () => { wanted = false; if (stream) release(); });
+/** Give up what is being recorded: nobody waits for it any more. */
+export function abandonRecording() {
+  wanted = false;
+  if (recorder) recorder.onstop = null;
+  if (stream) release();
+}
+
+addEventListener("pagehide", abandonRecording);

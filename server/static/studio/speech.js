@@ -1,11 +1,11 @@
 // The speech of the draft: a recording that can be trimmed, or a text where the server can speak.
 
-import { html } from "../vendor/htm-preact.js";
+import { html, useEffect } from "../vendor/htm-preact.js";
 import { checkSoon } from "./checks.js";
 import { edit } from "./draft.js";
 import { asField, FieldError, FilePick, Icon, Waveform } from "./parts.js";
 import { playSpeech, stopSpeech } from "./player.js";
-import { pressRecord } from "./recorder.js";
+import { abandonRecording, pressRecord } from "./recorder.js";
 import { decoded, wavOf } from "./sound.js";
 import { change, state } from "./store.js";
 import { takeSpeech } from "./taking.js";
@@ -25,7 +25,9 @@ async function record(take, fail) {
 
 const failHere = (text) => change((now) => { now.errors = { ...now.errors, audio: text }; });
 
+/** When it goes away, so does the recording: the microphone would stay on with nothing to switch it off. */
 export function RecordButton({ take, fail = failHere }) {
+  useEffect(() => abandonRecording, []);
   const { recorder, recordedFor, level } = state;
   const text = { idle: "Record", asking: "Waiting for the microphone…", recording: `Stop · ${seconds(recordedFor)}`, reading: "Reading…" }[recorder];
   return html`<button type="button" id="record" class=${`quiet ${recorder}`} onClick=${() => record(take, fail)} disabled=${recorder === "reading"}>
@@ -58,7 +60,7 @@ function Typed({ typed }) {
     change((now) => { const { audio: _, ...others } = now.errors; now.errors = others; });
     checkSoon();
   };
-  return html`<textarea rows="4" aria-label="What the person says" placeholder="What the person says" value=${typed.text} ...${asField("audio")} onInput=${set("text")}></textarea>
+  return html`<textarea rows="4" dir="auto" aria-label="What the person says" placeholder="What the person says" value=${typed.text} ...${asField("audio")} onInput=${set("text")}></textarea>
     <label class="inline"><span class="visually-hidden">Voice</span><select onChange=${set("voice")}>
       ${state.voices.map((voice) => html`<option value=${voice} selected=${voice === typed.voice}>Voice: ${voice}</option>`)}</select></label>`;
 }
