@@ -12,8 +12,8 @@ from server.routes.pages import FILES, STATIC
 from tests.server.conftest import Api
 
 LARGEST_PAGE_BYTES = 60_000
-"""Of the studio over the wire, without what plays streams."""
-LOADED_LATER = ("docs.", "vendor/hls")
+"""Of the studio over the wire, without what it loads only when it is needed."""
+LOADED_LATER = ("docs.", "vendor/hls", "studio/again", "studio/recipes")
 
 
 def test_the_pages_are_served_and_use_nothing_from_elsewhere(api: Api) -> None:
@@ -48,7 +48,7 @@ def test_the_page_names_every_module_that_it_will_need(api: Api) -> None:
     """Otherwise the browser would learn of them one after the other."""
     page = api.client.get("/").text
     for name in FILES:
-        if name.startswith("studio/") and name != "studio/app.js":
+        if name.startswith("studio/") and name != "studio/app.js" and not name.startswith(LOADED_LATER):
             assert f'rel="modulepreload" href="/static/{name}"' in page, name
 
 
@@ -85,5 +85,7 @@ def test_limits_are_the_ones_that_a_submit_is_checked_against(api: Api) -> None:
     assert limits["files"]["image_bytes"] == settings.max_image_bytes
     assert limits["files"]["audio_seconds"] == settings.max_audio_seconds
     assert limits["max_steps"] == settings.max_steps
+    assert limits["max_dropped_frames"] == settings.max_dropped_frames
+    assert limits["fields"]["metadata"]["additionalProperties"]["maxLength"] == 512
     assert limits["fields"]["seed"]["anyOf"][0]["minimum"] == -1
     assert limits["key"] is None

@@ -96,13 +96,15 @@ addEventListener("dragover", (event) => {
 });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.documentElement.classList.remove("dragging"); });
 addEventListener("drop", (event) => {
+  if (!event.dataTransfer.files.length) return; // a text, into a field
   event.preventDefault();
   document.documentElement.classList.remove("dragging");
   if (!state.view.job) takeFiles([...event.dataTransfer.files], event.target.closest?.("[data-drop]")?.dataset.drop);
 });
 addEventListener("paste", (event) => {
   const files = [...event.clipboardData.files];
-  if (files.length && !state.view.job) { event.preventDefault(); takeFiles(files); }
+  const isText = event.target.closest("textarea, input") && event.clipboardData.types.includes("text/plain"); // with a picture of it
+  if (files.length && !isText && !state.view.job) { event.preventDefault(); takeFiles(files); }
 });
 
 addEventListener("keydown", (event) => {
@@ -111,7 +113,7 @@ addEventListener("keydown", (event) => {
     if (state.view.job) event.target.closest(".derive, .adding")?.querySelector(".primary").click();
     else makeVideo();
   }
-  const idle = !event.target.closest("a, button, input, textarea, select, summary, video");
+  const idle = !event.target.closest("a, button, input, textarea, select, summary, video, audio");
   if (event.key === " " && idle && playOrPause()) event.preventDefault();
 });
 

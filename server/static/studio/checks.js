@@ -3,7 +3,7 @@
 import { NoAnswer, Refused, upload } from "./api.js";
 import { clipsOf, formOf, spoken } from "./draft.js";
 import { change, state } from "./store.js";
-import { FIELD, MISSING, sentenceOf, speechTooLong, textTooLong } from "./words.js";
+import { charsOf, FIELD, MISSING, sentenceOf, speechTooLong, textTooLong } from "./words.js";
 
 const PAUSE_MS = 700, SPOKEN_PAUSE_MS = 2000; // a text is spoken each time it is checked
 const NUMBERS = ["num_inference_steps", "guidance_scale", "flow_shift", "product_scale", "seed"];
@@ -43,9 +43,9 @@ export function errorsOf(draft, complete) {
   const clips = clipsOf(draft);
   if (spoken(draft) > limits.files.audio_seconds + 0.01) errors.audio = speechTooLong(limits.files.audio_seconds);
   else if (clips > limits.max_clips) errors.audio = `The speech needs ${clips} clips: at most ${limits.max_clips}. Trim it.`;
-  if (draft.typed?.text.length > limits.max_speech_chars) errors.audio = textTooLong(limits.max_speech_chars);
+  if (draft.typed && charsOf(draft.typed.text) > limits.max_speech_chars) errors.audio = textTooLong(limits.max_speech_chars);
   draft.prompts.forEach((text, i) => {
-    if (text.length > limits.max_prompt_chars) errors[i ? `prompt.${i}` : "prompt"] = textTooLong(limits.max_prompt_chars);
+    if (charsOf(text) > limits.max_prompt_chars) errors[i ? `prompt.${i}` : "prompt"] = textTooLong(limits.max_prompt_chars);
   });
   for (const field of NUMBERS) {
     const text = draft.settings[field];

@@ -9,6 +9,7 @@ export const emptyDraft = () => ({
   speech: null,      // { file, name, seconds, outline, from, to }
   typed: null,       // { text, voice }: what is said instead of a recording, where the server can speak
   clipsTold: null,   // how many clips the server counted in a speech that this browser cannot measure
+  pose: null,        // the file of a pose video, of a job that is used again
   prompts: [""],     // by clip; an empty one reads "as before"
   settings: {},      // only what differs from the checkpoint's own
   key: null,         // of the request as it is now; made when it is first sent
@@ -80,7 +81,7 @@ export function clipsOf(draft) {
   if (spoken(draft) === null || !clipSeconds()) return draft.clipsTold;
   const frames = Math.max(1, Math.round(spoken(draft) * model().fps));
   const whole = Math.floor(frames / model().frames_per_clip);
-  return whole && frames - whole * model().frames_per_clip <= 2 ? whole : Math.ceil(frames / model().frames_per_clip);
+  return whole && frames - whole * model().frames_per_clip <= (state.limits?.max_dropped_frames ?? 0) ? whole : Math.ceil(frames / model().frames_per_clip);
 }
 
 /** Width and height of the frame, [9, 16] while no model is known. */
@@ -102,6 +103,7 @@ export async function formOf(draft) {
   for (const [name, photo] of Object.entries(draft.photos)) if (photo) form.append(name, photo.file, photo.name);
   if (draft.speech) await addRecording(form, draft.speech);
   else { form.append("speech_text", draft.typed.text); form.append("voice", draft.typed.voice); }
+  if (draft.pose) form.append("pose_video", draft.pose);
   for (const prompt of promptsOf(draft)) form.append("prompt", prompt);
   for (const [field, value] of Object.entries(draft.settings)) if (value !== "") form.append(field, value);
   return form;

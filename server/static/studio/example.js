@@ -1,13 +1,12 @@
 // The example: everything that a first video needs, in one press.
 
-import { tryExample } from "./again.js";
 import { html } from "../vendor/htm-preact.js";
 import { change, state } from "./store.js";
 
 async function fill(example) {
   change((now) => { now.fetching = true; });
   try {
-    await tryExample(example);
+    await (await import("./again.js")).tryExample(example);
   } catch (error) {
     change((now) => { now.toast = { text: error.message }; });
   } finally {

@@ -52,7 +52,7 @@ function Row({ job }) {
   return html`<li class=${`row-job ${open ? "open" : ""}`} data-id=${job.id}>
     ${selecting && html`<input type="checkbox" checked=${selected.has(job.id)} onChange=${pick} aria-label=${`Select: ${nameOf(job)}`} />`}
     <a href=${hashOf(job.id)} aria-current=${open ? "true" : undefined}><${Poster} job=${job} />
-      <span class="what"><span class="row-title">${titleOf(job)}</span>
+      <span class="what"><span class="row-title" dir="auto">${titleOf(job)}</span>
         <span class=${`meta ${job.status}`}>${line(job)}</span>
         ${job.status === "processing" && html`<span class="bar" aria-hidden="true"><span style=${{ width: `${job.progress}%` }}></span></span>`}</span></a>
     <button type="button" class="icon-button" aria-label=${`Delete: ${nameOf(job)}`} onClick=${removed}><${Icon} name="bin" /></button>
@@ -89,6 +89,6 @@ export function Gallery() {
       <button type="button" class="quiet" onClick=${() => change((now) => { for (const job of jobs) now.selected.add(job.id); })}>All</button></div>`}
     ${jobs.length ? html`<ul>${jobs.map((job) => html`<${Row} key=${job.id} job=${job} />`)}</ul>`
       : html`<p class="nothing">${state.search ? "No video has these words." : "What you make will be kept here."}</p>`}
-    ${state.moreJobs && html`<${More} key=${state.jobs.size} />`}
+    ${state.olderThan && html`<${More} key=${state.jobs.size} />`}
   </section>`;
 }

@@ -2,19 +2,19 @@
 // job that it was asked for, because the seller may have gone on to another one.
 
 import { Refused, apiKey, call, events } from "./api.js";
-import { change, say, state } from "./store.js";
+import { change, say, state, TOAST_MS } from "./store.js";
 import { clipsDone, headlineOf, isOver, lengthOf, many } from "./words.js";
 
-const POLL_MS = 2000, IDLE_POLL_MS = 5000, PAGE = 50, UNDO_MS = 7000, LINKS_S = 86400;
+const POLL_MS = 2000, IDLE_POLL_MS = 5000, PAGE = 50, LINKS_S = 86400, LINKS_USED_S = 72000;
 const tabs = new BroadcastChannel("jobs");
 
 // --- what is known
 
-/** Note what the server says about a job. What is over stays over, whichever answer comes last. */
+/** Note what the server says about a job, unless a newer answer came before: the list may be a moment older than the job. */
 export function take(job) {
   const known = state.jobs.get(job.id);
   if (known && isOver(known) && !isOver(job)) return;
-  if (known && job.attempts === known.attempts && clipsDone(job) < clipsDone(known)) return;
+  if (known && (job.attempts < known.attempts || job.attempts === known.attempts && clipsDone(job) < clipsDone(known))) return;
   change((now) => { now.jobs.set(job.id, job); });
   if (job.id === state.view.job && known) announce(known, job);
 }
@@ -54,11 +54,12 @@ export async function poll() {
   try {
     const before = [...state.jobs.keys()];
     const page = await call(`/v1/jobs?limit=${PAGE}`);
-    const oldest = page.last_id ?? "";
     const there = new Set(page.data.map((job) => job.id));
+    const isNew = !page.data.some((job) => state.jobs.has(job.id));
     for (const job of page.data) take(job);
-    for (const id of before) if (id > oldest && !there.has(id) && id !== state.view.job) drop(id);
-    if (!before.length) change((now) => { now.moreJobs = page.has_more; });
+    if (isNew || state.olderThan === undefined) change((now) => { now.olderThan = page.has_more ? page.last_id : null; });
+    const missing = before.filter((id) => !there.has(id) && (!page.has_more || id > page.last_id));
+    for (const id of missing) if (id === state.view.job) look(id); else drop(id);
   } catch (error) {
     if (error instanceof Refused && error.status === 401) return;
   }
@@ -72,9 +73,9 @@ let loading = null;
 export function loadMore() {
   loading ??= (async () => {
     try {
-      const page = await call(`/v1/jobs?limit=${PAGE}&after=${listed().at(-1)?.id ?? ""}`);
+      const page = await call(`/v1/jobs?limit=${PAGE}&after=${state.olderThan}`);
       for (const job of page.data) take(job);
-      change((now) => { now.moreJobs = page.has_more; });
+      change((now) => { now.olderThan = page.has_more ? page.last_id : null; });
     } finally {
       loading = null;
     }
@@ -84,7 +85,7 @@ export function loadMore() {
 
 /** Everything, for a search. */
 export async function loadAll() {
-  while (state.moreJobs) await loadMore();
+  while (state.olderThan) await loadMore();
 }
 
 let following = null;
@@ -100,7 +101,7 @@ async function follow(id) {
       take(await call(`/v1/jobs/${id}`, { signal }));
       if (isOver(state.jobs.get(id))) return;
       await events(`/v1/jobs/${id}/events`, (name, data) => {
-        if (name === "job.deleted") drop(id);
+        if (name === "job.deleted") gone(id);
         else if (data.id === id) take(data);
       }, signal);
     } catch (error) {
@@ -111,7 +112,17 @@ async function follow(id) {
   }
 }
 
+/** Ask about the open job, which is not in the list of all (any more). */
+async function look(id) {
+  try {
+    take(await call(`/v1/jobs/${id}`));
+  } catch (error) {
+    if (error instanceof Refused && error.status === 404) gone(id);
+  }
+}
+
 function gone(id) {
+  if (state.leaving.has(id)) return drop(id); // deleted here
   drop(id);
   change((now) => { now.toast = { text: "This video does not exist (any more)." }; });
 }
@@ -160,7 +171,7 @@ export const rename = (id, title) => act(async () => take(await call(`/v1/jobs/$
 
 /** Delete jobs, unless the seller takes it back within some seconds. */
 export function remove(ids) {
-  const timer = setTimeout(() => removeNow(ids), UNDO_MS);
+  const timer = setTimeout(() => removeNow(ids), TOAST_MS);
   change((now) => {
     for (const id of ids) now.leaving.set(id, { timer });
     now.selected.clear();
@@ -201,7 +212,7 @@ addEventListener("visibilitychange", () => { if (!document.hidden && state.jobs.
 
 // --- files of a job
 
-const links = new Map();
+const links = new Map(); // job and its state → { asked, at }
 
 /** An address of our own server as a path: under another of its names it would be a foreign one. */
 export const own = (address) => (address ? address.replace(/^https?:\/\/[^/]+/, "") : address);
@@ -217,12 +228,18 @@ const signed = (job) => call(`/v1/jobs/${job.id}/signed-urls`, { method: "POST",
 export function linksOf(job) {
   if (!apiKey()) return ownLinks(job.urls);
   const name = `${job.id} ${job.status} ${clipsDone(job)}`;
-  if (!links.has(name)) {
+  if (!(Date.now() - links.get(name)?.at < LINKS_USED_S * 1000)) {
     const asked = signed(job).then(ownLinks);
     asked.catch(() => links.delete(name));
-    links.set(name, asked);
+    links.set(name, { asked, at: Date.now() });
   }
-  return links.get(name);
+  return links.get(name).asked;
+}
+
+/** Ask for the links of a job again: one of them did not work. */
+export function renewLinks(job) {
+  for (const name of links.keys()) if (name.startsWith(job.id)) links.delete(name);
+  change((now) => { now.renewed[job.id] = (now.renewed[job.id] ?? 0) + 1; });
 }
 
 /** A link for whoever the video is to be shown to. */

@@ -2,14 +2,14 @@
 
 import { useEffect, useState } from "../vendor/htm-preact.js";
 import { linksOf } from "./jobs.js";
-import { change } from "./store.js";
+import { change, state } from "./store.js";
 import { clipsDone } from "./words.js";
 
 const AGAIN_MS = 2000;
 
 export function useLinks(job) {
   const [found, setFound] = useState(null);
-  const wanted = `${job.id} ${job.status} ${clipsDone(job)}`;
+  const wanted = `${job.id} ${job.status} ${clipsDone(job)} ${state.renewed[job.id] ?? 0}`;
   useEffect(() => {
     let current = true, timer = null;
     const ask = async () => {

@@ -7,12 +7,10 @@ import { hashOf, linksOf, remove, rename, shareLink } from "./jobs.js";
 import { useLinks } from "./links.js";
 import { hasMaps, MapSwitch } from "./maps.js";
 import { Icon } from "./parts.js";
-import { asCurl, asPython } from "./recipes.js";
 import { Settings } from "./settings.js";
-import { useAgain } from "./again.js";
 import { derivingFrom, tryAgain } from "./derive.js";
 import { change, state } from "./store.js";
-import { age, doingOf, duration, failureOf, headlineOf, isOver, lengthOf, many, nameOf, PRESET, seconds, titleOf } from "./words.js";
+import { age, beginning, doingOf, duration, failureOf, headlineOf, isOver, lengthOf, many, nameOf, PRESET, seconds, titleOf } from "./words.js";
 
 // --- the draft
 
@@ -36,7 +34,7 @@ export function DraftPanel() {
 // --- a job
 
 /** A file name that says what is in it. */
-const fileName = (job) => `${titleOf(job).toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 50).replace(/^-|-$/g, "") || "video"}.mp4`;
+const fileName = (job) => `${beginning(titleOf(job).toLowerCase().replace(/[^\p{L}\p{M}\p{N}]+/gu, "-"), 50).replace(/^-|-$/g, "") || "video"}.mp4`;
 
 async function save(job) {
   try {
@@ -58,6 +56,15 @@ async function copy(text, told) {
   }
 }
 
+/** Copy a job as a program. Like `again`, loads what few visits need only when it is asked for. */
+async function copyProgram(job, name, told) {
+  try {
+    await copy((await import("./recipes.js"))[name](job), told);
+  } catch (error) {
+    change((now) => { now.toast = { text: error.message }; });
+  }
+}
+
 async function share(job) {
   try {
     await copy(await shareLink(job), "Link copied. It works for a day, without a key.");
@@ -68,7 +75,7 @@ async function share(job) {
 
 async function again(job) {
   try {
-    await useAgain(job);
+    await (await import("./again.js")).useAgain(job);
   } catch (error) {
     change((now) => { now.toast = { text: error.message }; });
   }
@@ -88,7 +95,7 @@ function Details({ job }) {
   const { params } = job;
   return html`<details class="details"><summary>Details</summary><dl>
     ${!isOver(job) && job.status === "processing" && html`<${Fact} name="Step">${job.step} of ${job.num_steps}<//>`}
-    ${job.parent && html`<${Fact} name="Made from">${state.jobs.has(job.parent) ? html`<a href=${hashOf(job.parent)}>${titleOf(state.jobs.get(job.parent)).slice(0, 40)}</a>` : "a video that is gone"}<//>`}
+    ${job.parent && html`<${Fact} name="Made from">${state.jobs.has(job.parent) ? html`<a href=${hashOf(job.parent)}>${beginning(titleOf(state.jobs.get(job.parent)), 40)}</a>` : "a video that is gone"}<//>`}
     <${Fact} name="Model">${job.model}<//>
     <${Fact} name="Quality">${PRESET[params.preset] ?? params.preset}<//>
     <${Fact} name="Size">${params.width} × ${params.height}<//>
@@ -103,13 +110,15 @@ function Details({ job }) {
   </dl></details>`;
 }
 
-/** The name of a job: the start of its first scene, unless it was given one. */
+const longestName = () => state.limits.fields.metadata.additionalProperties.maxLength;
+
+/** The name of a job: the start of its first scene, unless it was given one. It can be changed once the limits are known. */
 function Title({ job }) {
   const { renaming } = state;
   if (renaming?.job !== job.id) {
-    const start = () => { change((now) => { now.renaming = { job: job.id, title: titleOf(job) }; }); focusField("title"); };
-    return html`<p class="title-line">${titleOf(job)}</p>
-      <p class="soft">${seconds(lengthOf(job))} · ${many(job.num_clips, "clip")} · ${age(job.created_at)} · <button type="button" class="link" data-field="rename" onClick=${start}>Rename</button></p>`;
+    const start = () => { change((now) => { now.renaming = { job: job.id, title: beginning(titleOf(job), longestName()) }; }); focusField("title"); };
+    return html`<p class="title-line" dir="auto">${titleOf(job)}</p>
+      <p class="soft">${seconds(lengthOf(job))} · ${many(job.num_clips, "clip")} · ${age(job.created_at)}${state.limits && html` · <button type="button" class="link" data-field="rename" onClick=${start}>Rename</button>`}</p>`;
   }
   const done = async (event) => {
     event.preventDefault();
@@ -119,7 +128,7 @@ function Title({ job }) {
   };
   const typed = (event) => { const { value } = event.target; change((now) => { now.renaming.title = value; }); };
   const leave = (event) => { if (event.key === "Escape") { change((now) => { now.renaming = null; }); focusField("rename"); } };
-  return html`<form class="row" onSubmit=${done}><input data-field="title" aria-label="Name of this video" maxlength="512" value=${renaming.title}
+  return html`<form class="row" onSubmit=${done}><input data-field="title" aria-label="Name of this video" maxlength=${longestName()} dir="auto" value=${renaming.title}
     onInput=${typed} onKeyDown=${leave} /><button class="primary">Save the name</button></form>`;
 }
 
@@ -140,8 +149,8 @@ export function JobPanel({ job }) {
     </div>
     ${derivingFrom(job, "retry")?.error && html`<p class="error">${derivingFrom(job, "retry").error}</p>`}
     <div class="actions minor">
-      <button type="button" class="link" onClick=${() => copy(asCurl(job), "Copied as a curl command.")}>Copy as curl</button>
-      <button type="button" class="link" onClick=${() => copy(asPython(job), "Copied as a Python program.")}>Copy as Python</button>
+      <button type="button" class="link" onClick=${() => copyProgram(job, "asCurl", "Copied as a curl command.")}>Copy as curl</button>
+      <button type="button" class="link" onClick=${() => copyProgram(job, "asPython", "Copied as a Python program.")}>Copy as Python</button>
       <button type="button" class="link danger" aria-label=${`Delete: ${nameOf(job)}`} onClick=${() => remove([job.id])}>Delete</button>
     </div>
     ${hasMaps(links) && html`<p><${MapSwitch} /></p>`}

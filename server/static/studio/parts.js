@@ -1,7 +1,7 @@
 // Small pieces that several places of the page are made of.
 
 import { html, useEffect, useRef } from "../vendor/htm-preact.js";
-import { change, state } from "./store.js";
+import { change, state, TOAST_MS } from "./store.js";
 
 const urls = new WeakMap();
 
@@ -84,7 +84,7 @@ export function Toast() {
   const { toast } = state;
   useEffect(() => {
     if (!toast) return undefined;
-    const timer = setTimeout(() => change((now) => { if (now.toast === toast) now.toast = null; }), 7000);
+    const timer = setTimeout(() => change((now) => { if (now.toast === toast) now.toast = null; }), TOAST_MS);
     return () => clearTimeout(timer);
   }, [toast]);
   return html`<div class="toast-place" role="status">${toast && html`<div class="toast">

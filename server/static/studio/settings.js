@@ -45,7 +45,9 @@ export function Settings() {
     <label class="wide check"><input type="checkbox" checked=${settings.router_maps === "true"} onChange=${(event) => { edit((draft) => {
       if (event.target.checked) draft.settings.router_maps = "true"; else delete draft.settings.router_maps;
     }); checkSoon(); }} /> Keep where the model sees hands and face</label>
-    <label class="wide">${FIELD.negative_prompt}<textarea rows="2" placeholder=${chosen.defaults.negative_prompt}
+    ${state.draft.pose && html`<div class="wide row">${FIELD.pose_video}: ${state.draft.pose.name}
+      <button type="button" class="plain" onClick=${() => { edit((draft) => { draft.pose = null; }); checkSoon(); }} aria-label="Remove the pose video">Remove</button></div>`}
+    <label class="wide">${FIELD.negative_prompt}<textarea rows="2" dir="auto" placeholder=${chosen.defaults.negative_prompt}
       value=${settings.negative_prompt ?? ""} ...${asField("negative_prompt")} onInput=${set("negative_prompt")}></textarea></label>
   </div></details>`;
 }

@@ -16,11 +16,15 @@ export function sourceOf(job, links) {
 /** Whether the browser plays a list that grows. Safari does; Chromium says so too, and stalls on the first clips. */
 const playsStreams = (player) => player.canPlayType(PLAYLIST) !== "" && "webkitSetPresentationMode" in player;
 
-/** Play `source` in `player`, from `place` on: { time, plays }. Calls `again` a while after it broke. Returns how to stop. */
-export function attach(player, { kind, address }, place, again) {
+/** Play `source` in `player`, from `place` on: { time, plays }. When it breaks, calls `renew` at once and `again` a while later. Returns how to stop. */
+export function attach(player, { kind, address }, place, renew, again) {
   let hls = null, stopped = false, timer = null;
   const { time, plays } = place;
-  const broken = () => { timer ??= setTimeout(again, AGAIN_MS); };
+  const broken = () => {
+    if (timer) return;
+    timer = setTimeout(again, AGAIN_MS);
+    renew();
+  };
   const loaded = () => {
     if (time > 0) player.currentTime = time;
     if (plays) player.play().catch(() => {});

@@ -4,13 +4,13 @@ import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { frameOf } from "./draft.js";
 import { TryExample } from "./example.js";
 import { Framed } from "./ingredients.js";
-import { clipSecondsOf } from "./jobs.js";
+import { clipSecondsOf, renewLinks } from "./jobs.js";
 import { useLinks } from "./links.js";
 import { hasMaps, MapOverlay } from "./maps.js";
 import { Icon } from "./parts.js";
 import { attach, sourceOf } from "./source.js";
 import { change, state } from "./store.js";
-import { clipsDone, isOver, titleOf } from "./words.js";
+import { beginning, clipsDone, isOver, titleOf } from "./words.js";
 
 /** Plays the job: what is finished so far while it grows, then the video itself, from where one was. */
 function JobPlayer({ job, links }) {
@@ -21,7 +21,7 @@ function JobPlayer({ job, links }) {
   const length = clipSecondsOf(job);
   const slice = state.playing?.job === job.id ? state.playing.clip : null;
 
-  useEffect(() => (source ? attach(video.current, source, place.current, () => setTries(tries + 1)) : undefined), [source?.kind, tries]);
+  useEffect(() => (source ? attach(video.current, source, place.current, () => renewLinks(job), () => setTries(tries + 1)) : undefined), [source?.kind, tries]);
   useEffect(() => { // a slice was asked for
     if (slice === null || !source) return;
     video.current.currentTime = slice * length;
@@ -36,7 +36,7 @@ function JobPlayer({ job, links }) {
     over();
   };
   if (!source) return null;
-  return html`<video ref=${video} controls playsinline preload="auto" aria-label=${`Video: ${titleOf(job).slice(0, 80)}`} data-job=${job.id}
+  return html`<video ref=${video} controls playsinline preload="auto" aria-label=${`Video: ${beginning(titleOf(job), 80)}`} data-job=${job.id}
     data-kind=${source.kind} onEnded=${over} onTimeUpdate=${moved} onPause=${moved}></video>`;
 }
 

@@ -4,7 +4,7 @@ export const state = {
   view: { job: null },        // the id of the open job; null: the draft
   tab: "photos",              // what a phone shows
   jobs: new Map(),            // every job that is known, by id
-  moreJobs: false,            // whether the server has older ones
+  olderThan: undefined,       // the id behind which the server has older ones; null: all are known; at first nobody has asked
   search: "",
   selecting: false,
   selected: new Set(),
@@ -32,8 +32,11 @@ export const state = {
   deriving: null,             // a job about to be made from another one, see derive.js
   mapsShown: false,           // whether router maps lie over the picture
   copyable: null,             // a text to be copied by hand
+  renewed: {},                // job id → how often its links were asked for again, because one did not work
   problem: {},                // job id → why its file could not be fetched
 };
+
+export const TOAST_MS = 7000; // and so long a deletion can be taken back
 
 const listeners = new Set();
 let due = false;

@@ -55,7 +55,7 @@ function Scene({ number, from, to }) {
         onClick=${() => (playing ? stopSpeech() : playSpeech(number, draft.speech.from + from, draft.speech.from + to))}>
         <${Icon} name=${playing ? "pause" : "play"} /></button>`}</div>
     ${known && html`<${Waveform} outline=${outlineBetween(draft.speech.outline, draft.speech.from + from, draft.speech.from + to)} />`}
-    <textarea ref=${area} rows="3" aria-label=${`What happens in scene ${number + 1}`} placeholder=${number ? "As before" : EXAMPLE}
+    <textarea ref=${area} rows="3" dir="auto" aria-label=${`What happens in scene ${number + 1}`} placeholder=${number ? "As before" : EXAMPLE}
       ...${asField(field)} onInput=${typed}></textarea>
     <${FieldError} field=${field} />
   </li>`;
@@ -91,7 +91,7 @@ function Redo({ job, number }) {
   const { prompt, busy, error, before } = derivingFrom(job, "redo");
   const rest = job.num_clips - number - 1;
   return html`<div class="derive">
-    <textarea rows="3" data-field="redo" aria-label=${`What happens in clip ${number + 1} now`} value=${prompt} aria-invalid=${error ? "true" : undefined}
+    <textarea rows="3" dir="auto" data-field="redo" aria-label=${`What happens in clip ${number + 1} now`} value=${prompt} aria-invalid=${error ? "true" : undefined}
       aria-describedby=${error ? "error-redo" : undefined} onInput=${(event) => revise({ prompt: event.target.value })}></textarea>
     <p class="soft">${prompt.trim() === before ? "Unchanged, it comes out differently. " : ""}${rest ? `${many(rest, "clip")} after it ${rest === 1 ? "follows" : "follow"} from it and ${rest === 1 ? "is" : "are"} made anew, too.` : ""}</p>
     ${error && html`<p class="error" id="error-redo">${error}</p>`}
@@ -113,8 +113,8 @@ function More({ job }) {
   return html`<li class="slice more adding"><div class="slice-head"><b>What is said next</b></div>
     ${speech?.outline && html`<${Waveform} outline=${speech.outline} />`}
     ${speech && html`<p class="file-name">${speech.name}${speech.seconds !== null && html` <span>${seconds(speech.seconds)}</span>`}</p>`}
-    <div class="row"><${FilePick} label=${speech ? "Replace" : "Choose a recording"} accept=${SOUNDS} field="extend" onFile=${take} /><${RecordButton} take=${take} fail=${(text) => revise({ error: text })} /></div>
-    <textarea rows="2" aria-label="What happens next" placeholder="As before" value=${prompt} onInput=${(event) => revise({ prompt: event.target.value })}></textarea>
+    <div class="row"><${FilePick} label=${speech ? "Replace" : "Choose a recording"} accept=${SOUNDS} field="extend" onFile=${take} /><${RecordButton} take=${take} fail=${(text) => { if (derivingFrom(job, "extend")) revise({ error: text }); }} /></div>
+    <textarea rows="2" dir="auto" aria-label="What happens next" placeholder="As before" value=${prompt} onInput=${(event) => revise({ prompt: event.target.value })}></textarea>
     ${error && html`<p class="error" id="error-extend">${error}</p>`}
     <div class="row"><button type="button" class="primary" disabled=${busy || !speech} onClick=${() => extend(job)}>${busy ? "Sending…" : "Extend"}</button>
       <button type="button" onClick=${giveUp}>Leave it</button></div></li>`;
@@ -135,9 +135,9 @@ function Clip({ job, number, poster }) {
     <div class="slice-head"><b>Clip ${number + 1}</b><span>${times(number * length, Math.min(lengthOf(job), (number + 1) * length))}</span>
       ${what === "ready" && html`<button type="button" class="slice-play" aria-label=${`Play clip ${number + 1}`} onClick=${play}><${Icon} name="play" /></button>`}
       ${what === "making" && html`<${Ring} part=${job.num_steps ? job.step / job.num_steps : 0} />`}</div>
-    <div class="clip-body">${poster && html`<img src=${poster} alt="" onError=${(event) => { event.target.hidden = true; }} />`}<div>
+    <div class="clip-body">${poster && html`<img key=${poster} src=${poster} alt="" loading="lazy" onError=${(event) => { event.target.hidden = true; }} />`}<div>
     <p class=${`clip-state ${what}`}>${CLIP_WORDS[what]}${what === "making" && job.step ? ` · ${Math.round((job.step / job.num_steps) * 100)} %` : ""}</p>
-    ${redoing ? html`<${Redo} job=${job} number=${number} />` : html`<p class="clip-prompt">${prompt === undefined || prompt === prompts[number - 1] ? html`<span class="soft">As before</span>` : prompt}</p>
+    ${redoing ? html`<${Redo} job=${job} number=${number} />` : html`<p class="clip-prompt" dir="auto">${prompt === undefined || prompt === prompts[number - 1] ? html`<span class="soft">As before</span>` : prompt}</p>
       ${canRedo(job, number) && html`<button type="button" class="link" aria-label=${`Redo from clip ${number + 1}`}
         onClick=${() => { begin("redo", job, { clip: number, prompt: text, before: text }); focusField("redo"); }}>Redo from here</button>`}`}</div></div>
   </li>`;

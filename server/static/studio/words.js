@@ -3,7 +3,7 @@
 export const FIELD = {
   person_image: "Person", product_image: "Product", audio: "Speech", prompt: "Scene", negative_prompt: "Avoid",
   model: "Model", size: "Size", preset: "Quality", num_inference_steps: "Steps", guidance_scale: "Guidance",
-  flow_shift: "Flow shift", product_scale: "Product size", seed: "Seed", fit: "Photo",
+  flow_shift: "Flow shift", product_scale: "Product size", seed: "Seed", fit: "Photo", pose_video: "Pose video",
 };
 
 export const PRESET = {
@@ -17,7 +17,11 @@ const STAGE = {
   decoding: "Developing", muxing: "Adding the sound", done: "Finishing",
 };
 
-// --- amounts
+// --- texts and amounts
+
+/** Characters as the server counts them: an emoji is one, not two. */
+export const charsOf = (text) => [...text].length;
+export const beginning = (text, most) => [...text].slice(0, most).join("");
 
 export const many = (count, thing) => `${count} ${thing}${count === 1 ? "" : "s"}`;
 export const seconds = (value) => `${value.toFixed(1)} s`;
@@ -26,9 +30,10 @@ export const megabytes = (bytes) =>
   bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} KB` : `${(bytes / 2 ** 20).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
 export function duration(value) {
-  if (value < 60) return `${Math.max(1, Math.round(value))} s`;
-  if (value < 3600) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
-  return `${Math.floor(value / 3600)} h ${Math.round((value % 3600) / 60)} min`;
+  const whole = Math.max(1, Math.round(value)), minutes = Math.round(whole / 60);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 export function age(time, now = Date.now()) {
@@ -52,7 +57,7 @@ export const isOver = (job) => ["succeeded", "failed", "canceled"].includes(job.
 export const titleOf = (job) => job.metadata?.title || job.params.prompts[0];
 export const clipsDone = (job) => job.urls.clips.length;
 export const lengthOf = (job) => job.duration_s ?? job.params.num_frames / 25;
-export const nameOf = (job) => `${titleOf(job).slice(0, 60)}, ${Math.round(lengthOf(job))} s`;
+export const nameOf = (job) => `${beginning(titleOf(job), 60)}, ${Math.round(lengthOf(job))} s`;
 
 /** One or two words, for the gallery. */
 export function stateOf(job) {
@@ -95,7 +100,8 @@ const FAILURES = {
 export function failureOf(job) {
   if (job.status === "canceled") {
     const done = clipsDone(job);
-    return done ? `You stopped it. ${many(done, "finished clip")} can still be watched.` : "You stopped it before a clip was finished.";
+    const stopped = job.cancel_reason === "deadline" ? "Its time was over" : "It was stopped";
+    return done ? `${stopped}. ${many(done, "finished clip")} can still be watched.` : `${stopped} before a clip was finished.`;
   }
   const reason = FAILURES[job.error?.code] ?? "Something went wrong while it was made.";
   return clipsDone(job) ? `${reason} The finished clips can still be watched.` : reason;

@@ -11,7 +11,7 @@ from contract.choices import Preset
 from jobs.cards import publish_card
 from server.keys import Scope
 from tests.server.conftest import CARD, Live
-from tests.server.inputs import PERSON, audio_bytes, image_bytes
+from tests.server.inputs import PERSON, audio_bytes, image_bytes, video_bytes
 from tests.server.studio.conftest import Studio
 from tools.browser import CONTROL, Page
 
@@ -237,6 +237,48 @@ def test_a_recording_becomes_the_speech_and_the_microphone_is_released(studio: S
     studio.visit(visit, script=WATCH_MICROPHONE)
 
 
+@pytest.mark.parametrize("leave", ["to another video", "by giving up an extension"])
+def test_a_recording_that_nobody_waits_for_any_more_ends(studio: Studio, leave: str) -> None:
+    job = studio.submit()
+    studio.succeed(job)
+
+    async def visit(page: Page) -> None:
+        if leave == "by giving up an extension":
+            await page.run(go(job))
+            await page.click(".extend")
+        await page.click("#record")
+        await page.says("#record", "Stop")
+        assert await page.run(MICROPHONE_IS_ON)
+        if leave == "by giving up an extension":
+            await page.click(".adding .row:last-child button:not(.primary)")
+        else:
+            await page.run(go(job))
+        await page.until("document.querySelector('#record') === null")
+        await page.until(f"!({MICROPHONE_IS_ON})")
+        await page.run("location.hash = ''")
+        await page.says("#record", "Record")
+        assert await page.run("document.querySelector('.file-name') === null")
+
+    studio.visit(visit, script=WATCH_MICROPHONE)
+
+
+@pytest.mark.parametrize("where", [".speech", ".adding"])
+def test_without_permission_the_microphone_is_explained_beside_the_button(studio: Studio, where: str) -> None:
+    job = studio.submit()
+    studio.succeed(job)
+    refuse = "navigator.mediaDevices.getUserMedia = async () => { throw new Error('not allowed'); };"
+
+    async def visit(page: Page) -> None:
+        if where == ".adding":
+            await page.run(go(job))
+            await page.click(".extend")
+        await page.click(f"{where} #record")
+        await page.says(f"{where} .error", "Allow it in the browser, or choose a file.")
+        await page.says("#record", "Record")
+
+    studio.visit(visit, script=refuse)
+
+
 # --- what is told, and when --------------------------------------------------------------------------------
 
 
@@ -326,7 +368,7 @@ def test_speech_that_is_too_long_can_be_trimmed(studio: Studio) -> None:
         await studio.fill(page, speech=audio_bytes(seconds=301, rate=8000), prompts=("A",))
         await page.says("footer", "95 clips")
         await make(page)
-        await page.says("#error-audio", "at most 5 min 0 s. Trim it")
+        await page.says("#error-audio", "at most 5 min. Trim it")
         await page.write(".trim .to", "5")
         await page.says("footer", "2 clips")
         await make(page)
@@ -502,7 +544,14 @@ def test_a_job_can_be_linked_to_and_back_works(studio: Studio) -> None:
 
 
 def test_use_again_fills_the_draft_with_what_a_job_was_made_from(studio: Studio) -> None:
-    job = studio.submit(audio=audio_bytes(seconds=5), prompt=["She nods.", "She waves."], fit="contain")
+    publish_card(studio.live.services.store, CARD.model_copy(update={"pose": True}))
+    job = studio.submit(
+        audio=audio_bytes(seconds=5),
+        prompt=["She nods.", "She waves."],
+        fit="contain",
+        negative_prompt="grey",
+        pose_video=("pose.mp4", video_bytes(150), "video/mp4"),
+    )
     studio.succeed(job)
 
     async def visit(page: Page) -> None:
@@ -519,6 +568,7 @@ def test_use_again_fills_the_draft_with_what_a_job_was_made_from(studio: Studio)
         params = studio.live.services.journal.read(job).submitted.params
         assert newest.id != job
         assert newest.submitted.params.model_copy(update={"seed": params.seed}) == params
+        assert newest.submitted.inputs.pose_video is not None
 
     studio.visit(visit, at=f"/#job={job}")
 

@@ -9,6 +9,16 @@ from tests.server.studio.conftest import THREE_CLIPS, Studio
 from tools.browser import Page
 
 pytestmark = pytest.mark.slow
+# The first links that the page gets have expired.
+EXPIRED_LINKS = """
+const ask = window.fetch;
+let spoiled = 0;
+window.fetch = async (path, options) => {
+  const answer = await ask(path, options);
+  if (!String(path).endsWith("/signed-urls") || spoiled++) return answer;
+  return new Response((await answer.text()).replaceAll(/expires=\\d+/g, "expires=1"), { status: 200 });
+};
+"""
 LIKE_SAFARI = "HTMLVideoElement.prototype.webkitSetPresentationMode = () => {};"
 
 
@@ -53,6 +63,23 @@ def test_where_streams_play_by_themselves_nothing_is_loaded_for_them(studio: Stu
         assert not await page.run(loaded("vendor/hls.js"))
 
     studio.visit(visit, at=f"/#job={job}", script=LIKE_SAFARI)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_links_that_have_expired_are_asked_for_again(studio: Studio, finished: bool) -> None:
+    token = studio.key()
+    job = studio.submit(token, audio=THREE_CLIPS)
+    studio.start(job)
+    studio.finish_clip(job, 0)
+    if finished:
+        studio.succeed(job, started=True)
+
+    async def visit(page: Page) -> None:
+        await page.until("document.querySelector('video')?.readyState >= 2")
+        await page.until("document.querySelector('.clip-body img')?.naturalWidth > 0")
+
+    key = f"sessionStorage.setItem('key', '{token}');"
+    studio.visit(visit, at=f"/#job={job}", script=key + EXPIRED_LINKS)
 
 
 def test_what_was_finished_of_a_canceled_video_plays_as_one(studio: Studio) -> None:
