@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +34,11 @@ class Service:
         return self.live.url
 
 
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    stack = Stack.create(folder, FakeSettings(seconds_per_step=0.05, media=True), min_free_bytes=0)
+@contextmanager
+def running_service(folder: Path, seconds_per_step: float = 0.05, **settings: object) -> Iterator[Service]:
+    """A service of its own in `folder`."""
+    fake = FakeSettings(seconds_per_step=seconds_per_step, media=True)
+    stack = Stack.create(folder, fake, **{"min_free_bytes": 0, **settings})
     publish_card(stack.store, write_fake_checkpoint(stack.checkpoint_folder, "fake", FakeSettings()))
     sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(stack.checkpoint_folder.iterdir())]
     (stack.checkpoint_folder / MANIFEST).write_text("".join(sums))
@@ -45,10 +47,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     person, speech = folder / "person.png", folder / "speech.wav"
     person.write_bytes(image_bytes())
     speech.write_bytes(audio_bytes(seconds=4.0))
-    settings = stack.settings.model_copy(update={"redis_url": stack.redis.url})
-    with serving(create_app(settings)) as live:
-        yield Service(live, stack, person, speech)
-    stack.close()
+    changed = stack.settings.model_copy(update={"redis_url": stack.redis.url})
+    try:
+        with serving(create_app(changed)) as live:
+            yield Service(live, stack, person, speech)
+    finally:
+        stack.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("service")) as running:
+        yield running
 
 
 @pytest.fixture
