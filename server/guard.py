@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.attention import PIECE, REQUEST
 from server.errors import ApiError, printable
 from server.origins import host_name, is_known_host, is_known_origin, with_cors
 from server.services import Services
@@ -26,17 +28,25 @@ CONTENT_SECURITY_POLICY: Final = (
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Those that metrics tell apart: a client may make up any number of others."""
 
+PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
-def in_time(receive: Receive, seconds: float) -> Receive:
+Step = Callable[[float], Awaitable[float]]
+"""Counts a step of a request, of some weight. Returns for how many seconds it had to wait."""
+
+
+def in_time(receive: Receive, seconds: float, step: Step) -> Receive:
     """`receive` for a request whose body must be complete within so many seconds.
 
     Raises ApiError when it is not. What comes after the body, the end of the connection, may take for ever.
+    Each piece of the body is a step. The time that steps wait is not the client's fault, who gets as much
+    more, but no more than twice the time in all.
     """
     until = time.monotonic() + seconds
+    latest = until + seconds
     complete = False
 
     async def bounded() -> Message:
-        nonlocal complete
+        nonlocal complete, until
         if complete:
             return await receive()
         try:
@@ -46,6 +56,8 @@ def in_time(receive: Receive, seconds: float) -> Receive:
             detail = f"The request was not complete after {seconds:g} seconds."
             raise ApiError("upload_timeout", detail, limit=seconds, close=True) from error
         complete = not message.get("more_body", False)
+        if message.get("body"):
+            until = min(until + await step(PIECE), latest)
         return message
 
     return bounded
@@ -74,11 +86,31 @@ class Guard:
             return ApiError("cross_origin", detail)
         return None
 
+    def _step(self, scope: Scope) -> Step:
+        """How the steps of this request are counted.
+
+        Those of a probe are not: nobody keeps it waiting, and it is no company to a tenant who is alone.
+        """
+        attention, delayed = self._services.attention, self._services.metrics.delayed_steps
+        credentials = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        token = credentials.decode("latin-1").partition(" ")[2]
+        tenant = attention.tenant(token, scope["client"][0] if scope["client"] else "")
+        is_probe = scope["path"] in PROBES
+
+        async def step(weight: float) -> float:
+            waited = 0.0 if is_probe else await attention.step(tenant, weight)
+            if waited:
+                delayed.inc()
+            return waited
+
+        return step
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, metrics = time.perf_counter(), self._services.metrics
+        started, metrics, step = time.perf_counter(), self._services.metrics, self._step(scope)
+        await step(REQUEST)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -93,10 +125,12 @@ class Guard:
                 method = scope["method"] if scope["method"] in METHODS else "other"
                 metrics.requests.labels(route, method, str(message["status"])).inc()
                 metrics.seconds.labels(route, method).observe(time.perf_counter() - started)
+            elif message.get("body"):
+                await step(PIECE)
             await send(message)
 
         refusal = self._refusal(scope)
-        receive = in_time(receive, self._services.settings.upload_timeout_s)
+        receive = in_time(receive, self._services.settings.upload_timeout_s, step)
         if refusal is not None:
             metrics.refused.labels(refusal.code).inc()
             await refusal.response()(scope, receive, send_guarded)

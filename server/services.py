@@ -11,6 +11,7 @@ from contract.settings import Settings
 from jobs.artifacts import ArtifactStore
 from jobs.clock import Clock
 from jobs.journal import Journal
+from server.attention import Attention
 from server.decoding.sandbox import Sandbox
 from server.delivery.signing import UrlSigner
 from server.delivery.webhooks import WebhookSender
@@ -44,6 +45,7 @@ class Services:
     webhooks: WebhookSender
     clock: Clock
     storage: StorageProbe
+    attention: Attention = field(default_factory=Attention)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))
