@@ -27,7 +27,7 @@ BUSY_S: Final = 0.001
 """A pass of the loop that takes longer had something to do."""
 BUSY_SHARE: Final = 0.5
 """A process that has worked for a larger share of the time is busy."""
-PAUSE_S: Final = 0.002
+BREATH_S: Final = 0.002
 LONGEST_WAIT_S: Final = 2.0
 """After so long, a step goes on even if the loop is busy: a request may be slow, but it ends."""
 MOST_RECOGNISED: Final = 10_000
@@ -98,7 +98,7 @@ class Attention:
             turn, since = self._waiting[0]
             is_busy = now - began > BUSY_S or time.process_time() - worked > BUSY_SHARE * (now - passed)
             if is_busy and now - since < LONGEST_WAIT_S:
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(BREATH_S)
                 continue
             passed, worked = now, time.process_time()
             self._waiting.popleft()
