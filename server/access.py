@@ -75,7 +75,7 @@ def identified(services: Services, credentials: HTTPAuthorizationCredentials | N
         if not any_keys(services.store):
             return ANONYMOUS  # clients such as OpenAI's always send some key
         raise ApiError("unauthorized", "This API key is not valid.")
-    services.attention.recognise(credentials.credentials, key.id)
+    services.loop_shares.recognise(credentials.credentials, key.id)
     return Principal(key.id, frozenset(key.scopes), key.limits, key.highest_priority)
 
 

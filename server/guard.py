@@ -9,8 +9,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.attention import PIECE, REQUEST
 from server.errors import ApiError, printable
+from server.loop_shares import CHUNK, REQUEST
 from server.origins import host_name, is_known_host, is_known_origin, with_cors
 from server.services import Services
 
@@ -30,15 +30,15 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
-Step = Callable[[float], Awaitable[float]]
-"""Counts a step of a request, of some weight. Returns for how many seconds it had to wait."""
+Use = Callable[[float], Awaitable[float]]
+"""Counts work of some weight for a request, before it is done. Returns for how many seconds it had to wait."""
 
 
-def in_time(receive: Receive, seconds: float, step: Step) -> Receive:
+def in_time(receive: Receive, seconds: float, use: Use) -> Receive:
     """`receive` for a request whose body must be complete within so many seconds.
 
     Raises ApiError when it is not. What comes after the body, the end of the connection, may take for ever.
-    Each piece of the body is a step. The time that steps wait is not the client's fault, who gets as much
+    Each chunk of the body counts. The time that it has to wait is not the client's fault, who gets as much
     more, but no more than twice the time in all.
     """
     until = time.monotonic() + seconds
@@ -57,7 +57,7 @@ def in_time(receive: Receive, seconds: float, step: Step) -> Receive:
             raise ApiError("upload_timeout", detail, limit=seconds, close=True) from error
         complete = not message.get("more_body", False)
         if message.get("body"):
-            until = min(until + await step(PIECE), latest)
+            until = min(until + await use(CHUNK), latest)
         return message
 
     return bounded
@@ -86,31 +86,31 @@ class Guard:
             return ApiError("cross_origin", detail)
         return None
 
-    def _step(self, scope: Scope) -> Step:
-        """How the steps of this request are counted.
+    def _use(self, scope: Scope) -> Use:
+        """How the work for this request is counted.
 
-        Those of a probe are not: nobody keeps it waiting, and it is no company to a tenant who is alone.
+        That for a probe is not: nobody keeps it waiting, and it is no company to a tenant who is alone.
         """
-        attention, delayed = self._services.attention, self._services.metrics.delayed_steps
+        shares, waits = self._services.loop_shares, self._services.metrics.loop_waits
         credentials = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         token = credentials.decode("latin-1").partition(" ")[2]
-        tenant = attention.tenant(token, scope["client"][0] if scope["client"] else "")
+        tenant = shares.tenant(token, scope["client"][0] if scope["client"] else "")
         is_probe = scope["path"] in PROBES
 
-        async def step(weight: float) -> float:
-            waited = 0.0 if is_probe else await attention.step(tenant, weight)
+        async def use(weight: float) -> float:
+            waited = 0.0 if is_probe else await shares.use(tenant, weight)
             if waited:
-                delayed.inc()
+                waits.inc()
             return waited
 
-        return step
+        return use
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, metrics, step = time.perf_counter(), self._services.metrics, self._step(scope)
-        await step(REQUEST)
+        started, metrics, use = time.perf_counter(), self._services.metrics, self._use(scope)
+        await use(REQUEST)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -126,11 +126,11 @@ class Guard:
                 metrics.requests.labels(route, method, str(message["status"])).inc()
                 metrics.seconds.labels(route, method).observe(time.perf_counter() - started)
             elif message.get("body"):
-                await step(PIECE)
+                await use(CHUNK)
             await send(message)
 
         refusal = self._refusal(scope)
-        receive = in_time(receive, self._services.settings.upload_timeout_s, step)
+        receive = in_time(receive, self._services.settings.upload_timeout_s, use)
         if refusal is not None:
             metrics.refused.labels(refusal.code).inc()
             await refusal.response()(scope, receive, send_guarded)

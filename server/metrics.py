@@ -56,9 +56,9 @@ class Metrics:
             "cointeract_loop_lag_seconds", "How long the event loop was held up, tried ten times a second.",
             registry=self.registry, buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
         )  # fmt: skip
-        self.delayed_steps = Counter(
-            "cointeract_delayed_steps",
-            "Steps of requests that waited: their tenant used more than its share of the event loop.",
+        self.loop_waits = Counter(
+            "cointeract_loop_waits",
+            "Requests and chunks that waited: their tenant had used more than its share of the event loop.",
             registry=self.registry,
         )
         self.jobs = Gauge("cointeract_jobs", "Stored jobs by state.", ["state"], registry=self.registry)

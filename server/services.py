@@ -11,7 +11,6 @@ from contract.settings import Settings
 from jobs.artifacts import ArtifactStore
 from jobs.clock import Clock
 from jobs.journal import Journal
-from server.attention import Attention
 from server.decoding.sandbox import Sandbox
 from server.delivery.signing import UrlSigner
 from server.delivery.webhooks import WebhookSender
@@ -20,6 +19,7 @@ from server.hints import Hints
 from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
 from server.keyed_locks import KeyedLocks
+from server.loop_shares import LoopShares
 from server.metrics import Metrics
 from server.shares import Places, Turns
 from server.storage_probe import StorageProbe
@@ -45,7 +45,7 @@ class Services:
     webhooks: WebhookSender
     clock: Clock
     storage: StorageProbe
-    attention: Attention = field(default_factory=Attention)
+    loop_shares: LoopShares = field(default_factory=LoopShares)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))

@@ -1,8 +1,9 @@
 """The event loop as capacity that tenants share: one that has used more than its share waits until the loop
 is idle.
 
-One loop serves all requests, and each step of one, such as another piece of a body, keeps all others waiting.
-Limits on places and turns do not count steps, so a tenant that floods the server would slow everybody down.
+One loop serves all requests, and whatever it does for one of them, such as taking another chunk of a body,
+keeps all others waiting. Limits on places and turns do not count that, so a tenant that floods the server
+would slow everybody down.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Callable
 from typing import Final
 
 REQUEST: Final = 10.0
-"""What a request weighs, in steps. A piece of a body is one step, of a fraction of a millisecond."""
-PIECE: Final = 1.0
+"""What a request weighs: some milliseconds of the loop."""
+CHUNK: Final = 1.0
+"""What a chunk of a body or of an answer weighs: a fraction of a millisecond."""
 FORGOTTEN_S: Final = 2.0
 """After so long, what a tenant has used counts 1/e as much."""
 MODEST: Final = 20.0 * REQUEST * FORGOTTEN_S
@@ -29,12 +31,12 @@ BUSY_SHARE: Final = 0.5
 """A process that has worked for a larger share of the time is busy."""
 BREATH_S: Final = 0.002
 LONGEST_WAIT_S: Final = 2.0
-"""After so long, a step goes on even if the loop is busy: a request may be slow, but it ends."""
+"""After so long, work goes on even if the loop is busy: a request may be slow, but it ends."""
 MOST_RECOGNISED: Final = 10_000
 
 
-class Attention:
-    """Counts the steps of tenants, and lets those wait that use more than the others. For one event loop."""
+class LoopShares:
+    """Counts the work for tenants, and lets those wait that use more than the others. For one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -44,7 +46,7 @@ class Attention:
         self._owners: OrderedDict[str, str] = OrderedDict()
         """The owners of credentials that were found valid."""
         self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
-        """The steps that wait, and since when."""
+        """The work that waits, and since when."""
         self._keeper: asyncio.Task[None] | None = None
 
     def recognise(self, credentials: str, owner: str) -> None:
@@ -58,8 +60,9 @@ class Attention:
         """Who a request counts for: the owner of a known key or, as anybody can invent keys, an address."""
         return self._owners.get(credentials, address)
 
-    async def step(self, tenant: str, weight: float) -> float:
-        """Count a step of `tenant`, and wait until the loop is idle if it has used more than its share.
+    async def use(self, tenant: str, weight: float) -> float:
+        """Count work for `tenant` that is about to be done. If it has used more than its share, wait until
+        the loop is idle.
 
         Returns for how many seconds it waited.
         """
