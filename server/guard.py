@@ -31,7 +31,7 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 Use = Callable[[float], Awaitable[float]]
-"""Counts work of some weight for a request, before it is done. Returns for how many seconds it had to wait."""
+"""Counts work of some weight for a request, before it is done. Returns how many seconds it had to wait."""
 
 
 def in_time(receive: Receive, seconds: float, use: Use) -> Receive:
