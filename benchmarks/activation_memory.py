@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_iter
 
 from contract.video import CLIP_LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENT_FRAMES
 from model.bench.clip import OFFICIAL_SHAPES, ClipShape, conditioning_inputs
-from model.bench.counting import model_without_data, without_data
+from model.bench.counting import building_in, model_without_data, without_data
 from model.checkpoints.official_names import dit_config
 from model.transformer import CoInteractTransformer3DModel
 from model.vae import decode_latents, encode_pixels
@@ -62,7 +62,8 @@ class LiveBytes(TorchDispatchMode):
 def official_networks() -> tuple[CoInteractTransformer3DModel, AutoencoderKLWan]:
     """Transformer and VAE in bf16 without data; see `model_without_data`."""
     model = model_without_data(dit_config({}, hoi_branch=False), torch.bfloat16)
-    return model, use_fast_layers(AutoencoderKLWan()).to(torch.bfloat16)
+    with building_in(torch.bfloat16):
+        return model, use_fast_layers(AutoencoderKLWan())
 
 
 def peak_bytes(weights: torch.nn.Module, run: Callable[[], object]) -> int:

@@ -9,6 +9,8 @@ hides behind their arithmetic.
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -173,13 +175,20 @@ def model_without_data(config: dict[str, Any], dtype: torch.dtype) -> CoInteract
 
     Call it, and the model, under `FakeTensorMode(allow_non_fake_inputs=True)`.
     """
+    with building_in(dtype):
+        model: CoInteractTransformer3DModel = CoInteractTransformer3DModel.from_config(config)
+    return model
+
+
+@contextmanager
+def building_in(dtype: torch.dtype) -> Iterator[None]:
+    """Networks made meanwhile have parameters of `dtype`. Without data they cannot be cast afterwards."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model: CoInteractTransformer3DModel = CoInteractTransformer3DModel.from_config(config)
+        yield
     finally:
         torch.set_default_dtype(before)
-    return model
 
 
 @torch.no_grad()
