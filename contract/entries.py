@@ -95,6 +95,8 @@ class Submitted(Entry):
     """What the submitter should know. The job tells it."""
     keep_motion: bool = False
     """Whether the frames between clips are kept with the job, so that others can continue from any clip."""
+    trace: str | None = None
+    """Context of the trace that the submit belongs to, as W3C's `traceparent`; None without traces."""
     parent: str | None = None
     """The job that this one was made from. It may be gone."""
     clips: tuple[ClipFinished, ...] = ()

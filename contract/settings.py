@@ -252,6 +252,12 @@ class Settings(BaseSettings):
         "elsewhere, such weights are expanded to bf16 first.",
     )
 
+    traces: bool = Field(
+        False,
+        description="Send traces by OTLP over HTTP, where OpenTelemetry's own variables say "
+        "(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS and so on). Needs the extra `traces`.",
+    )
+
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(False, description="Write log lines as JSON objects.")
 

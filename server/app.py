@@ -24,6 +24,7 @@ from jobs.journal import Journal
 from jobs.kept_files import KeptFiles
 from jobs.queue import JobQueue
 from jobs.storage import StoreRefusedError, open_store
+from jobs.traces import TracesNotInstalledError, open_traces
 from server import errors
 from server.access import why_not_to_start
 from server.decoding.sandbox import Sandbox
@@ -91,8 +92,13 @@ def _services(settings: Settings) -> Services:
         secret = webhook_secret(store, settings.webhook_secret)
     except ValueError as error:
         raise StartRefusedError(f"COINTERACT_WEBHOOK_SECRET: {error}") from error
+    try:
+        traces = open_traces(settings, "cointeract-api")
+    except TracesNotInstalledError as error:
+        raise StartRefusedError(str(error)) from error
     metrics = Metrics()
     return Services(
+        traces=traces,
         settings=settings,
         store=store,
         journal=Journal(store),
@@ -197,6 +203,7 @@ def create_app(settings: Settings) -> FastAPI:
                 task.cancel()
             await services.webhooks.stop()
             await services.sandbox.stop()
+            await asyncio.to_thread(services.traces.close)
 
     app = Application(
         title="CoInteract Server",

@@ -9,6 +9,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.traces import NO_SPAN, Span
 from server.errors import ApiError, printable
 from server.loop_shares import CHUNK, REQUEST
 from server.origins import host_name, is_known_host, is_known_origin, with_cors
@@ -109,6 +110,15 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] != "POST":  # only a submit begins a trace
+            await self._serve(scope, receive, send, NO_SPAN)
+            return
+        parent = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
+        with self._services.traces.around("POST", parent or None) as span:
+            span.note(method="POST")
+            await self._serve(scope, receive, send, span)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, span: Span) -> None:
         started, metrics, use = time.perf_counter(), self._services.metrics, self._use(scope)
         await use(REQUEST)
 
@@ -123,6 +133,8 @@ class Guard:
                     headers.append((b"cache-control", b"no-store"))
                 route = getattr(scope.get("route"), "path", "unknown")
                 method = scope["method"] if scope["method"] in METHODS else "other"
+                span.rename(f"{method} {route}")
+                span.note(route=route, status=message["status"])
                 metrics.requests.labels(route, method, str(message["status"])).inc()
                 metrics.seconds.labels(route, method).observe(time.perf_counter() - started)
             elif message.get("body"):

@@ -11,6 +11,7 @@ from contract.settings import Settings
 from jobs.artifacts import ArtifactStore
 from jobs.clock import Clock
 from jobs.journal import Journal
+from jobs.traces import Traces
 from server.decoding.sandbox import Sandbox
 from server.delivery.signing import UrlSigner
 from server.delivery.webhooks import WebhookSender
@@ -46,6 +47,7 @@ class Services:
     clock: Clock
     storage: StorageProbe
     loop_shares: LoopShares = field(default_factory=LoopShares)
+    traces: Traces = field(default_factory=Traces)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))

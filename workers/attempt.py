@@ -32,7 +32,9 @@ from jobs.artifacts import STORAGE_AWAY, ArtifactStore
 from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, verdict
 from jobs.queue import JobQueue
 from jobs.scheduling import may_start
+from jobs.traces import Traces
 from jobs.usage import SpentUsage, note_usage
+from workers.attempt_trace import AttemptTrace
 from workers.engines.engine import (
     ClipFiles,
     ClipStream,
@@ -79,6 +81,7 @@ class Runner:
     stopping: threading.Event
     provenance: Provenance
     maker: Maker | None = None
+    traces: Traces = field(default_factory=Traces)
     broken: bool = field(default=False, init=False)
     """Whether only a fresh process can go on rendering."""
     speed: Speed | None = field(default=None, init=False)
@@ -163,6 +166,7 @@ class _Attempt:
         self.workdir = runner.store.scratch() / attempt_folder(job.id, job.attempt)
         self.files = JobFiles(runner.store, job.id, self.about, self._pause, self.workdir)
         self.log = JobLogHandler(runner.store, job.id, job.attempt)
+        self.trace = AttemptTrace(runner.traces, job, runner.worker)
 
     def run(self) -> None:
         runner, job = self.runner, self.job
@@ -198,6 +202,7 @@ class _Attempt:
             self._bill()
             logging.getLogger().removeHandler(self.log)
             self.log.save()
+            self.trace.end(outcome, cause)
             runner.tell(Ended(outcome=outcome, cause=cause, stage=self.stage, fall_back=self.fall_back))
 
     def _render_or_record(
@@ -342,6 +347,7 @@ class _Attempt:
     ) -> None:
         """Keep a finished clip, rendered in `seconds`, so that a later attempt can continue after it."""
         index, name = clip.index, f"{clip.index:04d}-{self.job.attempt}"
+        span = self.trace.storing(index)
         files = ClipFiles(
             video=workdir / f"{index}.mp4",
             motion=workdir / f"{index}.motion",
@@ -371,6 +377,7 @@ class _Attempt:
         )
         if not self.job.submitted.keep_motion:  # up to 75 MB that nobody needs now
             self.files.drop(before)
+        span.end()
         self.unkept.popleft()
         self.runner.tell(ClipDone(seconds=seconds, speed=speed))
         log.info("clip %d finished in %.1f s", index, seconds, extra=self.about)
@@ -382,6 +389,7 @@ class _Attempt:
             self.stage_began_at = utcnow()
             self.log.stage_begins(stage, clip)
         self.stage, self.place = stage, (clip, step)
+        self.trace.stage(stage, clip)
         self.stopwatch.note(stage)
         self._still_there()
         self._check()

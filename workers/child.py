@@ -36,6 +36,7 @@ from jobs.logs import configure_logging
 from jobs.queue import JobQueue, queue_name
 from jobs.storage import open_store
 from jobs.tickets import RENDER_NEXT, Ticket
+from jobs.traces import Traces, open_traces
 from workers.attempt import Runner
 from workers.engines.engine import Engine
 from workers.engines.fake import FAKE_FILE, FakeEngine, FakeSettings
@@ -165,7 +166,7 @@ def load_engine(config: ChildConfig) -> Engine:
     )
 
 
-def serve(config: ChildConfig, engine: Engine, provenance: Provenance) -> int:
+def serve(config: ChildConfig, engine: Engine, provenance: Provenance, traces: Traces) -> int:
     """Work until told to stop. Returns the exit status. Waits for a Redis that is away."""
     report_lock = threading.Lock()
 
@@ -186,6 +187,7 @@ def serve(config: ChildConfig, engine: Engine, provenance: Provenance) -> int:
         stopping=threading.Event(),
         provenance=provenance,
         maker=maker_of(engine, config.folder, len(config.devices)),
+        traces=traces,
     )
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -215,13 +217,15 @@ def main() -> int:
     try:
         provenance = Provenance(open_store(config.settings, probe=False), config.settings)
         provenance.check()
+        traces = open_traces(config.settings, "cointeract-worker", {"device": config.devices[0]})
         engine = load_engine(config)
     except Exception as error:  # whatever it is, it is the reason why nothing is rendered
         log.exception("the model cannot be loaded", extra={"checkpoint": config.checkpoint})
         cause = f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]
         os.write(config.report_fd, Unloadable(cause=cause).model_dump_json().encode() + b"\n")
         return 1
-    status = serve(config, engine, provenance)
+    status = serve(config, engine, provenance, traces)
+    traces.close()
     if config.meeting is not None:
         # Tensors that never arrive must not hold up the end: torch would wait for them.
         os._exit(status)

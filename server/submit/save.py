@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from server.services import Services
 from server.submit.check import STORED_NAME, THUMBNAIL, Checked, priority_of
 from server.submit.receive import Draft
 from server.submit.speak import voice_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,12 @@ def new_job(draft: Draft, checked: Checked, services: Services, principal: Princ
 def _save(job_id: str, make: MakeJob, services: Services, claim: str | None = None) -> Job:
     """Store the job, and announce it."""
     new = make()
-    submitted = new.submitted.model_copy(update={"idempotency_claim": claim})
+    context = {"idempotency_claim": claim, "trace": services.traces.current()}
+    submitted = new.submitted.model_copy(update=context)
     job = services.journal.submit(job_id, new.folder, submitted)
     services.index.put(job)
     services.hints.announce(job)
+    log.info("submitted", extra={"job_id": job.id, "checkpoint": submitted.checkpoint})
     return job
 
 

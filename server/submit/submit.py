@@ -81,14 +81,16 @@ async def place(
             if not repeated:
                 check_space(services)
             async with scratch(services, tenant) as space:
-                order = await receive_order(space)
+                with services.traces.around("receive"):
+                    order = await receive_order(space)
                 turn = nullcontext() if key is None else services.idempotency.turn(owner, key)
                 async with turn:
                     if key is not None and await services.look(services.idempotency.known, owner, key):
                         known = await asyncio.to_thread(known_job, key, order.fingerprint, services, owner)
                         if known is not None:
                             return known, False
-                    make = await order.check()
+                    with services.traces.around("check"):
+                        make = await order.check()
                     job, is_new = await save(make, key, order.fingerprint, services, principal)
                     if is_new:
                         space.folder_became_a_job()
