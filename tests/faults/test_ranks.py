@@ -151,7 +151,7 @@ def test_a_canceled_job_frees_both_ranks_within_a_step_for_the_next(real: Stack)
 
 @pytest.mark.timeout(900)
 def test_a_stopped_rank_is_noticed_named_and_replaced(make_stack: StackFactory) -> None:
-    stack = make_stack(stall_timeout_s=60.0)
+    stack = make_stack(stall_timeout_s=30.0)
     write_tiny_checkpoint(stack.folder / "tiny", seed=0)
     stack.checkpoint_folder, stack.checkpoint = stack.folder / "tiny", "tiny-random"
     stack.start_reaper()
