@@ -226,8 +226,12 @@ def test_unfinished_jobs_count_against_gpu_time_in_a_burst_too(api: Api) -> None
     assert statuses.count(202) == 4, "a job of unknown length counts as a quarter of the limit"
     api.services.index.learn_speeds({"tiny": Speed(per_step=1e9, per_clip=0)})
     assert submit(api, key).json()["code"] == "gpu_seconds_limit"
-    api.services.index.learn_speeds({"tiny": Speed(per_step=1e-9, per_clip=0)})
-    assert submit(api, key).status_code == 202
+
+    def is_accepted() -> bool:
+        api.services.index.learn_speeds({"tiny": Speed(per_step=1e-9, per_clip=0)})
+        return submit(api, key).status_code == 202  # unless the server has just learned from its workers
+
+    assert any(is_accepted() for _ in range(5))
 
 
 def test_unfinished_jobs_count_against_stored_bytes_in_a_burst_too(api: Api) -> None:

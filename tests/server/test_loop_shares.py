@@ -133,13 +133,14 @@ def test_a_flood_with_invented_keys_is_delayed_and_probes_are_not(
     key = {"Authorization": f"Bearer {create_key(api.store, 'modest').token}"}
     for _ in range(2):  # the first one still counts for the address
         assert api.client.get("/v1/jobs", headers=key).status_code == 200
+    before = loop_waits(api)
     for _ in range(100):
         assert api.client.get("/healthz").status_code == 200
-    assert loop_waits(api) == 0
+    assert loop_waits(api) == before
     for _ in range(40):
         invented = {"Authorization": f"Bearer ck_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"}
         assert api.client.get("/v1/jobs", headers=invented).status_code == 401
-    assert loop_waits(api) > 0
+    assert loop_waits(api) > before
 
 
 @pytest.mark.parametrize("is_the_servers", [True, False])
