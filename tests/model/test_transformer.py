@@ -409,6 +409,7 @@ def test_the_attention_backend_can_be_chosen(target, inputs) -> None:
     torch.testing.assert_close(chosen, default, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_blocks_compile_into_whole_graphs(target, inputs) -> None:
     transformer = build()
     with torch.no_grad():
