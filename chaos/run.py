@@ -27,6 +27,7 @@ from chaos.observed import Observed
 from chaos.receivers import Receivers, make_certificate, network_of_our_own, receiving
 from chaos.report import Report
 from chaos.stack import InjectedFault, LiveStack, live_stack, resident_bytes
+from chaos.storage import RemoteStorage
 from chaos.verdict import RETRY_S, Judge
 from contract.settings import Settings
 from jobs.journal import JobNotFound
@@ -38,6 +39,9 @@ FAULT_WEIGHTS = {"child": 7, "worker": 5, "api": 3, "reaper": 2, "redis": 2, "fr
 CALM_SHARE = 0.5
 """Share of the jobs that are submitted at full rate before the first fault, to measure latencies."""
 SUBMIT_RATE = 50.0
+REMOTE_SUBMIT_RATE = 4.0
+"""With a storage that handles one request at a time, on the same cores."""
+STORAGE_FAILS_S = 4.0
 STATUS_RATE = 20.0
 CANCEL_EVERY = 20
 """One job in this many is canceled."""
@@ -66,6 +70,8 @@ class Options:
     webhooks: bool = False
     """Whether some jobs name webhooks, half of which are black holes."""
     seed: int = 0
+    storage: RemoteStorage | None = None
+    """Where jobs lie if the parts share no disk."""
 
 
 class Chaos:
@@ -97,7 +103,8 @@ class Chaos:
             asyncio.create_task(work()) for work in (self._supervise, self._watch, self._cancel_some)
         ]
         try:
-            await self._submit_all(range(calm), SUBMIT_RATE, self.seen.calm_submits)
+            rate = SUBMIT_RATE if self.options.storage is None else REMOTE_SUBMIT_RATE
+            await self._submit_all(range(calm), rate, self.seen.calm_submits)
             rest = range(calm, self.options.jobs)
             rate = max(0.1, len(rest) / self.options.seconds)
             await asyncio.gather(
@@ -255,7 +262,10 @@ class Chaos:
         """Inject `kills` faults and the power cuts, evenly spread, one of them a FLUSHALL."""
         if not kills:
             return
-        kinds = self.random.choices(list(FAULT_WEIGHTS), list(FAULT_WEIGHTS.values()), k=kills)
+        weights = dict(FAULT_WEIGHTS)
+        if self.stack.fail_storage is not None:
+            weights["storage"] = 3
+        kinds = self.random.choices(list(weights), list(weights.values()), k=kills)
         kinds[kills // 2] = "flush"
         if self.options.outage_s:
             kinds[kills // 4] = "outage"
@@ -277,6 +287,8 @@ class Chaos:
                 return self.stack.flush_redis()
             case "outage":
                 return self.stack.freeze_redis(self.options.outage_s)
+            case "storage":
+                return self.stack.break_storage(STORAGE_FAILS_S)
             case "power":
                 return self.stack.cut_power()
             case "api":
@@ -369,6 +381,7 @@ async def _run(options: Options, folder: Path, disk: Disk | None) -> Report:
                 settings,
                 apis=options.apis,
                 disk=disk,
+                storage=options.storage,
                 more_environment=environment,
             )
         )

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,15 +17,17 @@ import httpx
 from redis.exceptions import RedisError
 
 from chaos.disk import Disk
+from chaos.storage import RemoteStorage
 from contract.settings import Settings, as_environment
 from deploy.parts import own_command
 from deploy.stack import Part, PartSupervisor, free_port
-from jobs.artifacts import FolderStore
+from jobs.artifacts import ArtifactStore
 from jobs.cards import publish_card
 from jobs.identity import pid_of
 from jobs.journal import Journal
 from jobs.queue import JobQueue
 from jobs.redis_server import RedisServer
+from jobs.storage import open_store
 from workers.engines.fake import FakeSettings, write_fake_checkpoint
 from workers.scratch import attempt_of_folder
 
@@ -57,13 +59,15 @@ class LiveStack:
     settings: Settings
     url: str
     supervisor: PartSupervisor
-    store: FolderStore
+    store: ArtifactStore
     queue: JobQueue
     workers: int
     ports: tuple[int, ...]
     """The ports of the API processes. `url` leads to the first."""
     disk: Disk | None = None
     """The disk under the data folder, if its power can be cut."""
+    fail_storage: Callable[[float], None] | None = None
+    """Makes the storage fail for so many seconds, if that can be had."""
     frozen: dict[int, float] = field(default_factory=dict)
     """Stopped processes, each with the time at which it goes on."""
 
@@ -150,6 +154,13 @@ class LiveStack:
         self.frozen[pid] = time.monotonic() + seconds
         return InjectedFault("Redis outage", time.time())
 
+    def break_storage(self, seconds: float) -> InjectedFault | None:
+        """Let requests to the storage fail in every way for so long."""
+        if self.fail_storage is None:
+            return None
+        self.fail_storage(seconds)
+        return InjectedFault("storage fails", time.time())
+
     def flush_redis(self) -> InjectedFault | None:
         try:
             self.queue.redis.flushall()
@@ -167,11 +178,26 @@ class LiveStack:
         A worker has a folder for its attempt and removes it after freeing the device. A killed worker leaves
         the folder behind, so a folder counts only if its worker lives.
         """
-        folders = self.store.list_names("scratch")
+        folders = [path.name for scratch in self._scratches() for path in scratch.iterdir()]
         return (
             any((attempt_of_folder(name) or ("",))[0] == job_id for name in folders)
             and job_id in self.running_jobs()
         )
+
+    def _scratches(self) -> list[Path]:
+        """Where workers keep unfinished files: each on a disk of its own, if they share no folder."""
+        if self.settings.storage_url is None:
+            return [self.store.scratch()]
+        disks = [self.disk_of(f"worker-{number}") for number in range(self.workers)]
+        scratches = [
+            self.settings.model_copy(update={"data_dir": disk}).remote_dir / "scratch" for disk in disks
+        ]
+        return [scratch for scratch in scratches if scratch.exists()]
+
+    def disk_of(self, part: str) -> Path:
+        """The data folder of a part."""
+        data = self.settings.data_dir
+        return data if self.settings.storage_url is None else data / part
 
     def _job_of(self, pid: int) -> str | None:
         with suppress(RedisError):
@@ -205,31 +231,41 @@ def live_stack(
     *,
     apis: int = 1,
     disk: Disk | None = None,
+    storage: RemoteStorage | None = None,
     more_environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[LiveStack]:
     """Start everything in `folder` and wait until it is ready. At the end, stop it.
 
-    The data is on `disk` if there is one.
+    The data is on `disk` if there is one. With a remote `storage` each part has a disk of its own, and none
+    is shared.
     """
     data = (folder if disk is None else disk.path) / "data"
     shutil.rmtree(data, ignore_errors=True)
     ports = tuple(free_port("127.0.0.1") for _ in range(apis))
     redis = RedisServer(data / "redis")
     stack_settings = settings.model_copy(
-        update={"data_dir": data, "redis_url": redis.url, "host": "127.0.0.1", "port": ports[0]}
+        update={
+            "data_dir": data,
+            "redis_url": redis.url,
+            "host": "127.0.0.1",
+            "port": ports[0],
+            "storage_url": None if storage is None else storage.url,
+        }
     )
     environment = {
         **os.environ,
         **as_environment(stack_settings.model_dump()),
         "OMP_NUM_THREADS": "1",
+        **({} if storage is None else storage.environment),
         **more_environment,
     }
     supervisor = PartSupervisor(folder / "logs", environment)
-    store = FolderStore(stack_settings.storage_dir)
+    store = open_store(stack_settings)
     publish_card(store, write_fake_checkpoint(folder / "checkpoint", CHECKPOINT, fake))
     queue = JobQueue(stack_settings, redis.url)
     url = f"http://127.0.0.1:{ports[0]}"
-    stack = LiveStack(stack_settings, url, supervisor, store, queue, workers, ports, disk)
+    fail = None if storage is None else storage.fail
+    stack = LiveStack(stack_settings, url, supervisor, store, queue, workers, ports, disk, fail)
     try:
         for part in _parts(stack, redis, folder / "checkpoint"):
             supervisor.start(part)
@@ -265,15 +301,26 @@ def _parts(stack: LiveStack, redis: RedisServer, checkpoint: Path) -> list[Part]
             return "Redis"
         return None if ready >= started else "a worker"
 
-    worker = own_command("worker", "--checkpoint", str(checkpoint), "--device", "cpu")
+    def command(name: str, *words: str) -> tuple[str, ...]:
+        return own_command(*words, "--data", str(stack.disk_of(name)))
+
+    worker = ("worker", "--checkpoint", str(checkpoint), "--device", "cpu")
     return [
         Part("redis", tuple(redis.command), redis_waits_for, stop_phase=2, mend=redis.mend),
         *(
-            Part(name, own_command("serve", "--port", str(port)), partial(api_waits_for, port), stop_phase=1)
+            Part(
+                name,
+                command(name, "serve", "--port", str(port)),
+                partial(api_waits_for, port),
+                stop_phase=1,
+            )
             for name, port in zip(stack.api_names, stack.ports, strict=True)
         ),
-        Part("reaper", own_command("reaper"), lambda: None, stop_phase=1),
-        *(Part(f"worker-{n}", worker, workers_wait_for, stop_phase=0) for n in range(stack.workers)),
+        Part("reaper", command("reaper", "reaper"), lambda: None, stop_phase=1),
+        *(
+            Part(name, command(name, *worker), workers_wait_for, stop_phase=0)
+            for name in (f"worker-{number}" for number in range(stack.workers))
+        ),
     ]
 
 

@@ -5,9 +5,11 @@ Imports inside the commands: see `cli.app`.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +22,9 @@ from cli.common import (
     explained_errors,
     settings_with,
 )
+
+if TYPE_CHECKING:
+    from chaos.storage import RemoteStorage
 
 checks = typer.Typer()
 
@@ -122,6 +127,13 @@ def chaos(
     power_cuts: Annotated[
         int, typer.Option(min=0, help="Times that the power goes, on a disk of its own. Needs root.")
     ] = 0,
+    storage: Annotated[
+        str,
+        typer.Option(
+            metavar="folder|s3|s3://BUCKET/PREFIX",
+            help="s3: parts that share no disk, and a server that fails now and then. Or a bucket of yours.",
+        ),
+    ] = "folder",
     webhooks: Annotated[
         bool,
         typer.Option("--webhooks", help="Let jobs name webhooks, half of them a black hole. Needs root."),
@@ -152,7 +164,8 @@ def chaos(
             return
         options = Options(jobs, kills, seconds, workers, outage, overload, apis, power_cuts, webhooks, seed)
         try:
-            report = run_chaos(options)
+            with _remote_storage(storage, seed, power_cuts) as remote:
+                report = run_chaos(dataclasses.replace(options, storage=remote))
         except (NoDisk, NoNetwork) as reason:
             raise StackError(f"{reason}.") from reason
     if as_json:
@@ -161,3 +174,26 @@ def chaos(
         show(report, console)
     if not report.ok():
         raise typer.Exit(FAILED)
+
+
+def _remote_storage(storage: str, seed: int, power_cuts: int) -> AbstractContextManager[RemoteStorage | None]:
+    """What `--storage` names. Raises StackError."""
+    from chaos.storage import RemoteStorage
+    from deploy.stack import StackError
+
+    if storage == "folder":
+        return nullcontext()
+    if power_cuts:
+        raise StackError("--power-cuts needs --storage folder: what lies in S3 is on no disk of ours.")
+    if storage.startswith("s3://"):
+        return nullcontext(RemoteStorage.at(storage))
+    if storage != "s3":
+        raise StackError(f"--storage {storage}: give folder, s3, or s3://bucket/prefix.")
+    try:
+        from chaos.own_s3 import storage_of_our_own
+    except ModuleNotFoundError as error:
+        advice = "pip install 'moto[s3]' flask flask-cors boto3, or name a bucket: s3://bucket/prefix"
+        raise StackError(
+            f"--storage s3 runs a server of its own, for which {error.name} is missing: {advice}."
+        ) from error
+    return storage_of_our_own(seed)

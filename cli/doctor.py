@@ -13,7 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 
 import torch
-from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +25,7 @@ from contract.settings import Settings
 from deploy.stack import StackError
 from deploy.up import checkpoint_card
 from jobs.artifacts import FolderStore, exposed_paths
+from jobs.redis_connection import connect
 from jobs.redis_server import running_redis
 from jobs.storage import StoreRefusedError, open_store
 from model.checkpoints.writer import verify_manifest
@@ -376,7 +376,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
 
 
 def check_redis_at(url: str) -> Iterator[Finding]:
-    client: Redis = Redis.from_url(url, socket_timeout=3.0, socket_connect_timeout=3.0)
+    client = connect(url, timeout_s=3.0, connect_timeout_s=3.0)
     try:
         info = client.info()
     except (RedisError, OSError) as error:

@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("COINTERACT_REDIS_URL", "REDIS_URL"),
-        description="Redis to use. Without it a private one is started on a unix socket in the data folder.",
+        description="Redis to use: redis://, rediss:// (TLS), unix:// or "
+        "redis+sentinel://host:26379,host:26379/SERVICE/DB. Without it a private one is started on a unix "
+        "socket in the data folder.",
     )
     host: str = Field("127.0.0.1", description="Address the API binds to.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")

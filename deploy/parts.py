@@ -14,6 +14,7 @@ from deploy.stack import Part, StackError, WorkerPlan
 from deploy.watchdog import HealthCheck
 from jobs.identity import REAPER, pid_of, process_name
 from jobs.queue import JobQueue
+from jobs.redis_connection import without_password
 from jobs.redis_server import RedisServer
 
 LOADING_IS_DEAR = 4.0
@@ -38,8 +39,8 @@ def redis_part(settings: Settings, data_dir: Path) -> tuple[Part | None, str]:
             JobQueue(settings, settings.redis_url).ping()
         except RedisError as error:
             raise StackError(
-                f"Redis at {settings.redis_url} does not answer ({error}). Unset COINTERACT_REDIS_URL and "
-                "REDIS_URL to use the embedded one."
+                f"Redis at {without_password(settings.redis_url)} does not answer ({error}). Unset "
+                "COINTERACT_REDIS_URL and REDIS_URL to use the embedded one."
             ) from error
         return None, settings.redis_url
     server = RedisServer(data_dir / "redis")

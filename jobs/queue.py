@@ -17,9 +17,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from redis import Redis, exceptions
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import exceptions
 from rq import Queue
 from rq.serializers import JSONSerializer
 
@@ -27,6 +25,7 @@ from contract.job import utcnow
 from contract.settings import Settings
 from contract.state import Job
 from contract.worker import LiveProgress, WorkerInfo
+from jobs.redis_connection import connect
 from jobs.redis_values import (
     drop_wrong_types,
     hint_of,
@@ -52,20 +51,6 @@ _CHECKPOINTS = _PREFIX + "checkpoints"
 _TROUBLED = _PREFIX + "troubled"
 _DRAINING = _PREFIX + "draining"
 _EPOCH = _PREFIX + "epoch"
-
-
-def connect(redis_url: str, *, timeout_s: float = 2.0) -> Redis:
-    """A client that fails fast: Redis holds hints, and nobody should wait long for a hint.
-
-    The client opens a broken connection again once, since Redis may have been restarted. It does not ask
-    twice if Redis does not answer.
-    """
-    return Redis.from_url(
-        redis_url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 1, (exceptions.ConnectionError,)),
-    )
 
 
 def queue_name(checkpoint: str) -> str:

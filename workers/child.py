@@ -17,9 +17,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType, MappingProxyType
 
 from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 from rq import Queue
 from rq.exceptions import InvalidJobOperation, StopRequested
 from rq.executions import Execution
@@ -34,6 +32,7 @@ from contract.settings import Settings
 from jobs.journal import Journal
 from jobs.logs import configure_logging
 from jobs.queue import JobQueue, queue_name
+from jobs.redis_connection import connect
 from jobs.storage import open_store
 from jobs.tickets import RENDER_NEXT, Ticket
 from jobs.traces import Traces, open_traces
@@ -196,7 +195,7 @@ def serve(config: ChildConfig, engine: Engine, provenance: Provenance, traces: T
     signal.signal(signal.SIGTERM, stop)
     tell(Ready(attention=engine.attention, memory_mode=engine.memory_mode))
     while not runner.stopping.is_set() and not runner.broken:
-        connection = Redis.from_url(config.redis_url, retry=Retry(NoBackoff(), 1))
+        connection = connect(config.redis_url, timeout_s=None)
         try:
             connection.ping()
             GpuWorker(runner, config.checkpoint, connection, config.settings).work()

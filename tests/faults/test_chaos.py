@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from chaos.observed import percentile
+from chaos.own_s3 import storage_of_our_own
 from chaos.report import Report
 from chaos.run import Options, run_chaos
+from cli.app import app
 from contract.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -48,6 +51,29 @@ def test_power_cuts_two_apis_and_a_black_hole_break_no_promise(tmp_path: Path) -
     assert report["faults"]["power cut"] == 2
     assert (report["jobs"], report["apis"], report["seed"]) == (30, 2, 5)
     assert report["webhooks"] == 6
+
+
+@pytest.mark.timeout(580)
+def test_machines_that_share_a_bucket_and_no_disk_break_no_promise(tmp_path: Path) -> None:
+    with storage_of_our_own(seed=2) as storage:
+        options = Options(jobs=6, kills=4, seconds=16, workers=2, apis=2, seed=2, storage=storage)
+        report = run_chaos(options, tmp_path)
+    assert report.ok(), report
+    assert report.jobs == report.succeeded + report.canceled == 6
+    assert sum(report.faults.values()) == 4
+    data = sorted(path.name for path in (tmp_path / "data").iterdir())
+    judge = "s3"
+    assert data == ["api-0", "api-1", "reaper", "redis", judge, "worker-0", "worker-1"]
+    assert not list((tmp_path / "data").rglob("journal")), "the jobs are in the bucket"
+
+
+@pytest.mark.parametrize(
+    "words", [["--storage", "gcs"], ["--storage", "s3", "--power-cuts", "1"]], ids=["unknown", "power cuts"]
+)
+def test_a_storage_that_cannot_be_tried_is_refused_in_words(words: list[str]) -> None:
+    result = CliRunner().invoke(app, ["chaos", *words])
+    assert result.exit_code == 1
+    assert "--storage" in result.stderr
 
 
 def test_a_promise_that_is_broken_is_no_success() -> None:
