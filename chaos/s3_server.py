@@ -69,92 +69,97 @@ class _QuietHandler(WSGIRequestHandler):
         pass
 
 
-def _proxy(server: S3Server, upstream: int) -> ThreadingHTTPServer:
-    class Proxy(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    s3: S3Server
+    upstream: int
 
-        def log_message(self, *arguments: object) -> None:
-            pass
+    def log_message(self, *arguments: object) -> None:
+        pass
 
-        def _serve(self) -> None:
-            server.requests.append(f"{self.command} {self.path}")
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
-            fault = server.fault_of(self.command, self.path)
-            match fault:
-                case "500":
+    def _serve(self) -> None:
+        self.s3.requests.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        fault = self.s3.fault_of(self.command, self.path)
+        match fault:
+            case "500":
+                self._answer(500, _ERROR.format(code="InternalError").encode())
+            case "503":
+                self._answer(503, _ERROR.format(code="SlowDown").encode())
+            case "hang":
+                time.sleep(HANG_S)
+                self._reset()
+            case "reset":
+                self._reset()
+            case "torn upload" if body:
+                self._forward(body[: len(body) // 2], len(body))
+                self._reset()
+            case _:
+                status, headers, content = self._forward(body, len(body))
+                if fault == "lost answer":
+                    self._reset()
+                elif fault == "late 500":
                     self._answer(500, _ERROR.format(code="InternalError").encode())
-                case "503":
-                    self._answer(503, _ERROR.format(code="SlowDown").encode())
-                case "hang":
-                    time.sleep(HANG_S)
+                elif fault == "cut answer" and len(content) > 1 and self.command == "GET":
+                    self._answer(status, content[: len(content) // 2], headers, len(content))
                     self._reset()
-                case "reset":
-                    self._reset()
-                case "torn upload" if body:
-                    self._forward(body[: len(body) // 2], len(body))
-                    self._reset()
-                case _:
-                    status, headers, content = self._forward(body, len(body))
-                    if fault == "lost answer":
-                        self._reset()
-                    elif fault == "late 500":
-                        self._answer(500, _ERROR.format(code="InternalError").encode())
-                    elif fault == "cut answer" and len(content) > 1 and self.command == "GET":
-                        self._answer(status, content[: len(content) // 2], headers, len(content))
-                        self._reset()
-                    else:
-                        length = headers.get("content-length") if self.command == "HEAD" else None
-                        self._answer(status, content, headers, int(length or len(content)))
+                else:
+                    length = headers.get("content-length") if self.command == "HEAD" else None
+                    self._answer(status, content, headers, int(length or len(content)))
 
-        def _forward(self, body: bytes, length: int) -> tuple[int, dict[str, str], bytes]:
-            connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=30)
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() not in _HOP_HEADERS | {"content-length"} | server.dropped_headers:
-                    connection.putheader(name, value)
-            connection.putheader("Content-Length", str(length))
-            connection.endheaders(body)
-            if len(body) < length:
-                connection.close()
-                return 0, {}, b""
-            answer = connection.getresponse()
-            content = answer.read()
-            headers = {name.lower(): value for name, value in answer.getheaders()}
+    def _forward(self, body: bytes, length: int) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=30)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in _HOP_HEADERS | {"content-length"} | self.s3.dropped_headers:
+                connection.putheader(name, value)
+        connection.putheader("Content-Length", str(length))
+        connection.endheaders(body)
+        if len(body) < length:
             connection.close()
-            return answer.status, headers, content
+            return 0, {}, b""
+        answer = connection.getresponse()
+        content = answer.read()
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        connection.close()
+        return answer.status, headers, content
 
-        def _answer(
-            self,
-            status: int,
-            content: bytes,
-            headers: Mapping[str, str] | None = None,
-            length: int | None = None,
-        ) -> None:
-            self.send_response_only(status)
-            for name, value in (headers or {}).items():
-                if name not in _HOP_HEADERS | {"content-length"}:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content) if length is None else length))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+    def _answer(
+        self,
+        status: int,
+        content: bytes,
+        headers: Mapping[str, str] | None = None,
+        length: int | None = None,
+    ) -> None:
+        self.send_response_only(status)
+        for name, value in (headers or {}).items():
+            if name not in _HOP_HEADERS | {"content-length"}:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
-        def _reset(self) -> None:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-            self.wfile.flush()
-            self.connection.close()
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.close()
 
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 256
 
-        def handle_error(self, request: object, client_address: object) -> None:
-            pass  # connections that a test has reset
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
 
-    return Server(("127.0.0.1", 0), Proxy)
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # connections that a test has reset
+
+
+def _proxy(server: S3Server, upstream: int) -> ThreadingHTTPServer:
+    handler = type("Proxy", (_Proxy,), {"s3": server, "upstream": upstream})
+    return _Server(("127.0.0.1", 0), handler)
 
 
 @contextmanager
