@@ -21,18 +21,19 @@ ENTRYPOINT ["cointeract"]
 # without its packages (there are none here yet): that gives the `cointeract` command, which finds them in /app.
 FROM base AS api-dependencies
 COPY pyproject.toml constraints.txt ./
-RUN touch README.md && python -m venv /opt/venv && pip install --constraint constraints.txt '.[s3]'
+RUN touch README.md && python -m venv /opt/venv && pip install --constraint constraints.txt '.[s3,traces]'
 
 FROM api-dependencies AS worker-dependencies
 # Which build of torch: as pip's index has it, on x86-64 usually with CUDA. `torch===2.13.0` takes that one even where
 # an index of CPU builds is at hand; PIP_EXTRA_INDEX_URL names such an index, whose build then comes first.
 ARG TORCH=torch
 ARG PIP_EXTRA_INDEX_URL
-RUN pip install --constraint constraints.txt "$TORCH" && pip install --constraint constraints.txt '.[model,s3]'
+RUN pip install --constraint constraints.txt "$TORCH" && pip install --constraint constraints.txt '.[model,s3,traces]'
 
 FROM base AS api
 COPY --from=api-dependencies /opt/venv /opt/venv
 COPY . .
+RUN python -m deploy.sbom > sbom.json
 USER cointeract
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["cointeract", "healthy", "api"]
@@ -45,6 +46,7 @@ RUN [ -z "$DEBIAN_PACKAGES" ] || { apt-get update && \
     apt-get install --yes --no-install-recommends $DEBIAN_PACKAGES && rm -rf /var/lib/apt/lists/*; }
 COPY --from=worker-dependencies /opt/venv /opt/venv
 COPY . .
+RUN python -m deploy.sbom > sbom.json
 # What is compiled goes where a read-only container can write.
 ENV TRITON_CACHE_DIR=/tmp/triton TORCHINDUCTOR_CACHE_DIR=/tmp/inductor
 USER cointeract

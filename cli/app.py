@@ -166,6 +166,29 @@ def reaper(data: DataOption = None) -> None:
         run(settings, redis_url, stopping)
 
 
+@app.command(rich_help_panel="Run the service")
+def drain(
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="Longest wait for the clip that is being rendered.")
+    ] = 900.0,
+    data: DataOption = None,
+) -> None:
+    """Prepare this machine's workers for their end: take no other job, and wait for the end of a clip.
+
+    Run it beside them, before you stop them. What is left of a job goes on elsewhere behind that clip. Exit
+    status 1 if the clip took longer.
+    """
+    from jobs.logs import configure_logging
+    from jobs.queue import JobQueue
+    from workers.draining import drain_here
+
+    with explained_errors():
+        settings, redis_url = connected(settings_with(data_dir=data))
+        configure_logging(settings)
+        if not drain_here(JobQueue(settings, redis_url), seconds):
+            raise typer.Exit(1)
+
+
 app.add_typer(jobs, name="jobs", rich_help_panel="Make videos")
 app.add_typer(admin, name="admin", rich_help_panel="Run the service")
 app.add_typer(keys, name="keys", rich_help_panel="Run the service")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_architecture import ALLOWED
-from tools.reference import MAPPED_PACKAGES, cli_page, files_page, settings_page
+from tools.reference import MAPPED_PACKAGES, cli_page, files_page, prometheus_rules, settings_page
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +26,11 @@ def test_the_settings_page_is_up_to_date() -> None:
 
 def test_the_command_page_is_up_to_date() -> None:
     assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == cli_page(), "run: make docs"
+
+
+def test_the_operators_rules_are_those_of_prometheus() -> None:
+    rules = (ROOT / "deploy/prometheus/rules.yaml").read_text(encoding="utf-8")
+    assert rules == prometheus_rules(), "run: make docs"
 
 
 def test_every_command_and_option_explains_itself() -> None:

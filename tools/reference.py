@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import typer
@@ -59,6 +60,14 @@ Every command with its options; `cointeract COMMAND --help` says the same. The e
 for failed (a sentence on stderr says why), 2 for wrong usage, 130 for interrupted. `cointeract --version`
 prints the version, which is also the one in the API's OpenAPI document. `make docs` writes this page from
 `cli/app.py`.
+"""
+
+PROMETHEUS_RULE = """\
+# The rules of alerts.yml, from which `make docs` writes this file.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata: {name: cointeract, labels: {app.kubernetes.io/part-of: cointeract}}
+spec:
 """
 
 
@@ -123,8 +132,16 @@ def _first_sentence(path: Path) -> str:
     return " ".join(sentence.split())
 
 
+def prometheus_rules() -> str:
+    """The alerts as an object of the Prometheus operator."""
+    alerts = (ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8")
+    _, _, groups = alerts.partition("groups:\n")
+    return PROMETHEUS_RULE + indent("groups:\n" + groups, "  ")
+
+
 def main() -> None:
     """Write all pages."""
+    (ROOT / "deploy/prometheus/rules.yaml").write_text(prometheus_rules(), encoding="utf-8")
     (ROOT / "docs/settings.md").write_text(settings_page(), encoding="utf-8")
     (ROOT / "docs/cli.md").write_text(cli_page(), encoding="utf-8")
     (ROOT / "docs/files.md").write_text(files_page(), encoding="utf-8")
