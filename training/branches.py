@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from peft import LoraConfig
@@ -75,13 +76,13 @@ def add_lora(transformer: CoInteractTransformer3DModel, rank: int) -> None:
 
 
 def choose_trained(
-    transformer: CoInteractTransformer3DModel, lora_rank: int | None, experts: bool, hoi: bool
+    transformer: CoInteractTransformer3DModel, lora_rank: int | Literal["full"], experts: bool, hoi: bool
 ) -> None:
     """Set which weights are trained.
 
-    `lora_rank` None: all. Otherwise LoRA pairs, and experts and HOI parts in full, as in the official code.
+    `lora_rank` "full": all. Otherwise LoRA pairs, and experts and HOI parts in full, as in the official code.
     """
-    if lora_rank is None:
+    if lora_rank == "full":
         transformer.requires_grad_(True)
     else:
         add_lora(transformer, lora_rank)

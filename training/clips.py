@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -61,7 +63,7 @@ class EncodedClip:
     product_scale: float = 1.0
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file in half precision. A rename puts it in place whole."""
+        """Write a safetensors file in half precision."""
         tensors: dict[str, torch.Tensor] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -70,9 +72,7 @@ class EncodedClip:
                     value if value.dtype == torch.uint8 else value.to(torch.bfloat16)
                 ).contiguous()
         tensors["product_scale"] = torch.tensor(self.product_scale)
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(tensors, partial)
-        partial.rename(path)
+        write_tensors(tensors, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -83,6 +83,18 @@ class EncodedClip:
             values[field.name] = tensor if tensor is None or tensor.dtype == torch.uint8 else tensor.float()
         values["product_scale"] = float(tensors["product_scale"])
         return cls(**values)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file. It appears whole, also after a power cut, and whoever else writes it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    save_file(dict(tensors), partial)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.replace(path)
 
 
 class ClipEncoder:

@@ -5,7 +5,6 @@ Everything random in a step is drawn from (seed, step, process), so a resumed ru
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -21,23 +20,28 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from diffusers.training_utils import EMAModel
 
-from contract.card import CARD_FILE, CheckpointCard
-from model.checkpoints.card_file import read_card, write_card
+from model.checkpoints.card_file import read_card
 from model.checkpoints.load import DTYPES, load_pipeline
 from model.pipeline import CoInteractPipeline
 from model.training_schedule import training_schedule
 from model.transformer import CoInteractTransformer3DModel
 
-from .branches import choose_trained, with_hoi_branch, without_hoi_branch
-from .cache import ClipCache, fill_cache, stack
+from .branches import choose_trained, with_hoi_branch
+from .cache import EMPTY_PROMPT, ClipCache, fill_cache, stack
 from .clips import ClipEncoder, EncodedClip
-from .dataset import CsvDataset
+from .dataset import CsvDataset, Needs
+from .export import export_checkpoint, trained_card
+from .fingerprint import clip_name, encoders_digest
 from .objective import Batch, CoGeneration, Losses, LossWeights
 from .padded_prompts import pad_prompts, use_short_prompts
 from .recipe import TrainRecipe
+from .saves import begin, forget_old, point, publish, saved_steps, step_folder
 
 log = logging.getLogger(__name__)
 
+OnClip = Callable[[int, int], None]
+"""Told how many of the clips are encoded, and how many there are."""
+STATES, CHECKPOINTS, CHECKPOINT = "state", "checkpoints", "checkpoint"
 MOST_SKIPPED = 10
 """So many steps in a row without finite gradients end a run."""
 
@@ -79,20 +83,29 @@ class _Progress:
 
 
 def train(
-    recipe: TrainRecipe, *, resume: bool = False, on_step: Callable[[Step], None] | None = None
+    recipe: TrainRecipe,
+    *,
+    resume: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+    on_clip: OnClip | None = None,
 ) -> Path:
     """Run a recipe and return the folder of the pruned, RGB-only checkpoint.
 
-    Writes to `recipe.output`: curve.jsonl and tensorboard/, state/ (to resume from), checkpoint/ (the
-    moving average of the weights, LoRA merged, HOI stream pruned).
+    Writes to `recipe.output`: curve.jsonl and tensorboard/, state/ (to resume from), checkpoints/ (the
+    moving average of the weights, LoRA merged, HOI stream pruned) and `checkpoint`, a link to the newest.
 
     Raises:
         FileNotFoundError: no checkpoint in `base`, no clips in `cache`, nothing to resume from.
+        FileExistsError: `output` holds a run, and `resume` is not set.
         ValueError: the data do not fit the recipe.
         TrainingDiverged: the weights or ten steps' gradients in a row are not finite. What was saved before
             stays.
     """
-    run = TrainingRun(recipe)
+    if holds_run(recipe.output) and not resume:
+        raise FileExistsError(
+            f"{recipe.output} holds a run already. Go on with --resume, or name another output in the recipe"
+        )
+    run = TrainingRun(recipe, on_clip)
     if resume:
         run.resume()
     progress = run.progress
@@ -121,11 +134,11 @@ def train(
 class TrainingRun:
     """The networks, optimisers and clips of one training run."""
 
-    def __init__(self, recipe: TrainRecipe) -> None:
+    def __init__(self, recipe: TrainRecipe, on_clip: OnClip | None = None) -> None:
         self.recipe = recipe
         self.accelerator = _make_accelerator(recipe)
         self.pipeline = load_pipeline(recipe.base, "cpu", DTYPES[recipe.frozen_weights])
-        self.cache = _prepare_cache(recipe, self.pipeline, self.accelerator)
+        self.cache = _prepare_cache(recipe, self.pipeline, self.accelerator, on_clip)
         self.transformer = _prepare_transformer(recipe, self.pipeline)
         self.model = CoGeneration(
             self.transformer,
@@ -150,9 +163,10 @@ class TrainingRun:
     def resume(self) -> None:
         """Go on from the last save. Raises FileNotFoundError if there is none."""
         output = self.recipe.output
-        if not (output / "state").is_dir():
+        saves = saved_steps(output / STATES)
+        if not saves:
             raise FileNotFoundError(f"{output} holds no state to resume from")
-        self.accelerator.load_state(str(output / "state"))
+        self.accelerator.load_state(str(saves[-1]))
         if self.accelerator.is_main_process:
             _forget_steps_from(self.progress.step, output / "curve.jsonl")
 
@@ -221,22 +235,51 @@ class TrainingRun:
         Raises:
             TrainingDiverged: a weight is not finite. Nothing is written then.
         """
-        recipe = self.recipe
         if not all_finite(*self.trained, *self.average.shadow_params):
             raise TrainingDiverged(
                 f"after {self.progress.step} steps the weights are not finite numbers, and are not saved. "
                 "Try a smaller learning_rate"
             )
-        self.accelerator.save_state(str(recipe.output / "state"))
-        folder = recipe.output / "checkpoint"
+        self._save_state()
+        link = self.recipe.output / CHECKPOINT
         if self.accelerator.is_main_process:
-            self.average.store(self.trained)
-            self.average.copy_to(self.trained)
-            base = read_card(recipe.base)
-            card = base.model_copy(update={"name": recipe.output.name, "trained": True})
-            export_checkpoint(folder, self.pipeline, self.transformer, card, DTYPES[recipe.stored_weights])
-            self.average.restore(self.trained)
-        return folder
+            folder = step_folder(self.recipe.output / CHECKPOINTS, self.progress.step)
+            partial = begin(folder)
+            self._export(partial)
+            publish(partial, folder)
+            point(link, folder)
+            forget_old(folder.parent)
+        self.accelerator.wait_for_everyone()
+        return link
+
+    def _save_state(self) -> None:
+        """Every process writes its part of the state; the main one puts the whole in its place."""
+        folder = step_folder(self.recipe.output / STATES, self.progress.step)
+        main, partial = self.accelerator.is_main_process, folder.with_name(f".{folder.name}.partial")
+        if main:
+            begin(folder)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if main:
+            publish(partial, folder)
+            forget_old(folder.parent)
+
+    def _export(self, folder: Path) -> None:
+        """Write the averaged, pruned checkpoint into a folder."""
+        recipe = self.recipe
+        card = trained_card(
+            read_card(recipe.base), recipe, steps=self.progress.step, clips=self.cache.num_clips
+        )
+        self.average.store(self.trained)
+        self.average.copy_to(self.trained)
+        export_checkpoint(folder, self.pipeline, self.transformer, card, DTYPES[recipe.stored_weights])
+        self.average.restore(self.trained)
+
+
+def holds_run(output: Path) -> bool:
+    """Whether a folder holds a run that was saved at least once."""
+    return bool(saved_steps(output / STATES)) or (output / CHECKPOINT).exists()
 
 
 def _make_accelerator(recipe: TrainRecipe) -> Accelerator:
@@ -381,26 +424,6 @@ def draw_levels(rng: np.random.Generator, count: int, levels: int = 1000) -> tor
     return torch.from_numpy(((np.arange(count) + rng.random(count)) / count * levels).astype(np.int64))
 
 
-def export_checkpoint(
-    folder: Path,
-    pipeline: CoInteractPipeline,
-    transformer: CoInteractTransformer3DModel,
-    card: CheckpointCard,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a checkpoint folder for the service: `transformer` pruned to RGB, all else from `pipeline`."""
-    stored: dict[str, Any] = {"transformer": without_hoi_branch(transformer).to(dtype)}
-    for name, part in pipeline.components.items():
-        if name not in stored:
-            foreign = isinstance(part, torch.nn.Module) and part.dtype != dtype
-            stored[name] = copy.deepcopy(part).to(dtype) if foreign else part
-    CoInteractPipeline(**stored).save_pretrained(folder)
-    write_card(card, folder)
-    # safetensors makes files that only their owner can read, but a worker may run as another user.
-    for weights in folder.rglob("*.safetensors"):
-        weights.chmod((folder / CARD_FILE).stat().st_mode)
-
-
 def _is_known(value: float | None) -> bool:
     """JSON and tensorboard have no place for NaN."""
     return value is not None and math.isfinite(value)
@@ -413,16 +436,48 @@ def _forget_steps_from(step: int, curve: Path) -> None:
     curve.write_text("".join(kept), encoding="utf-8")
 
 
-def _prepare_cache(recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerator: Accelerator) -> ClipCache:
-    if recipe.data is not None:
-        clips = CsvDataset(recipe.data, recipe.width, recipe.height)
-        pipeline.to(accelerator.device)
-        share = range(accelerator.process_index, len(clips), accelerator.num_processes)
-        encoder = ClipEncoder(pipeline, accelerator.device)
-        fill_cache(recipe.cache, clips, encoder, share, workers=recipe.workers)
-        pipeline.to("cpu")
-        accelerator.wait_for_everyone()
-    return ClipCache(recipe.cache)
+def _prepare_cache(
+    recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerator: Accelerator, on_clip: OnClip | None
+) -> ClipCache:
+    if recipe.data is None:
+        return ClipCache(recipe.cache)
+    clips = CsvDataset(recipe.data, recipe.width, recipe.height, needs_of(recipe))
+    if recipe.batch > 1 and (unlike := clips.unlike()):
+        raise ValueError(f"{unlike[0]}: such clips cannot share a batch. Set batch = 1 and accumulate")
+    return encode_table(recipe, clips, pipeline, accelerator, on_clip)
+
+
+def encode_table(
+    recipe: TrainRecipe,
+    clips: CsvDataset,
+    pipeline: CoInteractPipeline,
+    accelerator: Accelerator,
+    on_clip: OnClip | None,
+) -> ClipCache:
+    """Encode what is not in the cache yet; each process takes its share of the rows."""
+    encoders = encoders_digest(recipe.base)
+    names = [clip_name(encoders, clips.digest(index)) for index in range(len(clips))]
+    empty = f"{encoders[:32]}-{EMPTY_PROMPT}"
+    pipeline.to(accelerator.device)
+    fill_cache(
+        recipe.cache,
+        clips,
+        ClipEncoder(pipeline, accelerator.device),
+        range(accelerator.process_index, len(clips), accelerator.num_processes),
+        name=names.__getitem__,
+        empty=empty,
+        workers=recipe.workers,
+        on_clip=on_clip,
+    )
+    pipeline.to("cpu")
+    accelerator.wait_for_everyone()
+    return ClipCache(recipe.cache, names, empty)
+
+
+def needs_of(recipe: TrainRecipe) -> Needs:
+    """What the recipe's losses need of every row."""
+    boxes = (recipe.experts and recipe.routing_weight > 0) or recipe.detail_weight != 1
+    return Needs(hoi=recipe.hoi_weight > 0 and recipe.hoi_share > 0, boxes=boxes)
 
 
 def _report(losses: Losses, step: int, share: float, rate: float, seconds: float, *, skipped: bool) -> Step:

@@ -32,6 +32,7 @@ from model.vae import decode_latents, encode_pixels
 from .branches import with_hoi_branch
 from .clips import CPU, HOI_PROMPT_PREFIX, ClipEncoder, EncodedClip
 from .dataset import synthetic_clip
+from .saves import saved_steps
 from .synthetic import SyntheticVideo, make_video
 from .world import ACTIONS, Action
 
@@ -130,14 +131,18 @@ def _decode_hoi(pipeline: CoInteractPipeline, latents: torch.Tensor) -> np.ndarr
 
 
 def load_unpruned(checkpoint: Path, state: Path) -> CoInteractPipeline:
-    """Load a checkpoint with the HOI stream that it was trained with, from the moving average in `state`.
+    """Load a checkpoint with the HOI stream that it was trained with, from the newest save in `state`.
 
     Raises:
+        FileNotFoundError: there is no save.
         ValueError: the state is not of a full training of this network.
     """
+    saves = saved_steps(state)
+    if not saves:
+        raise FileNotFoundError(f"{state} holds no save of a training")
     pipeline = load_pipeline(checkpoint)
     transformer = with_hoi_branch(pipeline.transformer)
-    average = torch.load(state / AVERAGED_WEIGHTS, map_location=CPU, weights_only=True)["shadow_params"]
+    average = torch.load(saves[-1] / AVERAGED_WEIGHTS, map_location=CPU, weights_only=True)["shadow_params"]
     weights = list(transformer.parameters())
     if [weight.shape for weight in weights] != [kept.shape for kept in average]:
         raise ValueError(f"{state} does not hold all weights of {checkpoint} with its HOI stream")

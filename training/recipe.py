@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .table import nearest
+
+PATHS = ("base", "data", "cache", "output")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run."""
 
 
 class Dropouts(BaseModel):
@@ -35,14 +43,16 @@ class TrainRecipe(BaseModel):
     cache: Path
     """Folder of encoded clips."""
     output: Path
+    note: str = ""
+    """What viewers of its videos should know; it goes into the result's card and is shown beside them."""
     width: int = Field(480, multiple_of=16)
     height: int = Field(720, multiple_of=16)
 
     steps: int = Field(1000, ge=1)
-    minutes: float | None = None
+    minutes: float | None = Field(None, gt=0)
     """Wall-clock limit of the run. The learning rate falls by this limit if it comes before `steps`."""
-    batch: int = 1
-    gradient_accumulation: int = 1
+    batch: int = Field(1, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` is for training from scratch: orthogonalised updates for the matrices inside blocks.
 
@@ -62,8 +72,8 @@ class TrainRecipe(BaseModel):
     gradient_checkpointing: bool = False
     seed: int = 0
 
-    lora_rank: int | None = 128
-    """Rank of LoRA on attention and feed-forward; None trains all weights.
+    lora_rank: Annotated[int, Field(ge=1)] | Literal["full"] = 128
+    """Rank of LoRA on attention and feed-forward; "full" trains all weights instead.
 
     The experts and the HOI stream's parts are trained in full either way.
     """
@@ -102,15 +112,17 @@ class TrainRecipe(BaseModel):
     whole_batch: int | None = Field(None, ge=1)
     """Clips per step after `whole_clips_from`; None keeps `batch`. Fewer clips keep a step as short."""
 
-    workers: int = 0
+    workers: int = Field(0, ge=0)
     """Processes that read the next clips while one is encoded."""
-    log_every: int = 10
-    save_minutes: float = 10.0
+    log_every: int = Field(10, ge=1)
+    save_minutes: float = Field(10.0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.hoi_weight == 0 and self.first_stage > 0:
             raise ValueError("without an HOI stream (hoi_weight = 0), first_stage must be 0")
+        if self.frozen_weights == "bf16" and self.mixed_precision == "no":
+            raise ValueError('frozen_weights = "bf16" needs mixed_precision = "bf16"')
         return self
 
     @classmethod
@@ -118,12 +130,29 @@ class TrainRecipe(BaseModel):
         """Read a recipe.
 
         Raises:
-            ValueError: not TOML, an unknown name, a value out of range.
+            RecipeError: not TOML, an unknown name, a value out of range. The message names the file.
         """
         path = Path(path)
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-        for name in ("base", "data", "cache", "output"):
-            if name in values:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:  # of TOML, or of UTF-8
+            raise RecipeError(f"{path} is not TOML: {error}") from error
+        for name in PATHS:
+            if isinstance(values.get(name), str):
                 values[name] = path.parent / values[name]
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            faults = "\n".join(_explained(fault) for fault in error.errors())
+            raise RecipeError(f"{path} cannot be used.\n{faults}") from error
+
+
+def _explained(fault: Any) -> str:
+    """One of pydantic's errors as a sentence with the field, and the nearest name if that is unknown."""
+    place = fault["loc"]
+    name = ".".join(str(part) for part in place if part not in ("constrained-int", "literal['full']"))
+    if fault["type"] == "extra_forbidden":
+        known = Dropouts.model_fields if place[0] == "dropouts" else TrainRecipe.model_fields
+        return f"{name}: there is no such field{nearest(str(place[-1]), tuple(known))}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else str(message)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import Wav2Vec2Model
 
 from contract.card import CheckpointCard, CheckpointDefaults
-from model.checkpoints.card_file import write_card
+from model.checkpoints.card_file import read_card, rewrite_card, write_card
 from model.checkpoints.load import load_pipeline
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
@@ -27,7 +27,7 @@ from model.transformer import CoInteractTransformer3DModel
 from .cache import fill_cache
 from .clips import ClipEncoder, TrainingClip
 from .dataset import synthetic_clip
-from .loop import Step, train
+from .loop import Step, holds_run, train
 from .recipe import TrainRecipe
 from .small_encoders import (
     AUDIO_LAYERS,
@@ -116,15 +116,17 @@ def build_small(recipe: SmallRecipe, output: Path, device: str = "cpu", workers:
         "output": output / recipe.name,
         "width": recipe.width,
         "height": recipe.height,
-        "lora_rank": None,
+        "lora_rank": "full",
         "optimizer": "muon",
         "flow_shift": recipe.flow_shift,
         "seed": recipe.seed,
         "stored_weights": "bf16",
     }
     training = TrainRecipe.model_validate({**settings, **recipe.training})
-    resume = (training.output / "state").is_dir()
-    return train(training, resume=resume, on_step=_log_step)
+    folder = train(training, resume=holds_run(training.output), on_step=_log_step)
+    card = read_card(folder)
+    rewrite_card(card.model_copy(update={"sources": small_card(recipe).sources}), folder)
+    return folder
 
 
 def prepare_pipeline(recipe: SmallRecipe, output: Path, device: str = "cpu", workers: int = 0) -> Path:

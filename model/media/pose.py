@@ -38,7 +38,7 @@ def load_pose(
             if not container.streams.video:
                 raise MediaError("the file has no video stream")
             decoded = container.decode(container.streams.video[0])
-            for image in _at_25_fps(decoded) if resample else (f.to_ndarray(format="rgb24") for f in decoded):
+            for image in _at_25_fps(decoded) if resample else map(upright, decoded):
                 if max_frames is not None and len(frames) >= max_frames:
                     break
                 frames.append(image if size is None else np.asarray(cover(Image.fromarray(image), *size)))
@@ -47,6 +47,13 @@ def load_pose(
     if not frames:
         raise MediaError("the video holds no frames")
     return np.stack(frames)
+
+
+def upright(frame: av.VideoFrame) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, turned as the file's metadata ask: phones store pictures as the sensor lies."""
+    image = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def _at_25_fps(decoded: Iterator[av.VideoFrame]) -> Iterator[np.ndarray]:
@@ -63,7 +70,7 @@ def _at_25_fps(decoded: Iterator[av.VideoFrame]) -> Iterator[np.ndarray]:
         while shown is not None and Fraction(tick, FPS) < time - start:
             yield shown
             tick += 1
-        shown = frame.to_ndarray(format="rgb24")
+        shown = upright(frame)
         end = time - start + (frame.duration * rate if frame.duration else Fraction(1, FPS))
     while shown is not None and Fraction(tick, FPS) < end:
         yield shown

@@ -83,7 +83,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(base: Path, clips: Path, output: Path, **changes: object) -> TrainRecipe:
     settings = {
         "base": base, "cache": clips, "output": output, "width": 64, "height": 64, "steps": 4, "batch":
-        2, "window": 3, "lora_rank": None, "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1,
+        2, "window": 3, "lora_rank": "full", "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1,
     }  # fmt: skip
     return TrainRecipe.model_validate({**settings, **changes})
 

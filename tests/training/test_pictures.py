@@ -13,6 +13,7 @@ from model.checkpoints.load import load_pipeline
 from model.checkpoints.tiny import tiny_pipeline
 from training.branches import with_hoi_branch
 from training.pictures import AVERAGED_WEIGHTS, SHOWN_FRAMES, co_generate, load_unpruned, main, router_picture
+from training.saves import saved_steps
 from training.small import SmallRecipe, SmallTransformer, build_small
 from training.synthetic import SyntheticVideo, make_video
 from training.vae_training import VAERecipe
@@ -90,8 +91,9 @@ def test_the_weights_before_pruning_are_found_in_the_state_of_a_training(tmp_pat
     for name in ("router-maps.webp", "hoi-stream.webp"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.size == (2 * len(SHOWN_FRAMES) * (SIDE + 2), 2 * 3 * (SIDE + 2))
-    average = torch.load(state / AVERAGED_WEIGHTS, weights_only=True)
-    torch.save({**average, "shadow_params": average["shadow_params"][:-1]}, state / AVERAGED_WEIGHTS)
+    file = saved_steps(state)[-1] / AVERAGED_WEIGHTS
+    average = torch.load(file, weights_only=True)
+    torch.save({**average, "shadow_params": average["shadow_params"][:-1]}, file)
     with pytest.raises(ValueError, match="does not hold all weights"):
         load_unpruned(folder, state)
     assert read_card(folder).trained
