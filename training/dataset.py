@@ -31,11 +31,11 @@ from .routing_labels import object_tokens, routing_labels
 from .synthetic import SyntheticVideo
 from .table import REQUIRED, Row, read_table
 
-FILES = (
+FILE_COLUMNS = (
     "input_video", "motion_video", "audio", "person_image", "product_image", "hoi_video", "depth_video",
     "pose_video",
 )  # fmt: skip
-CELLS = ("prompt", "face", "hand_object", "height", "width", "scale")
+OTHER_COLUMNS = ("prompt", "face", "hand_object", "height", "width", "scale")
 SILENCE = 1e-4
 """Speech whose loudest sample is below this is none."""
 
@@ -112,8 +112,12 @@ class CsvDataset:
         Raises FileNotFoundError.
         """
         row = self.rows[index]
-        files = {column: sha256_of(path) for column in FILES if (path := self._path(row, column)) is not None}
-        cells = {column: row[column] for column in CELLS}
+        files = {
+            column: sha256_of(path)
+            for column in FILE_COLUMNS
+            if (path := self._path(row, column)) is not None
+        }
+        cells = {column: row[column] for column in OTHER_COLUMNS}
         made_from = [files, cells, self._width, self._height]
         return sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-KEPT = 2
+KEPT_SAVES = 2
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -62,7 +62,7 @@ def point(link: Path, folder: Path) -> None:
 
 def forget_old(parent: Path, also_kept: Iterable[Path] = ()) -> None:
     """Delete all saves but the last two and those named, and what broken saves left."""
-    kept = {*saved_steps(parent)[-KEPT:], *also_kept}
+    kept = {*saved_steps(parent)[-KEPT_SAVES:], *also_kept}
     for folder in parent.iterdir():
         name = folder.name.removeprefix(".").partition(".")[0]
         if STEP_FOLDER.fullmatch(name) and folder not in kept:
