@@ -1,4 +1,4 @@
-"""Pictures of the studio for docs/studio.md, taken from the running page: `make pictures`.
+"""Pictures of the web pages for docs/studio.md, taken from the running server: `make pictures`.
 
 It starts the one-machine stack with the bundled checkpoint, fills in the sample inputs in a real Chromium,
 makes their video, and photographs what a seller sees on the way. With an argument: through the server there.
@@ -47,7 +47,7 @@ async def _fill(page: Page) -> None:
     await page.says("footer", f"{len(sentences)} clips")
 
 
-async def _make(page: Page, pictures: dict[str, Image.Image]) -> None:
+async def _make(browser: Browser, url: str, page: Page, pictures: dict[str, Image.Image]) -> None:
     """Make the video; photograph the draft, the rendering and the result."""
     await _fill(page)
     pictures["studio-draft"] = await _photograph(page)
@@ -58,6 +58,12 @@ async def _make(page: Page, pictures: dict[str, Image.Image]) -> None:
     await page.until("document.querySelector('video')?.currentTime > 1")
     await page.run("document.querySelector('video').pause()")
     pictures["studio-rendering"] = await _photograph(page)
+    async with browser.tab(*DESK, context=page.context) as admin:
+        await admin.call("Page.navigate", url=url + "/admin")
+        await admin.says(".workers", "Making a video")
+        await admin.says(".keys", "without a key")
+        pictures["admin"] = await _photograph(admin)
+    await page.call("Page.bringToFront")
     await page.says(".panel h2", "Your video is ready", RENDER_TIMEOUT_S)
     await page.until("document.querySelector('video')?.readyState >= 2")
     await page.run("document.querySelector('video').currentTime = 5")
@@ -86,7 +92,7 @@ async def _visit(browser: Browser, url: str) -> dict[str, Image.Image]:
     pictures: dict[str, Image.Image] = {}
     async with browser.tab(*DESK) as page:
         await page.call("Page.navigate", url=url)
-        await _make(page, pictures)
+        await _make(browser, url, page, pictures)
         pictures["studio-phone"] = await _on_a_phone(page)
         if page.complaints:
             raise RuntimeError(f"the page complained: {page.complaints[:3]}")
@@ -94,7 +100,7 @@ async def _visit(browser: Browser, url: str) -> dict[str, Image.Image]:
 
 
 def main() -> None:
-    """Write docs/images/studio-*.webp."""
+    """Write docs/images/studio-*.webp and admin.webp."""
     if BINARY is None:
         sys.exit("No Chromium is installed: apt install chromium.")
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The studio and the API reference: a few static files, which load nothing from other sites."""
+"""The studio, the page for admins and the API reference: static files that load nothing from other sites."""
 
 from __future__ import annotations
 
@@ -79,6 +79,12 @@ def _answer(name: str, request: Request) -> Response:
 async def page(request: Request) -> Response:
     """The studio: make a video in the browser."""
     return _answer("index.html", request)
+
+
+@router.get("/admin")
+async def admin(request: Request) -> Response:
+    """Workers, queue and keys. The page asks for them with an admin's key."""
+    return _answer("admin.html", request)
 
 
 @router.get("/docs")

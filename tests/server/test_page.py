@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import posixpath
 import re
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from tests.server.conftest import Api
 
 LARGEST_PAGE_BYTES = 60_000
 """Of the studio over the wire, without what it loads only when it is needed."""
-LOADED_LATER = ("docs.", "vendor/hls", "studio/again", "studio/recipes")
+LOADED_LATER = ("docs.", "admin", "vendor/hls", "studio/again", "studio/recipes", "studio/recorder")
 
 
 def test_the_pages_are_served_and_use_nothing_from_elsewhere(api: Api) -> None:
     assert {path.relative_to(STATIC).as_posix() for path in STATIC.rglob("*") if path.is_file()} == set(FILES)
-    for path in ("/", "/docs", *(f"/static/{name}" for name in FILES)):
+    for path in ("/", "/admin", "/docs", *(f"/static/{name}" for name in FILES)):
         answer = api.client.get(path)
         assert answer.status_code == 200, path
         assert "script-src 'self'" in answer.headers["content-security-policy"]
@@ -27,7 +28,7 @@ def test_the_pages_are_served_and_use_nothing_from_elsewhere(api: Api) -> None:
         for address in re.findall(r"https?://[^\"'\s)`$]+", answer.text):
             assert address == "http://www.w3.org/2000/svg", (path, address)
         assert "innerHTML" not in answer.text
-        if path.endswith((".html", "/", "docs")):
+        if path.endswith((".html", "/", "/admin", "/docs")):
             assert not re.search(r"<script(?![^>]*src=)|\son\w+=|style=", answer.text), (
                 "inline code breaks the policy"
             )
@@ -44,12 +45,31 @@ def test_vendored_libraries_come_with_their_licences() -> None:
     assert "MIT License" in licences
 
 
-def test_the_page_names_every_module_that_it_will_need(api: Api) -> None:
+def modules_of(name: str) -> set[str]:
+    """A module and all that it imports, by their paths below the folder of static files."""
+    known, new = {name}, [name]
+    while new:
+        at = new.pop()
+        for path in re.findall(r'^import .*from "(\.[^"]+)";$', FILES[at].plain.decode(), re.MULTILINE):
+            found = posixpath.normpath(posixpath.join(posixpath.dirname(at), path))
+            if found not in known:
+                known.add(found)
+                new.append(found)
+    return known
+
+
+@pytest.mark.parametrize(("page", "module"), [("/", "studio/app.js"), ("/admin", "admin/app.js")])
+def test_a_page_names_every_module_that_it_will_need(api: Api, page: str, module: str) -> None:
     """Otherwise the browser would learn of them one after the other."""
-    page = api.client.get("/").text
-    for name in FILES:
-        if name.startswith("studio/") and name != "studio/app.js" and not name.startswith(LOADED_LATER):
-            assert f'rel="modulepreload" href="/static/{name}"' in page, name
+    named = re.findall(r'rel="modulepreload" href="/static/([^"]+)"', api.client.get(page).text)
+    assert len(named) == len(set(named))
+    assert {module, *named} == modules_of(module)
+
+
+def test_every_module_is_used() -> None:
+    pages = modules_of("studio/app.js") | modules_of("admin/app.js")
+    modules = {name for name in FILES if name.startswith(("studio/", "admin/"))}
+    assert {name for name in modules - pages if not name.startswith(LOADED_LATER)} == set()
 
 
 def test_the_studio_is_small_on_the_wire(api: Api) -> None:

@@ -6,9 +6,10 @@ import { checkSoon } from "./checks.js";
 import { restore } from "./draft.js";
 import { keepFocus, watchFocus } from "./focus.js";
 import { Gallery } from "./gallery.js";
-import { Header, KeyForm } from "./header.js";
+import { Header } from "./header.js";
 import { Ingredients } from "./ingredients.js";
 import { openJob, poll, readAddress } from "./jobs.js";
+import { KeyForm } from "./key.js";
 import { makeVideo } from "./making.js";
 import { Copyable, DraftPanel, JobPanel } from "./panel.js";
 import { Toast } from "./parts.js";
@@ -19,11 +20,12 @@ import { DraftTimeline, JobTimeline } from "./timeline.js";
 import { html, render } from "../vendor/htm-preact.js";
 
 const HEALTH_MS = 5000, START_MS = 2000;
+const MAY_NOT_LOOK = "This key may not look at videos. Enter one with the scopes submit and read.";
 
 // --- drawing
 
 function Page() {
-  if (state.keyNeeded) return html`<${Header} /><${KeyForm} start=${start} />`;
+  if (state.keyNeeded) return html`<${Header} /><${KeyForm} start=${start} complaint=${state.keyNeeded === "scope" ? MAY_NOT_LOOK : undefined} />`;
   const job = openJob();
   const loading = state.view.job && !job;
   return html`<${Header} />

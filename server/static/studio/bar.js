@@ -7,7 +7,7 @@ import { cancel, open } from "./jobs.js";
 import { makeVideo, stopSending } from "./making.js";
 import { FieldError } from "./parts.js";
 import { change, state } from "./store.js";
-import { clock, doingOf, headlineOf, inLine, isOver, many, megabytes, PRESET, seconds } from "./words.js";
+import { clock, doingOf, fileSize, headlineOf, inLine, isOver, many, PRESET, seconds } from "./words.js";
 
 const NEEDED = { person_image: "a photo of the person", audio: "speech", prompt: "what happens in the first scene" };
 
@@ -46,7 +46,7 @@ function Presets() {
 
 function Sending() {
   const { sent, total, waiting } = state.sending;
-  const text = waiting ? "No connection. It will be sent again, once." : total && sent >= total ? "Checking…" : total ? `Sending ${megabytes(sent)} of ${megabytes(total)}` : "Sending…";
+  const text = waiting ? "No connection. It will be sent again, once." : total && sent >= total ? "Checking…" : total ? `Sending ${fileSize(sent)} of ${fileSize(total)}` : "Sending…";
   return html`<p class="outlook">${text}<progress max="1" value=${total ? sent / total : 0} aria-label="Upload"></progress></p>
     <button type="button" onClick=${stopSending}>Stop</button>`;
 }

@@ -1,7 +1,7 @@
 // Looks at a file before it is sent: what its first bytes say, how large it is, whether it can be shown.
 
 import { decoded } from "./sound.js";
-import { kindRefused, megabytes, speechTooLong, speechTooShort, tooFewPixels, tooManyPixels } from "./words.js";
+import { fileSize, kindRefused, speechTooLong, speechTooShort, tooFewPixels, tooManyPixels } from "./words.js";
 
 const LONGEST_DECODED_S = 1800; // decoding takes 23 MB of memory per minute
 const METADATA_MS = 3000; // a tab in the background may never be told
@@ -31,7 +31,7 @@ const empty = (thing) => `This ${thing} is empty. Choose another one.`;
 export async function readPhoto(file, field, limits) {
   if (!file.size) return { error: empty("photo") };
   if (limits && file.size > limits.image_bytes) {
-    return { error: `This photo has ${megabytes(file.size)}: at most ${megabytes(limits.image_bytes)}. Choose a smaller one.` };
+    return { error: `This photo has ${fileSize(file.size)}: at most ${fileSize(limits.image_bytes)}. Choose a smaller one.` };
   }
   if (await kindOfFile(file) !== "image") return { error: kindRefused(field) };
   const photo = { file, name: file.name, width: 0, height: 0 };
@@ -64,7 +64,7 @@ async function secondsOf(file) {
 export async function readSpeech(file, limits) {
   if (!file.size) return { error: empty("recording") };
   if (limits && file.size > limits.audio_bytes) {
-    return { error: `This recording has ${megabytes(file.size)}: at most ${megabytes(limits.audio_bytes)}. Choose a smaller one.` };
+    return { error: `This recording has ${fileSize(file.size)}: at most ${fileSize(limits.audio_bytes)}. Choose a smaller one.` };
   }
   if (await kindOfFile(file) !== "audio") return { error: kindRefused("audio") };
   const told = await secondsOf(file);

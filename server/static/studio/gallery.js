@@ -2,10 +2,10 @@
 
 import { blobOf, apiKey } from "./api.js";
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
-import { hashOf, loadAll, loadMore, remove, shown } from "./jobs.js";
+import { loadAll, loadMore, remove, shown } from "./jobs.js";
 import { Icon } from "./parts.js";
 import { change, state } from "./store.js";
-import { age, clipsDone, inLine, isOver, lengthOf, nameOf, stateOf, titleOf } from "./words.js";
+import { age, clipsDone, hashOf, inLine, isOver, lengthOf, nameOf, stateOf, titleOf } from "./words.js";
 
 const posters = new Map(); // path → address of a picture that was fetched with the key
 

@@ -130,7 +130,6 @@ function gone(id) {
 // --- the open job
 
 export const open = (id) => { location.hash = id ? `job=${id}` : ""; };
-export const hashOf = (id) => `#job=${id}`;
 
 /** Show what the address names. */
 export function readAddress() {

@@ -3,14 +3,14 @@
 import { html } from "../vendor/htm-preact.js";
 import { clipsOf, promptsOf, spoken } from "./draft.js";
 import { focusField } from "./focus.js";
-import { hashOf, linksOf, remove, rename, shareLink } from "./jobs.js";
+import { linksOf, remove, rename, shareLink } from "./jobs.js";
 import { useLinks } from "./links.js";
 import { hasMaps, MapSwitch } from "./maps.js";
 import { Icon } from "./parts.js";
 import { Settings } from "./settings.js";
 import { derivingFrom, tryAgain } from "./derive.js";
 import { change, state } from "./store.js";
-import { age, beginning, doingOf, duration, failureOf, headlineOf, isOver, lengthOf, many, nameOf, PRESET, seconds, titleOf } from "./words.js";
+import { age, beginning, doingOf, duration, failureOf, hashOf, headlineOf, isOver, lengthOf, many, nameOf, PRESET, seconds, titleOf } from "./words.js";
 
 // --- the draft
 
@@ -86,7 +86,7 @@ function MadeFrom({ links }) {
   if (!links) return null;
   const { person_image: person, product_image: product, audio } = links.inputs;
   return html`<div class="made-from"><img src=${person} alt="Made from: the person" />${product && html`<img src=${product} alt="Made from: the product" />`}
-    <audio src=${audio} controls preload="none" aria-label="Made from: the speech"></audio></div>`;
+    <audio src=${audio} controls preload="metadata" aria-label="Made from: the speech"></audio></div>`;
 }
 
 const Fact = ({ name, children }) => html`<div><dt>${name}</dt><dd>${children}</dd></div>`;

@@ -5,7 +5,6 @@ import { checkSoon } from "./checks.js";
 import { edit } from "./draft.js";
 import { asField, FieldError, FilePick, Icon, Waveform } from "./parts.js";
 import { playSpeech, stopSpeech } from "./player.js";
-import { abandonRecording, pressRecord } from "./recorder.js";
 import { decoded, wavOf } from "./sound.js";
 import { change, state } from "./store.js";
 import { takeSpeech } from "./taking.js";
@@ -13,8 +12,12 @@ import { seconds } from "./words.js";
 
 export const SOUNDS = "audio/*,video/mp4,video/quicktime,video/webm,.m4a,.mka,.mov,.aiff";
 
+const microphone = () => import("./recorder.js"); // few visits need it
+
 /** A press starts recording, the next one stops it: then `take(file)`. */
 async function record(take, fail) {
+  const { pressRecord } = await microphone().catch(() => ({}));
+  if (!pressRecord) return fail("The server cannot be reached. Choose a file, or try again.");
   await pressRecord(async (blob) => {
     change((now) => { now.recorder = "reading"; });
     const sound = await decoded(blob);
@@ -23,11 +26,13 @@ async function record(take, fail) {
   }, fail);
 }
 
+const abandon = () => { microphone().then(({ abandonRecording }) => abandonRecording(), () => {}); };
+
 const failHere = (text) => change((now) => { now.errors = { ...now.errors, audio: text }; });
 
 /** When it goes away, so does the recording: the microphone would stay on with nothing to switch it off. */
 export function RecordButton({ take, fail = failHere }) {
-  useEffect(() => abandonRecording, []);
+  useEffect(() => abandon, []);
   const { recorder, recordedFor, level } = state;
   const text = { idle: "Record", asking: "Waiting for the microphone…", recording: `Stop · ${seconds(recordedFor)}`, reading: "Reading…" }[recorder];
   return html`<button type="button" id="record" class=${`quiet ${recorder}`} onClick=${() => record(take, fail)} disabled=${recorder === "reading"}>

@@ -36,7 +36,7 @@ function JobPlayer({ job, links }) {
     over();
   };
   if (!source) return null;
-  return html`<video ref=${video} controls playsinline preload="auto" aria-label=${`Video: ${beginning(titleOf(job), 80)}`} data-job=${job.id}
+  return html`<video ref=${video} controls playsinline preload="auto" poster=${links.posters[0]} aria-label=${`Video: ${beginning(titleOf(job), 80)}`} data-job=${job.id}
     data-kind=${source.kind} onEnded=${over} onTimeUpdate=${moved} onPause=${moved}></video>`;
 }
 

@@ -1,4 +1,6 @@
-// The one state of the page. Whoever changes it does so inside `change`, and everything is drawn again.
+// The one state of the studio.
+
+import { watched } from "./watched.js";
 
 export const state = {
   view: { job: null },        // the id of the open job; null: the draft
@@ -38,22 +40,7 @@ export const state = {
 
 export const TOAST_MS = 7000; // and so long a deletion can be taken back
 
-const listeners = new Set();
-let due = false;
-
-export function subscribe(listener) {
-  listeners.add(listener);
-}
-
-export function change(mutate) {
-  mutate(state);
-  if (due) return;
-  due = true;
-  queueMicrotask(() => {
-    due = false;
-    for (const listener of listeners) listener();
-  });
-}
+export const { change, subscribe } = watched(state);
 
 /** Tell a screen reader, once. */
 export function say(text) {

@@ -12,10 +12,12 @@ export const PRESET = {
 
 export const FIT = { cover: "Fill the frame", contain: "Show all of it", stretch: "Stretch" };
 
-const STAGE = {
+export const STAGE = {
   queued: "Waiting", loading: "Loading the model", encoding: "Reading photos and speech", denoising: "Painting",
   decoding: "Developing", muxing: "Adding the sound", done: "Finishing",
 };
+
+export const STATE = { queued: "Waiting", processing: "Making", succeeded: "Ready", failed: "Failed", canceled: "Canceled" };
 
 // --- texts and amounts
 
@@ -26,8 +28,19 @@ export const beginning = (text, most) => [...text].slice(0, most).join("");
 export const many = (count, thing) => `${count} ${thing}${count === 1 ? "" : "s"}`;
 export const seconds = (value) => `${value.toFixed(1)} s`;
 export const clock = (time) => new Date(time).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-export const megabytes = (bytes) =>
-  bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} KB` : `${(bytes / 2 ** 20).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+export function fileSize(bytes) {
+  if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} KB`;
+  const megabytes = bytes / 2 ** 20;
+  return megabytes < 10240 ? `${megabytes.toFixed(bytes < 1e7 ? 1 : 0)} MB` : `${(megabytes / 1024).toFixed(1)} GB`;
+}
+
+const LIMITS = {
+  max_queued: (value) => `${many(value, "video")} waiting`, max_running: (value) => `${many(value, "video")} at a time`,
+  gpu_seconds_per_day: (value) => `${duration(value)} of machine time a day`, max_stored_bytes: (value) => `${fileSize(value)} stored`,
+};
+
+/** The limits of a key that there are, in words. */
+export const limitsOf = (limits) => Object.entries(LIMITS).filter(([name]) => typeof limits[name] === "number").map(([name, words]) => words(limits[name]));
 
 export function duration(value) {
   const whole = Math.max(1, Math.round(value)), minutes = Math.round(whole / 60);
@@ -53,6 +66,9 @@ export const inLine = (position) => (position === 1 ? "next in line" : `${ordina
 
 // --- a job
 
+/** Where the studio shows it. */
+export const hashOf = (id) => `#job=${id}`;
+
 export const isOver = (job) => ["succeeded", "failed", "canceled"].includes(job.status);
 export const titleOf = (job) => job.metadata?.title || job.params.prompts[0];
 export const clipsDone = (job) => job.urls.clips.length;
@@ -60,10 +76,7 @@ export const lengthOf = (job) => job.duration_s ?? job.params.num_frames / 25;
 export const nameOf = (job) => `${beginning(titleOf(job), 60)}, ${Math.round(lengthOf(job))} s`;
 
 /** One or two words, for the gallery. */
-export function stateOf(job) {
-  if (job.status === "queued") return job.attempts > 0 ? "Continuing soon" : "Waiting";
-  return { processing: "Making", succeeded: "Ready", failed: "Failed", canceled: "Canceled" }[job.status];
-}
+export const stateOf = (job) => (job.status === "queued" && job.attempts > 0 ? "Continuing soon" : STATE[job.status]);
 
 /** The headline of an open job. */
 export function headlineOf(job) {
@@ -114,8 +127,8 @@ export function sentenceOf(error) {
   const { code, limit, field } = error;
   const thing = field === "audio" ? "recording" : field?.endsWith("image") ? "photo" : "file";
   const sentences = {
-    file_too_large: () => `This ${thing} has too many bytes: at most ${megabytes(limit)}. Choose a smaller one.`,
-    request_too_large: () => `Photos and speech together are too large: at most ${megabytes(limit)}. Choose smaller files.`,
+    file_too_large: () => `This ${thing} has too many bytes: at most ${fileSize(limit)}. Choose a smaller one.`,
+    request_too_large: () => `Photos and speech together are too large: at most ${fileSize(limit)}. Choose smaller files.`,
     unsupported_media_type: () => kindRefused(field),
     undecodable_file: () => `This ${thing} cannot be read. Save it again, or choose another one.`,
     truncated_file: () => `The end of this ${thing} is missing. Copy it again, or choose another one.`,
@@ -132,7 +145,7 @@ export function sentenceOf(error) {
     queue_full: () => "Many videos are waiting already. Try again in a little while.",
     queued_jobs_limit: () => `Your key may have ${limit} videos waiting. Wait for one, or cancel one.`,
     gpu_seconds_limit: () => "Your key has used its rendering time of the last 24 hours.",
-    stored_bytes_limit: () => `Your videos take ${megabytes(limit)}, which is all that your key may store. Delete some.`,
+    stored_bytes_limit: () => `Your videos take ${fileSize(limit)}, which is all that your key may store. Delete some.`,
     insufficient_storage: () => "The server has no space left. Tell whoever runs it.",
     insufficient_scope: () => "Your key may look, but not do this.",
     no_checkpoint: () => "The server is still starting: it has no model yet.",

@@ -77,14 +77,20 @@ class Studio:
         return Api(self.live.app, None)  # type: ignore[arg-type]
 
     def visit(
-        self, visit: Visit, at: str = "/", width: int = 1440, height: int = 900, script: str = ""
+        self,
+        visit: Visit,
+        at: str = "/",
+        width: int = 1440,
+        height: int = 900,
+        script: str = "",
+        shows: str = "header .health",
     ) -> None:
-        """Open the studio in a fresh profile and do what `visit` says."""
+        """Open the studio in a fresh profile and do what `visit` says, once an element is there."""
 
         async def opened() -> None:
             async with self.browser.tab(width, height, script=script) as page:
                 await page.call("Page.navigate", url=self.live.url + at)
-                await page.until("document.querySelector('header .health') !== null")
+                await page.until(f"document.querySelector({shows!r}) !== null")
                 await visit(page)
 
         asyncio.run(opened())

@@ -51,7 +51,9 @@ def test_a_video_of_a_very_long_prompt_can_be_given_a_name(studio: Studio) -> No
         assert await page.text(".toast-place") == ""
         for width in (320, 1440):
             await page.resize(width, 700)
-            assert await page.run("document.documentElement.scrollWidth <= innerWidth")
+            assert await page.run(
+                "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+            )
         label = await page.run("document.querySelector('.row-job .icon-button').ariaLabel.isWellFormed()")
         assert label, "no half of an emoji"
 
