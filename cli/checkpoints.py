@@ -98,12 +98,29 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the recipe's last saved state.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Train nothing: read all rows, list all faults, estimate time and disk space."
+        ),
+    ] = False,
 ) -> None:
     """Fine-tune a checkpoint on clips of your own by co-generation, then prune it for serving."""
     with explained_errors():
         with console.status("Loading"):
-            from cli.training import run_training
-        run_training(config, resume, console)
+            from cli.training import run_check, run_training
+        (run_check if check else run_training)(config, resume, console)
+
+
+@checkpoints.command("train-example", rich_help_panel="Checkpoints")
+def train_example(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write; it must not exist yet.")],
+) -> None:
+    """Write six drawn clips as training data, with tables and a recipe for the bundled checkpoint."""
+    with explained_errors():
+        with console.status("Drawing clips …"):
+            from cli.training import run_example
+        run_example(folder, console)
 
 
 @checkpoints.command(rich_help_panel="Checkpoints")

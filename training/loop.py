@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast
 from diffusers.training_utils import EMAModel
 
 from model.checkpoints.card_file import read_card
@@ -26,22 +26,20 @@ from model.pipeline import CoInteractPipeline
 from model.training_schedule import training_schedule
 from model.transformer import CoInteractTransformer3DModel
 
+from .batches import draw_batch, draw_levels
 from .branches import choose_trained, with_hoi_branch
-from .cache import EMPTY_PROMPT, ClipCache, fill_cache, stack
-from .clips import ClipEncoder, EncodedClip
-from .dataset import CsvDataset, Needs
 from .export import export_checkpoint, trained_card
-from .fingerprint import clip_name, encoders_digest
-from .objective import Batch, CoGeneration, Losses, LossWeights
-from .padded_prompts import pad_prompts, use_short_prompts
+from .held_out import HeldOut, Measured
+from .objective import CoGeneration, Losses, LossWeights
+from .padded_prompts import use_short_prompts
+from .preparation import OnClip, prepare_cache
 from .recipe import TrainRecipe
 from .saves import begin, forget_old, point, publish, saved_steps, step_folder
 
 log = logging.getLogger(__name__)
 
-OnClip = Callable[[int, int], None]
-"""Told how many of the clips are encoded, and how many there are."""
-STATES, CHECKPOINTS, CHECKPOINT = "state", "checkpoints", "checkpoint"
+STATES, CHECKPOINTS, CHECKPOINT, BEST = "state", "checkpoints", "checkpoint", "best"
+HELD_OUT = "held-out.jsonl"
 MOST_SKIPPED = 10
 """So many steps in a row without finite gradients end a run."""
 
@@ -74,6 +72,8 @@ class _Progress:
     step: int = 0
     seconds: float = 0.0
     skipped_in_a_row: int = 0
+    best_step: int | None = None
+    best_loss: float = math.inf
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -88,11 +88,13 @@ def train(
     resume: bool = False,
     on_step: Callable[[Step], None] | None = None,
     on_clip: OnClip | None = None,
+    on_held_out: Callable[[Measured], None] | None = None,
 ) -> Path:
     """Run a recipe and return the folder of the pruned, RGB-only checkpoint.
 
     Writes to `recipe.output`: curve.jsonl and tensorboard/, state/ (to resume from), checkpoints/ (the
     moving average of the weights, LoRA merged, HOI stream pruned) and `checkpoint`, a link to the newest.
+    With held-out clips also held-out.jsonl, samples/, and `best`, a link to the checkpoint of least loss.
 
     Raises:
         FileNotFoundError: no checkpoint in `base`, no clips in `cache`, nothing to resume from.
@@ -106,12 +108,13 @@ def train(
             f"{recipe.output} holds a run already. Go on with --resume, or name another output in the recipe"
         )
     run = TrainingRun(recipe, on_clip)
+    run.on_held_out = on_held_out
     if resume:
         run.resume()
     progress = run.progress
     started, saved = time.monotonic() - progress.seconds, time.monotonic()
     with (recipe.output / "curve.jsonl").open("a" if resume else "w") as curve:
-        while (share := run_share(recipe, progress.step, time.monotonic() - started)) < 1:
+        while (share := run_share(recipe, progress.step, run.agreed(time.monotonic() - started))) < 1:
             report = run.step(share)
             if report.step % recipe.log_every == 0 and run.accelerator.is_main_process:
                 known = {name: value for name, value in vars(report).items() if _is_known(value)}
@@ -122,7 +125,7 @@ def train(
                 on_step(report)
             progress.step += 1
             progress.seconds = time.monotonic() - started
-            if time.monotonic() - saved > 60 * recipe.save_minutes:
+            if run.agreed(time.monotonic() - saved) > 60 * recipe.save_minutes:
                 run.save()
                 run.cache.refresh()
                 saved = time.monotonic()
@@ -134,11 +137,16 @@ def train(
 class TrainingRun:
     """The networks, optimisers and clips of one training run."""
 
-    def __init__(self, recipe: TrainRecipe, on_clip: OnClip | None = None) -> None:
+    def __init__(
+        self, recipe: TrainRecipe, on_clip: OnClip | None = None, most_clips: int | None = None
+    ) -> None:
         self.recipe = recipe
         self.accelerator = _make_accelerator(recipe)
         self.pipeline = load_pipeline(recipe.base, "cpu", DTYPES[recipe.frozen_weights])
-        self.cache = _prepare_cache(recipe, self.pipeline, self.accelerator, on_clip)
+        self.cache = prepare_cache(recipe, self.pipeline, self.accelerator, on_clip, most_clips)
+        self.held_out = None
+        if recipe.held_out is not None:
+            self.held_out = HeldOut(recipe, recipe.held_out, self.pipeline, self.accelerator, most_clips)
         self.transformer = _prepare_transformer(recipe, self.pipeline)
         self.model = CoGeneration(
             self.transformer,
@@ -155,9 +163,11 @@ class TrainingRun:
             self.accelerator.prepare(optimizer) for optimizer in make_optimizers(self.transformer, recipe)
         ]
         self.prepared = self.accelerator.prepare(self.model)
+        self.pipeline.transformer = self.transformer
         self.average = EMAModel(self.trained, decay=recipe.ema, use_ema_warmup=True, power=0.75)
         self.average.to(self.accelerator.device)
         self.progress = _Progress()
+        self.on_held_out: Callable[[Measured], None] | None = None
         self.accelerator.register_for_checkpointing(self.progress, self.average)
 
     def resume(self) -> None:
@@ -169,6 +179,14 @@ class TrainingRun:
         self.accelerator.load_state(str(saves[-1]))
         if self.accelerator.is_main_process:
             _forget_steps_from(self.progress.step, output / "curve.jsonl")
+            _forget_steps_from(self.progress.step + 1, output / HELD_OUT)
+
+    def agreed(self, seconds: float) -> float:
+        """The main process's clock: all must save, and end, in the same step."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        told = torch.tensor([seconds], dtype=torch.float64, device=self.accelerator.device)
+        return float(broadcast(told).item())
 
     def step(self, share: float) -> Step:
         """One update of the weights and of their moving average."""
@@ -240,17 +258,43 @@ class TrainingRun:
                 f"after {self.progress.step} steps the weights are not finite numbers, and are not saved. "
                 "Try a smaller learning_rate"
             )
+        folder = step_folder(self.recipe.output / CHECKPOINTS, self.progress.step)
+        partial = folder.with_name(f".{folder.name}.partial")
+        main = self.accelerator.is_main_process
+        if main:
+            begin(folder)
+        self._with_average(partial)
         self._save_state()
-        link = self.recipe.output / CHECKPOINT
-        if self.accelerator.is_main_process:
-            folder = step_folder(self.recipe.output / CHECKPOINTS, self.progress.step)
-            partial = begin(folder)
-            self._export(partial)
+        if main:
             publish(partial, folder)
-            point(link, folder)
-            forget_old(folder.parent)
+            best = step_folder(folder.parent, self.progress.best_step or self.progress.step)
+            point(self.recipe.output / CHECKPOINT, folder)
+            if self.held_out is not None:
+                point(self.recipe.output / BEST, best)
+            forget_old(folder.parent, also_kept=[best])
         self.accelerator.wait_for_everyone()
-        return link
+        return self.recipe.output / CHECKPOINT
+
+    def _with_average(self, folder: Path) -> None:
+        """What the averaged weights are for: the checkpoint, the held-out loss and samples."""
+        self.average.store(self.trained)
+        self.average.copy_to(self.trained)
+        if self.held_out is not None:
+            self._note(self.held_out.measure(self.prepared, self.progress.step))
+        if self.accelerator.is_main_process:
+            self._export(folder)
+        self.average.restore(self.trained)
+
+    def _note(self, measured: Measured) -> None:
+        progress = self.progress
+        if measured.loss < progress.best_loss:
+            progress.best_step, progress.best_loss = progress.step, measured.loss
+        if self.accelerator.is_main_process:
+            with (self.recipe.output / HELD_OUT).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": progress.step, **vars(measured)}) + "\n")
+            self.accelerator.log({"held_out": measured.loss}, step=progress.step)
+        if self.on_held_out is not None:
+            self.on_held_out(measured)
 
     def _save_state(self) -> None:
         """Every process writes its part of the state; the main one puts the whole in its place."""
@@ -271,10 +315,7 @@ class TrainingRun:
         card = trained_card(
             read_card(recipe.base), recipe, steps=self.progress.step, clips=self.cache.num_clips
         )
-        self.average.store(self.trained)
-        self.average.copy_to(self.trained)
         export_checkpoint(folder, self.pipeline, self.transformer, card, DTYPES[recipe.stored_weights])
-        self.average.restore(self.trained)
 
 
 def holds_run(output: Path) -> bool:
@@ -344,84 +385,8 @@ def make_optimizers(
     ]
 
 
-def draw_batch(recipe: TrainRecipe, cache: ClipCache, rng: np.random.Generator, share: float) -> Batch:
-    """Random clips of the cache with the recipe's dropouts, all with or all without motion."""
-    whole = recipe.window is None or share >= recipe.whole_clips_from
-    count = recipe.whole_batch if whole and recipe.whole_batch else recipe.batch
-    after_motion = bool(cache.after_motion) and (not cache.first or rng.random() >= recipe.dropouts.motion)
-    paths = cache.after_motion if after_motion else cache.first
-    clips = [cache.load(paths[i]) for i in rng.integers(len(paths), size=count)]
-    scales = {clip.product_scale for clip in clips}
-    if len(scales) > 1:
-        raise ValueError(
-            f"clips of product scales {sorted(scales)} cannot share a batch; set batch = 1 and accumulate"
-        )
-    frames = clips[0].target.shape[1]
-    length = frames if whole or recipe.window is None else min(recipe.window, frames)
-    start = int(rng.integers(frames - length + 1))
-    window = slice(start, start + length)
-
-    no_prompt = rng.random(count) < recipe.dropouts.prompt
-    no_audio = torch.from_numpy(rng.random(count) < recipe.dropouts.audio)
-    prompts = [
-        cache.empty_prompt if none else clip.prompt_embeds
-        for none, clip in zip(no_prompt, clips, strict=True)
-    ]
-    audio = torch.stack([clip.audio for clip in clips]) * ~no_audio.view(-1, 1, 1, 1)
-    hoi = (
-        stack([clip.hoi for clip in clips]) if recipe.hoi_weight and rng.random() < recipe.hoi_share else None
-    )
-    labels = stack([clip.labels for clip in clips]) if recipe.experts or recipe.detail_weight != 1 else None
-    objects = stack([clip.objects for clip in clips]) if recipe.detail_weight != 1 else None
-    pose = None if rng.random() < recipe.dropouts.pose else stack([clip.pose for clip in clips])
-    hoi_prompts = None
-    if hoi is not None:
-        hoi_prompts = pad_prompts(
-            [
-                cache.empty_hoi_prompt if none else clip.hoi_prompt_embeds
-                for none, clip in zip(no_prompt, clips, strict=True)
-            ]
-        )
-    return Batch(
-        target=torch.stack([clip.target for clip in clips])[:, :, window],
-        person=torch.stack([clip.person for clip in clips]),
-        product=stack([clip.product for clip in clips]),
-        motion=_faded_motion(clips, recipe.motion_fade, rng) if after_motion else None,
-        pose=pose,
-        hoi=None if hoi is None else hoi[:, :, window],
-        prompt_embeds=pad_prompts(prompts),
-        hoi_prompt_embeds=hoi_prompts,
-        audio=audio,
-        labels=None if labels is None else labels[:, window],
-        objects=None if objects is None else objects[:, window],
-        product_scale=scales.pop(),
-        start=start,
-        clip_latent_frames=frames,
-    )
-
-
-def _faded_motion(clips: Sequence[EncodedClip], most: float, rng: np.random.Generator) -> torch.Tensor | None:
-    """Motion latents (B, 16, 19, h, w). In each clip photo and noise replace a random share, up to `most`."""
-    motion = stack([clip.motion for clip in clips])
-    if motion is None or most == 0:
-        return motion
-    photo = torch.stack([clip.person for clip in clips])  # (B, 16, 1, h, w)
-    noise = torch.from_numpy(rng.standard_normal(motion.shape, np.float32))
-    fade, grain = torch.from_numpy(rng.random((2, len(clips), 1, 1, 1, 1)).astype(np.float32)) * (most / 2)
-    faded: torch.Tensor = motion * (1 - fade - grain) + photo * fade + noise * grain
-    return faded
-
-
 def all_finite(*tensors: torch.Tensor) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-
-
-def draw_levels(rng: np.random.Generator, count: int, levels: int = 1000) -> torch.Tensor:
-    """Draw one noise level from each of `count` equal parts of the schedule.
-
-    The levels are uniform, and vary less from batch to batch than independent ones.
-    """
-    return torch.from_numpy(((np.arange(count) + rng.random(count)) / count * levels).astype(np.int64))
 
 
 def _is_known(value: float | None) -> bool:
@@ -433,51 +398,8 @@ def _forget_steps_from(step: int, curve: Path) -> None:
     """Delete the log of steps after the last save. The stopped run lost them, and takes them again."""
     lines = curve.read_text(encoding="utf-8").splitlines(keepends=True) if curve.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-    curve.write_text("".join(kept), encoding="utf-8")
-
-
-def _prepare_cache(
-    recipe: TrainRecipe, pipeline: CoInteractPipeline, accelerator: Accelerator, on_clip: OnClip | None
-) -> ClipCache:
-    if recipe.data is None:
-        return ClipCache(recipe.cache)
-    clips = CsvDataset(recipe.data, recipe.width, recipe.height, needs_of(recipe))
-    if recipe.batch > 1 and (unlike := clips.unlike()):
-        raise ValueError(f"{unlike[0]}: such clips cannot share a batch. Set batch = 1 and accumulate")
-    return encode_table(recipe, clips, pipeline, accelerator, on_clip)
-
-
-def encode_table(
-    recipe: TrainRecipe,
-    clips: CsvDataset,
-    pipeline: CoInteractPipeline,
-    accelerator: Accelerator,
-    on_clip: OnClip | None,
-) -> ClipCache:
-    """Encode what is not in the cache yet; each process takes its share of the rows."""
-    encoders = encoders_digest(recipe.base)
-    names = [clip_name(encoders, clips.digest(index)) for index in range(len(clips))]
-    empty = f"{encoders[:32]}-{EMPTY_PROMPT}"
-    pipeline.to(accelerator.device)
-    fill_cache(
-        recipe.cache,
-        clips,
-        ClipEncoder(pipeline, accelerator.device),
-        range(accelerator.process_index, len(clips), accelerator.num_processes),
-        name=names.__getitem__,
-        empty=empty,
-        workers=recipe.workers,
-        on_clip=on_clip,
-    )
-    pipeline.to("cpu")
-    accelerator.wait_for_everyone()
-    return ClipCache(recipe.cache, names, empty)
-
-
-def needs_of(recipe: TrainRecipe) -> Needs:
-    """What the recipe's losses need of every row."""
-    boxes = (recipe.experts and recipe.routing_weight > 0) or recipe.detail_weight != 1
-    return Needs(hoi=recipe.hoi_weight > 0 and recipe.hoi_share > 0, boxes=boxes)
+    if lines:
+        curve.write_text("".join(kept), encoding="utf-8")
 
 
 def _report(losses: Losses, step: int, share: float, rate: float, seconds: float, *, skipped: bool) -> Step:

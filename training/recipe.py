@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .table import nearest
 
-PATHS = ("base", "data", "cache", "output")
+PATHS = ("base", "data", "held_out", "cache", "output")
 
 
 class RecipeError(ValueError):
@@ -40,6 +40,13 @@ class TrainRecipe(BaseModel):
     """Checkpoint folder to start from."""
     data: Path | None = None
     """A CSV in the official format. Leave it out to train on the clips that `cache` already holds."""
+    held_out: Path | None = None
+    """A CSV of clips that are not trained on. Their loss is measured with every save.
+
+    Take other people, products and recordings than those in `data`.
+    """
+    samples: int = Field(0, ge=0)
+    """Render so many of the held-out clips with every save."""
     cache: Path
     """Folder of encoded clips."""
     output: Path
@@ -121,6 +128,8 @@ class TrainRecipe(BaseModel):
     def _check(self) -> Self:
         if self.hoi_weight == 0 and self.first_stage > 0:
             raise ValueError("without an HOI stream (hoi_weight = 0), first_stage must be 0")
+        if self.samples and self.held_out is None:
+            raise ValueError("samples are rendered of held-out clips: name a CSV of them in held_out")
         if self.frozen_weights == "bf16" and self.mixed_precision == "no":
             raise ValueError('frozen_weights = "bf16" needs mixed_precision = "bf16"')
         return self

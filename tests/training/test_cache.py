@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 from model.checkpoints.tiny import write_tiny_checkpoint
-from tests.training.official_table import write_dataset
 from tests.training.test_loop import fresh_accelerator_state, recipe
 from tests.training.test_wrong_data import row_of, table_of
 from training.cache import EMPTY_PROMPT, ClipCache
+from training.example import write_dataset
 from training.fingerprint import encoders_digest
-from training.loop import TrainingRun, needs_of
+from training.loop import TrainingRun
+from training.preparation import needs_of
 from training.recipe import RecipeError, TrainRecipe
 from training.synthetic import make_video
 
@@ -109,6 +110,7 @@ PATHS = 'base = "a"\ncache = "b"\noutput = "c"\n'
         (PATHS + "batch = 0", "batch: Input should be greater than or equal to 1"),
         (PATHS + 'lora_rank = "some"', "lora_rank: Input should be"),
         (PATHS + 'frozen_weights = "bf16"', 'frozen_weights = "bf16" needs mixed_precision = "bf16"'),
+        (PATHS + "samples = 2", "name a CSV of them in held_out"),
         ('base = "a"\ncache = "b"', "output: Field required"),
         ('base = 1\ncache = "b"\noutput = "c"', "base: "),
     ],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from contract.video import CLIP_FRAMES, MOTION_FRAMES
-from tests.training.official_table import write_dataset
 from training.dataset import CsvDataset, synthetic_clip
+from training.example import write_dataset
 from training.synthetic import SyntheticVideo, make_video
 
 WIDTH, HEIGHT = 64, 96

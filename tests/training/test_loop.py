@@ -16,6 +16,7 @@ from contract.card import CARD_FILE
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.tiny import TINY_AUDIO_DIM, TINY_TEXT_DIM, write_tiny_checkpoint
+from training.batches import draw_batch, draw_levels
 from training.branches import is_expert, is_hoi, with_hoi_branch
 from training.cache import FIRST_SUFFIX, MOTION_SUFFIX, ClipCache
 from training.clips import EncodedClip
@@ -24,8 +25,6 @@ from training.loop import (
     Step,
     TrainingDiverged,
     TrainingRun,
-    draw_batch,
-    draw_levels,
     learning_rate,
     train,
 )

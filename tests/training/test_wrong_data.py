@@ -12,9 +12,9 @@ import soundfile
 
 from contract.video import CLIP_FRAMES, MOTION_FRAMES, SAMPLE_RATE
 from model.media.pose import load_pose
-from tests.training.official_table import write_dataset
 from tests.training.spoiled import at_rate, lay_on_its_side, write_video
 from training.dataset import CsvDataset, Needs, RowError
+from training.example import write_dataset
 from training.footage import read_footage
 from training.prefetch import prefetched
 from training.synthetic import SyntheticVideo, make_video
