@@ -5,7 +5,7 @@ import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { loadAll, loadMore, remove, shown } from "./jobs.js";
 import { Icon } from "./parts.js";
 import { change, state } from "./store.js";
-import { age, clipsDone, hashOf, inLine, isOver, lengthOf, nameOf, stateOf, titleOf } from "./words.js";
+import { age, clipsDone, hashOf, inLine, isOver, lengthOf, nameOf, stateOf, takeOf, titleOf } from "./words.js";
 
 const posters = new Map(); // path → address of a picture that was fetched with the key
 
@@ -36,7 +36,8 @@ function line(job) {
   const parts = [stateOf(job)];
   if (job.status === "queued" && job.queue_position) parts.push(inLine(job.queue_position));
   if (job.status === "processing") parts[0] += ` ${Math.round(job.progress)} %`;
-  return [...parts, `${Math.round(lengthOf(job))} s`, age(job.created_at)].join(" · ");
+  parts.push(takeOf(job, state.jobs.get(job.parent)));
+  return [...parts.filter(Boolean), `${Math.round(lengthOf(job))} s`, age(job.created_at)].join(" · ");
 }
 
 function Row({ job }) {

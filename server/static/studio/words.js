@@ -75,6 +75,9 @@ export const clipsDone = (job) => job.urls.clips.length;
 export const lengthOf = (job) => job.duration_s ?? job.params.num_frames / 25;
 export const nameOf = (job) => `${beginning(titleOf(job), 60)}, ${Math.round(lengthOf(job))} s`;
 
+/** What a job is to the one that it was made from, which may be gone; empty if to none. */
+export const takeOf = (job, parent) => (job.parent ? parent?.params.num_frames < job.params.num_frames ? "extended" : "another take" : "");
+
 /** One or two words, for the gallery. */
 export const stateOf = (job) => (job.status === "queued" && job.attempts > 0 ? "Continuing soon" : STATE[job.status]);
 

@@ -50,6 +50,8 @@ def test_a_clip_is_redone_with_another_prompt_or_another_seed(studio: Studio, pr
         await page.says(".clip:nth-child(1)", "Ready")
         await page.click(".details summary")
         await page.says(".details", "She lifts it.")
+        await page.says(f".row-job[data-id={new}]", "another take")
+        assert "take" not in await page.text(f".row-job[data-id={job}]")
 
     studio.visit(visit)
 
@@ -73,6 +75,26 @@ def test_a_video_is_extended_by_a_recording(studio: Studio) -> None:
         before = studio.live.services.journal.read(job).submitted.params.num_frames
         assert state.submitted.params.num_frames > before
         assert state.submitted.params.prompts[-1] == "She bows."
+        await page.says(f".row-job[data-id={new}]", "extended")
+
+    studio.visit(visit)
+
+
+def test_a_long_video_can_be_extended_without_looking_for_the_button(studio: Studio) -> None:
+    job = studio.submit(audio=audio_bytes(seconds=25))
+    studio.succeed(job)
+
+    async def visit(page: Page) -> None:
+        await opened(page, job)
+        await page.until("document.querySelector('.extend')")
+        for width in (1440, 768):
+            await page.resize(width, 900)
+            timeline = "document.querySelector('.timeline')"
+            assert await page.run(f"{timeline}.scrollWidth > {timeline}.clientWidth"), (
+                "more than there is room for"
+            )
+            box = "document.querySelector('.extend').getBoundingClientRect()"
+            assert await page.run(f"{box}.right <= {timeline}.getBoundingClientRect().right"), width
 
     studio.visit(visit)
 
