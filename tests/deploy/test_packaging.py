@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from cli.app import app
 from contract.settings import Settings
 from contract.version import installed_version
+from deploy.sbom import sbom
 from server.app import create_app
 from tests.deploy.test_dependencies import normal
 from tests.test_architecture import ALLOWED
@@ -91,9 +92,76 @@ def test_only_the_api_is_published_and_only_to_this_machine(compose: dict[str, A
     assert all(port.startswith("127.0.0.1:") for port in published["api"])
 
 
-def test_the_gpu_override_changes_services_that_exist(compose: dict[str, Any]) -> None:
-    override = yaml.safe_load((ROOT / "deploy/compose.gpu.yml").read_text(encoding="utf-8"))
-    assert override["services"].keys() <= compose["services"].keys()
+def override(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / f"deploy/compose.{name}.yml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_overrides_change_services_that_exist_or_bring_whole_ones(compose: dict[str, Any]) -> None:
+    for name in ("gpu", "s3", "monitoring"):
+        for service, body in override(name)["services"].items():
+            assert service in compose["services"] or "image" in body, f"{name}: {service}"
+
+
+def test_gpus_are_given_by_count_and_each_worker_is_like_the_first(compose: dict[str, Any]) -> None:
+    services = override("gpu")["services"]
+    first = {**compose["services"]["worker"], **services["worker"]}
+    of_count = {
+        count: [name for name, body in services.items() if f"gpus-{count}" in body.get("profiles", ())]
+        for count in (2, 4, 8)
+    }
+    assert {count: len(names) + 1 for count, names in of_count.items()} == {2: 2, 4: 4, 8: 8}
+    taken = ["0"]
+    for name in of_count[8]:
+        body = services[name]
+        kept = ("command", "volumes", "restart", "read_only", "tmpfs", "cap_drop", "security_opt", "image")
+        assert {key: body[key] for key in kept} == {key: first[key] for key in kept}, name
+        assert body["environment"].items() >= compose["services"]["worker"]["environment"].items(), name
+        assert body["networks"]["inside"]["aliases"] == ["worker"], "Prometheus finds it by that name"
+        (device,) = body["deploy"]["resources"]["reservations"]["devices"]
+        taken += device["device_ids"]
+    assert taken == [str(number) for number in range(8)]
+
+
+def test_containers_share_no_volume_where_jobs_are_in_s3() -> None:
+    services = override("s3")["services"]
+    volumes = [volume for body in services.values() for volume in body["volumes"]]
+    assert services.keys() == {"api", "reaper", "worker"}
+    assert len(set(volumes)) == 3
+    assert {volume.partition(":")[2] for volume in volumes} == {"/data"}
+
+
+def test_prometheus_scrapes_the_ports_that_processes_are_given(compose: dict[str, Any]) -> None:
+    monitoring = override("monitoring")
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    ports = {
+        config["dns_sd_configs"][0]["names"][0]: config["dns_sd_configs"][0]["port"]
+        for config in scraped["scrape_configs"]
+    }
+    given = {
+        name: int(value)
+        for name, body in monitoring["services"].items()
+        for key, value in body.get("environment", {}).items()
+        if key.endswith("_METRICS_PORT")
+    }
+    assert ports == {"api": 8000, **given}
+    for name, body in monitoring["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in body.get("ports", ())), name
+        for volume in body.get("volumes", ()):
+            source = volume.partition(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), volume
+
+
+def test_an_image_says_what_it_is_made_of() -> None:
+    made_of = sbom()
+    components = made_of["components"]
+    assert isinstance(components, list)
+    named = {component["name"].lower(): component for component in components}
+    assert named["redis"]["purl"].startswith("pkg:pypi/redis@")
+    assert len({component["purl"] for component in components}) == len(components) > 50
+    assert made_of == sbom()
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert text.count("RUN python -m deploy.sbom > sbom.json") == 2
 
 
 def test_the_images_hold_every_package_that_the_command_line_can_reach() -> None:
@@ -104,8 +172,7 @@ def test_the_images_hold_every_package_that_the_command_line_can_reach() -> None
 
 
 def test_the_gpu_file_takes_the_cuda_build_of_the_torch_that_is_pinned(compose: dict[str, Any]) -> None:
-    override = yaml.safe_load((ROOT / "deploy/compose.gpu.yml").read_text(encoding="utf-8"))
-    arguments = override["services"]["worker"]["build"]["args"]
+    arguments = override("gpu")["services"]["worker"]["build"]["args"]
     # `===` takes the version literally: a CPU build, which is called 2.13.0+cpu, does not count.
     assert arguments["TORCH"].replace("===", "==") == pins()["torch"]
     declared = re.findall(
