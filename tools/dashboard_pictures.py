@@ -19,12 +19,12 @@ import httpx
 
 from tools.dashboards import DASHBOARDS, PER_ROW, RATE, Panel
 
-IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
+PICTURES: Final = Path(__file__).parents[1] / "docs" / "images"
 WIDTH, TALL, MARGIN = 330, 190, 14
 PLOT: Final = (46, 30, 318, 140)
 """Left, top, right, bottom of the lines in a panel."""
 POINTS: Final = 120
-MOST_LINES: Final = 6
+LINES_PER_PANEL: Final = 6
 COLOURS: Final = ("#3d71d9", "#e0752d", "#37872d", "#8f3bb8", "#c4162a", "#0d9488")
 UNITS: Final = {"s": " s", "percentunit": " %", "bytes": " GB", "reqps": "/s", "ops": "/s"}
 SCALES: Final = {"percentunit": 100.0, "bytes": 1e-9}
@@ -42,7 +42,7 @@ def lines_of(url: str, panel: Panel, start: float, end: float) -> list[Line]:
             points = [(float(at), float(value)) for at, value in series["values"] if value != "NaN"]
             if points:
                 found.append((_named(query.legend, series["metric"]), points))
-    return found[:MOST_LINES]
+    return found[:LINES_PER_PANEL]
 
 
 def _named(legend: str, labels: dict[str, str]) -> str:
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end = time.time()
     for name in DASHBOARDS:
         text = picture(options.url, name, end - 60 * options.minutes, end)
-        (IMAGES / f"dashboard-{name}.svg").write_text(text, encoding="utf-8")
+        (PICTURES / f"dashboard-{name}.svg").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -115,14 +115,14 @@ DASHBOARDS: Final = {
     "service": ("CoInteract: the service", SERVICE),
     "rendering": ("CoInteract: rendering", RENDERING),
 }
-SOURCE: Final = {"type": "prometheus", "uid": "${source}"}
+PROMETHEUS: Final = {"type": "prometheus", "uid": "${source}"}
 
 
 def _panel(index: int, panel: Panel) -> dict[str, Any]:
     width = GRID // PER_ROW
     targets = [
         {
-            "datasource": SOURCE,
+            "datasource": PROMETHEUS,
             "expr": query.expr,
             "legendFormat": query.legend,
             "refId": chr(ord("A") + number),
@@ -134,7 +134,7 @@ def _panel(index: int, panel: Panel) -> dict[str, Any]:
         "id": index + 1,
         "type": "timeseries",
         "title": panel.title,
-        "datasource": SOURCE,
+        "datasource": PROMETHEUS,
         "gridPos": place,
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
