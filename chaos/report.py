@@ -34,6 +34,8 @@ class Report:
     seed: int = 0
     workers: int = 0
     apis: int = 0
+    rate: float = 0.0
+    """Jobs submitted per second before the first fault."""
     max_attempts: int = 0
     """The number of attempts that may fail before the job fails: the default of the service."""
     jobs: int = 0
@@ -51,7 +53,7 @@ class Report:
     """Seconds from the fault that hit a running attempt to the start of the next attempt."""
     submit_p50_ms: float | None = None
     submit_p99_ms: float | None = None
-    """Of submits without faults, at 50 per second."""
+    """Of submits without faults, at `rate` per second."""
     submit_under_faults_p99_ms: float | None = None
     status_p99_ms: float | None = None
     """Of status requests without faults."""

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 FAULT_WEIGHTS = {"child": 7, "worker": 5, "api": 3, "reaper": 2, "redis": 2, "freeze": 1, "supervisor": 1}
 CALM_SHARE = 0.5
-"""Share of the jobs that are submitted at full rate before the first fault, to measure latencies."""
+"""Share of the jobs that are submitted at `Options.rate` before the first fault, to measure latencies."""
 SUBMIT_RATE = 50.0
 REMOTE_SUBMIT_RATE = 4.0
 """With a storage that handles one request at a time, on the same cores."""
@@ -69,9 +69,15 @@ class Options:
     """The number of power cuts, on top of the kills. Data that had not reached the disk is lost."""
     webhooks: bool = False
     """Whether some jobs name webhooks, half of which are black holes."""
+    rate: float | None = None
+    """Jobs submitted per second before the first fault. None: as many as suits the storage."""
     seed: int = 0
     storage: RemoteStorage | None = None
     """Where jobs lie if the parts share no disk."""
+
+    @property
+    def submit_rate(self) -> float:
+        return self.rate or (SUBMIT_RATE if self.storage is None else REMOTE_SUBMIT_RATE)
 
 
 class Chaos:
@@ -96,6 +102,7 @@ class Chaos:
             seed=self.options.seed,
             workers=self.options.workers,
             apis=self.options.apis,
+            rate=self.options.submit_rate,
             max_attempts=self.stack.settings.max_attempts,
         )
         calm = int(self.options.jobs * CALM_SHARE) if self.options.kills else self.options.jobs
@@ -103,8 +110,7 @@ class Chaos:
             asyncio.create_task(work()) for work in (self._supervise, self._watch, self._cancel_some)
         ]
         try:
-            rate = SUBMIT_RATE if self.options.storage is None else REMOTE_SUBMIT_RATE
-            await self._submit_all(range(calm), rate, self.seen.calm_submits)
+            await self._submit_all(range(calm), self.options.submit_rate, self.seen.calm_submits)
             rest = range(calm, self.options.jobs)
             rate = max(0.1, len(rest) / self.options.seconds)
             await asyncio.gather(

@@ -138,6 +138,12 @@ def chaos(
         bool,
         typer.Option("--webhooks", help="Let jobs name webhooks, half of them a black hole. Needs root."),
     ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Jobs to submit per second before the first fault. Default: 50; with S3 4."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of faults. The report names it.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -162,7 +168,9 @@ def chaos(
             if not neighbours.ok():
                 raise typer.Exit(FAILED)
             return
-        options = Options(jobs, kills, seconds, workers, outage, overload, apis, power_cuts, webhooks, seed)
+        options = Options(
+            jobs, kills, seconds, workers, outage, overload, apis, power_cuts, webhooks, rate, seed
+        )
         try:
             with _remote_storage(storage, seed, power_cuts) as remote:
                 report = run_chaos(dataclasses.replace(options, storage=remote))

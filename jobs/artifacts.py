@@ -37,6 +37,7 @@ STORAGE_AWAY = frozenset(
 )
 """Errors that are about the storage and not about its user: full, read-only, cut off, broken."""
 
+NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 SCRATCH_AGE_S = 3600.0
 """Half-written files that were not touched for so long belong to nobody. An upload takes minutes, and an
@@ -240,6 +241,7 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self._root_name = str(self.root)
         self.passed_over = PassedOver()
         self._syncing = ThreadPoolExecutor(SYNCS_AT_ONCE, thread_name_prefix="fsync")
         for name in FOLDERS:
@@ -254,11 +256,23 @@ class FolderStore:
             except OSError as error:
                 log.error("other users may read %s, which cannot be changed: %s", path, error.strerror)
 
-    def _path(self, key: str) -> Path:
-        path = self.root / key
-        if ".." in path.parts or not path.is_relative_to(self.root):
+    def _name(self, key: str) -> str:
+        """The path of a key. Text alone: lists look at hundreds, and a `Path` takes longer than the look."""
+        if key.startswith("/") or ".." in key.split("/"):
             raise ValueError(f"key leaves the store: {key!r}")
-        return path
+        return f"{self._root_name}/{key}"
+
+    def _path(self, key: str) -> Path:
+        return Path(self._name(key))
+
+    def _stat(self, key: str) -> os.stat_result | None:
+        """None if there is no such key. Raises OSError if the storage does not answer."""
+        try:
+            return os.stat(self._name(key))  # noqa: PTH116
+        except OSError as error:
+            if error.errno in NOT_THERE:
+                return None
+            raise
 
     def _must_be_there(self) -> None:
         """Raise OSError if the store itself is gone.
@@ -266,7 +280,7 @@ class FolderStore:
         Callers that find nothing ask here. A network file system that is not mounted must not pass for a
         store from which everything was removed.
         """
-        if not self.scratch().is_dir():
+        if self._stat("scratch") is None:
             raise OSError(errno.ENODEV, "the storage is not there", str(self.root))
 
     @contextmanager
@@ -348,16 +362,14 @@ class FolderStore:
             return digest, file.tell()
 
     def exists(self, key: str) -> bool:
-        if self._path(key).exists():
+        if self._stat(key) is not None:
             return True
         self._must_be_there()
         return False
 
     def written_at(self, key: str) -> float | None:
-        try:
-            return self._path(key).stat().st_mtime
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        found = self._stat(key)
+        return None if found is None else found.st_mtime
 
     def now(self) -> float:
         with self._written(b"") as probe:

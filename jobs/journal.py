@@ -259,6 +259,10 @@ class Journal:
             raise JobNotFound(job.id) from error
         return self.read(job.id)
 
+    def changed_at(self, job_id: str) -> float | None:
+        """When the job was changed last, by the storage's clock; None if it never was. Raises OSError."""
+        return self.store.written_at(_changes_key(job_id))
+
     def _changed(self, job_id: str, submitted: Submitted) -> Submitted:
         """What was submitted, with the changes since. A damaged change is ignored: the job matters more."""
         try:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from contract.job import Priority
 from contract.speed import Speed, Work
@@ -119,34 +121,42 @@ class QueueSnapshot:
 
     def position(self, job_id: str) -> int | None:
         """1 for the job that starts next; None if the job is not waiting."""
-        return next((place for place, job in enumerate(self.waiting, start=1) if job.id == job_id), None)
+        return self._positions.get(job_id)
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {job.id: place for place, job in enumerate(self.waiting, start=1)}
 
     def estimate(self, job_id: str) -> tuple[datetime, datetime] | None:
         """When the job starts, or started, and when it finishes if nothing else is submitted. None if that
         is not known.
         """
-        try:
-            return self._estimate(job_id)
-        except (OverflowError, ValueError):  # hints in Redis that nobody would call an estimate
-            return None
+        return self._estimates.get(job_id)
 
-    def _estimate(self, job_id: str) -> tuple[datetime, datetime] | None:
+    @cached_property
+    def _estimates(self) -> dict[str, tuple[datetime, datetime]]:
+        """Of each job that runs or waits. All at once: a list asks for many."""
+        found: dict[str, tuple[datetime, datetime]] = {}
+        with suppress(OverflowError, ValueError):  # hints in Redis that nobody would call an estimate
+            for job_id, times in self._forecast():
+                found.setdefault(job_id, times)
+        return found
+
+    def _forecast(self) -> Iterator[tuple[str, tuple[datetime, datetime]]]:
         if self.speed is None or not self.workers:
-            return None
+            return
         free_at = []
         for worker in self.workers:
             remaining = 0.0
             if job := worker.running:
                 done = job.fraction_done(self.taken_at)
                 remaining = (1 - done) * self.speed.seconds(job.work) if job.work is not None else 0.0
-                if job.job_id == job_id:
-                    return job.started_at, self.taken_at + timedelta(seconds=remaining)
+                yield job.job_id, (job.started_at, self.taken_at + timedelta(seconds=remaining))
             free_at.append(remaining)
         heapq.heapify(free_at)
         for waiting in self.waiting:
             start = free_at[0]
             finish = start + self.speed.seconds(waiting.work)
             heapq.heapreplace(free_at, finish)
-            if waiting.id == job_id:
-                return self.taken_at + timedelta(seconds=start), self.taken_at + timedelta(seconds=finish)
-        return None
+            begins, ends = (self.taken_at + timedelta(seconds=seconds) for seconds in (start, finish))
+            yield waiting.id, (begins, ends)

@@ -48,7 +48,7 @@ def listed(
     jobs = []
     for job_id in ids[:limit]:
         try:
-            jobs.append(services.journal.read(job_id))
+            jobs.append(services.remembered.read(job_id, services.index.sequence_of(job_id)))
         except JobNotFound:
             continue  # removed between listing and reading
         except (UnreadableJob, OSError) as error:

@@ -212,6 +212,12 @@ class JobIndex:
         with self._lock:
             self.usage.forget(gone)
 
+    def sequence_of(self, job_id: str) -> int:
+        """The number of the newest journal entry that is known; -1 if the job is not."""
+        with self._lock:
+            known = self._jobs.get(job_id)
+        return -1 if known is None else known.sequence
+
     def page(self, wanted: JobFilter, after: str | None, limit: int, oldest_first: bool = False) -> list[str]:
         """The ids of up to `limit` wanted jobs that come after `after`, newest first by default."""
         with self._lock:

@@ -22,6 +22,7 @@ from server.index import JobIndex
 from server.keyed_locks import KeyedLocks
 from server.loop_shares import LoopShares
 from server.metrics import Metrics
+from server.remembered import RememberedJobs
 from server.shares import Places, Turns
 from server.storage_probe import StorageProbe
 
@@ -55,12 +56,14 @@ class Services:
     disk: Turns = field(default_factory=lambda: Turns(DISK_TURNS))
     speaking: Turns = field(default_factory=lambda: Turns(4))
     """How many texts the speech server is asked for at once."""
+    remembered: RememberedJobs = field(init=False)
     storing: KeyedLocks = field(default_factory=KeyedLocks)
     """Submits of a key with limits are stored one after the other."""
     uploads: Places = field(init=False)
     streams: Places = field(init=False)
 
     def __post_init__(self) -> None:
+        self.remembered = RememberedJobs(self.journal)
         self.uploads = Places(self.settings.max_concurrent_uploads)
         self.streams = Places(self.settings.max_event_streams)
 

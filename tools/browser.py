@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -200,7 +200,9 @@ async def _talking(url: str) -> AsyncIterator[Page]:
 
 
 @contextmanager
-def running_browser(folder: Path) -> Iterator[Browser]:
+def running_browser(
+    folder: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Browser]:
     """A Chromium with a microphone that hears a beep."""
     assert BINARY is not None
     process = subprocess.Popen(
@@ -208,8 +210,9 @@ def running_browser(folder: Path) -> Iterator[Browser]:
             BINARY, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
             "--autoplay-policy=no-user-gesture-required", "--disable-background-networking",
             "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--mute-audio",
-            f"--user-data-dir={folder}", "about:blank",
+            f"--user-data-dir={folder}", *options, "about:blank",
         ],
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip

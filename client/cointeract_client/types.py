@@ -45,7 +45,7 @@ class FileUrls(Answer):
     preview: str | None = None
     """What is finished so far as one MP4, with sound."""
     inputs: dict[str, str] = Field(default_factory=dict)
-    events: str | None = None
+    events: str = ""
 
 
 class JobUrls(FileUrls):

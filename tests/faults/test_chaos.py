@@ -15,13 +15,15 @@ from chaos.report import Report
 from chaos.run import Options, run_chaos
 from cli.app import app
 from contract.settings import Settings
+from jobs.artifacts import FolderStore
+from jobs.journal import Journal
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.timeout(240)
 def test_a_short_fault_mix_against_a_live_stack_breaks_no_promise(tmp_path: Path) -> None:
-    report = run_chaos(Options(jobs=40, kills=8, seconds=16, workers=2, seed=1), tmp_path)
+    report = run_chaos(Options(jobs=40, kills=8, seconds=16, workers=2, rate=20, seed=1), tmp_path)
     assert report.ok(), report
     assert report.jobs == 40
     assert report.succeeded + report.canceled == 40
@@ -29,15 +31,19 @@ def test_a_short_fault_mix_against_a_live_stack_breaks_no_promise(tmp_path: Path
     assert report.faults["FLUSHALL"] == 1
     assert sum(report.faults.values()) == 8
     assert (report.seed, report.max_attempts) == (1, Settings().max_attempts), "as in production"
+    assert report.rate == 20
+    journal = Journal(FolderStore(tmp_path / "data" / "storage"))
+    calm = sorted(journal.read(job_id).submitted.at for job_id in journal.ids())[:20]
+    assert (calm[-1] - calm[0]).total_seconds() > 0.5 * 19 / 20, "no faster than it was told"
 
 
 @pytest.mark.timeout(400)
 def test_power_cuts_two_apis_and_a_black_hole_break_no_promise(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("a disk and a network of its own need root")
-    words = "chaos --jobs 30 --kills 6 --seconds 18 --workers 2 --apis 2 --power-cuts 2 --webhooks --seed 5"
+    words = "chaos --jobs 30 --kills 6 --seconds 18 --workers 2 --apis 2 --power-cuts 2 --webhooks --rate 30"
     done = subprocess.run(
-        [sys.executable, "-m", "cli.app", *words.split(), "--json"],
+        [sys.executable, "-m", "cli.app", *words.split(), "--seed", "5", "--json"],
         capture_output=True,
         text=True,
         check=False,
@@ -49,7 +55,7 @@ def test_power_cuts_two_apis_and_a_black_hole_break_no_promise(tmp_path: Path) -
     report = json.loads(done.stdout)
     assert report["ok"]
     assert report["faults"]["power cut"] == 2
-    assert (report["jobs"], report["apis"], report["seed"]) == (30, 2, 5)
+    assert (report["jobs"], report["apis"], report["rate"], report["seed"]) == (30, 2, 30, 5)
     assert report["webhooks"] == 6
 
 
