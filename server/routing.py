@@ -11,21 +11,27 @@ from fastapi.params import Query
 from fastapi.routing import APIRoute
 
 from contract.request import unknown_field
+from server.body import with_small_json
 
 
 class StrictRoute(APIRoute):
-    """Refuses query parameters that the route does not know: a misspelt filter would give all jobs."""
+    """Refuses query parameters that the route does not know: a misspelt filter would give all jobs.
+
+    A body that FastAPI parses, on the event loop, is checked before.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
         parameters = get_flat_params(self.dependant)
         known = {each.alias for each in parameters if isinstance(each.field_info, Query)}
 
+        takes_json = self.body_field is not None
+
         async def strict(request: Request) -> Response:
             for name in request.query_params:
                 if name not in known:
                     raise unknown_field(name, known)
-            return await handler(request)
+            return await handler(await with_small_json(request) if takes_json else request)
 
         return strict
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from contract.form import REPEATABLE, values_of_form
 from contract.request import Changes, FieldError, changes_of
+from server.body import has_body
 from server.services import Services
 from server.submit.multipart import FormRules
 from server.submit.receive import (
@@ -37,7 +38,7 @@ async def receive_changes(
     """
     values: dict[str, Any] = {}
     received: Mapping[str, GivenFile] = {}
-    if "content-type" not in request.headers and not await request.body():
+    if "content-type" not in request.headers and not await has_body(request):
         pass
     elif body_type(request) == "multipart/form-data":
         limits = {field: limit for field, limit in file_limits(services).items() if field in files}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,14 +15,16 @@ few, and its texts a few thousand.
 """
 
 
-def parse_object(body: bytes, field: str | None = None) -> dict[str, Any]:
+def parse_object(
+    body: bytes, field: str | None = None, most_structure: int = MOST_STRUCTURE
+) -> dict[str, Any]:
     """The JSON object in a body, or in a field of a form. Raises ApiError.
 
     No key may be given twice: readers differ in which one counts, so what was checked might not be what runs.
     """
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MOST_STRUCTURE:
-        detail = f"The JSON has more than {MOST_STRUCTURE} commas and brackets."
-        raise ApiError("too_many", detail, field=field, limit=MOST_STRUCTURE)
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > most_structure:
+        detail = f"The JSON has more than {most_structure} commas and brackets."
+        raise ApiError("too_many", detail, field=field, limit=most_structure)
     try:
         value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_number)
     except (RecursionError, ValueError) as error:
@@ -38,8 +41,8 @@ def parse_object(body: bytes, field: str | None = None) -> dict[str, Any]:
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        times = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in times.items() if count > 1)
         raise ApiError("duplicate_field", "This field may be given once only.", field=printable(twice, 64))
     return found
 

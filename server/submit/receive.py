@@ -34,6 +34,7 @@ from contract.request import (
 )
 from contract.settings import Settings
 from jobs.kept_files import FILE_ID, KeptFile
+from server.body import capped_body, declared_bytes
 from server.decoding.formats import KIND_OF_FIELD, Kind
 from server.errors import ApiError, api_error_of
 from server.fetch import Fetcher, FetchError
@@ -204,33 +205,14 @@ def draft_of(values: Mapping[str, Any], files: Mapping[str, GivenFile]) -> Draft
     return Draft(fields, received, references)
 
 
-def _declared_bytes(request: Request) -> int | None:
-    """The length of the body as the client declares it, if it does."""
-    declared = request.headers.get("content-length", "")
-    return int(declared) if declared.isdecimal() else None
-
-
-async def _capped_body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body in chunks. Raises ApiError once it is longer than `limit` bytes, or declares to be."""
-    too_large = ApiError("request_too_large", f"The request is larger than {limit} bytes.", limit=limit)
-    if (_declared_bytes(request) or 0) > limit:
-        raise too_large
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > limit:
-            raise too_large
-        yield chunk
-
-
 async def receive_form(
     request: Request, scratch: Scratch, rules: FormRules, settings: Settings
 ) -> ReceivedForm:
     """Receive a multipart/form-data body. Raises ApiError, ClientDisconnect."""
-    declared = _declared_bytes(request)
+    declared = declared_bytes(request)
     new_file = partial(scratch.new_file, declared)
     run = in_place if fits_memory(declared) else scratch.on_disk
-    chunks = _capped_body(request, settings.max_upload_bytes)
+    chunks = capped_body(request, settings.max_upload_bytes)
     return await read_form(request.headers.get("content-type", ""), chunks, new_file, rules, run)
 
 
@@ -242,10 +224,10 @@ async def receive_json(
     request: Request, services: Services, scratch: Scratch, take_urls: TakeUrls
 ) -> tuple[dict[str, Any], dict[str, GivenFile]]:
     """Receive a JSON object: its values, and the files that it names. Raises ApiError, ClientDisconnect."""
-    declared = _declared_bytes(request)
+    declared = declared_bytes(request)
     in_memory = fits_memory(declared)
     body = scratch.new_file(declared) if in_memory else await scratch.on_disk(scratch.new_file)
-    async for chunk in _capped_body(request, services.settings.max_json_bytes):
+    async for chunk in capped_body(request, services.settings.max_json_bytes):
         if in_memory:
             body.write(chunk)
         else:
