@@ -132,7 +132,9 @@ def test_a_quiet_server_without_keys_says_so(studio: Studio) -> None:
         await page.says(".queue", "0 waiting")
         await page.says(".keys", "without a key")
         (key,) = await page.run(rows("Keys"))
-        assert " ".join(key.split()) == "without a key local everything none none none none"
+        said = " ".join(key.split())
+        assert said.startswith("without a key local everything none"), said
+        assert said.endswith("none none"), "no space, no limits"
         await page.says(".tiles", "0 of 0")
         await page.run(AXE + ";0")
         for width, height in (*WIDE, *NARROW):
