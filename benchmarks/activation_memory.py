@@ -26,6 +26,9 @@ from contract.video import CLIP_LATENT_FRAMES, MOTION_FRAMES, MOTION_LATENT_FRAM
 from model.bench.clip import OFFICIAL_SHAPES, ClipShape, conditioning_inputs
 from model.bench.counting import building_in, model_without_data, without_data
 from model.checkpoints.official_names import dit_config
+from model.memory.needs import PART_TOKENS
+from model.parallel.bands import band
+from model.parallel.decoding import BANDS_IN_TURN
 from model.transformer import CoInteractTransformer3DModel
 from model.vae import decode_latents, encode_pixels
 from model.vae_layers import use_fast_layers
@@ -109,14 +112,25 @@ def main() -> None:
         draw = without_data(torch.bfloat16)
         for shape in OFFICIAL_SHAPES:
             tokens, transformer = transformer_peak(model, shape)
+            model.part_tokens = PART_TOKENS
+            _, in_parts = transformer_peak(model, shape)
+            model.part_tokens = None
             latents = draw(*shape.latents(MOTION_LATENT_FRAMES + CLIP_LATENT_FRAMES))
+            own = band(vae, latents.shape[-2], latents.shape[-1], BANDS_IN_TURN, 0)
             pixels = draw(1, 3, MOTION_FRAMES, shape.height, shape.width)
             figures[shape.size] = {
                 "tokens": tokens,
                 "transformer_gb": round(transformer / 1e9, 2),
+                "transformer_in_parts_gb": round(in_parts / 1e9, 2),
                 "bytes_per_token": round(transformer / tokens),
                 "vae_decode_gb": gigabytes(
                     vae, lambda z=latents: decode_latents(vae, z, keep_from=MOTION_LATENT_FRAMES)
+                ),
+                "vae_decode_in_bands_gb": gigabytes(
+                    vae,
+                    lambda z=latents, own=own: decode_latents(
+                        vae, z, keep_from=MOTION_LATENT_FRAMES, band=own
+                    ),
                 ),
                 "vae_encode_gb": gigabytes(vae, lambda x=pixels: encode_pixels(vae, x)),
             }

@@ -4,31 +4,35 @@
     python benchmarks/gpu.py --device cpu --tiny          the same on small networks, to see that it runs
 
 Parts, in order of worth: the bundled checkpoint on the GPU in every memory mode against the CPU; forwards of
-the official size with random weights against their floor; VAE and encoders; a short job; a trace for
-Perfetto; the feed-forward in 8 bits; a forward whose blocks stream from main memory. A part whose price
-exceeds the time that is left is skipped, an error ends its own part only, and every finding is a line of JSON
-at once (also in FOLDER/gpu.jsonl).
+the official size with random weights against their floor, whole and in parts, with their peaks beside the
+memory model's; the feed-forward in 8 bits; attention backends at each size; VAE and encoders; presets of the
+bundled checkpoint; a short job; a trace for Perfetto; blocks that stream from main memory; blocks compiled by
+torch. A part whose price exceeds the time that is left is skipped, one that takes twice its price is ended,
+an error ends its own part only, and every finding is a line of JSON at once (also in FOLDER/gpu.jsonl).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from diffusers.models.attention import FeedForward
 from torch import nn
 from transformers import (
     AutoTokenizer,
@@ -41,27 +45,47 @@ from transformers import (
 
 from contract.attention import AttentionBackend
 from contract.card import OFFICIAL_DEFAULTS
+from contract.choices import Preset
 from contract.memory import MemoryMode
+from contract.presets import preset_steps
+from contract.sampling import noise_levels
 from deploy.samples import BUNDLED_CHECKPOINT
-from model.attention_choice import choose_attention
+from model.attention_choice import AttentionShape, choose_attention
+from model.attention_choice import measure as measure_attention
 from model.bench.clip import OFFICIAL_SHAPES, ClipShape
 from model.bench.forward import MEASURED_TIMESTEPS, measure_forward
 from model.bench.parts import job_inputs, job_params, measure_job, measure_parts
 from model.bench.timing import spend
 from model.bench.trace import trace_forward
+from model.calibration import psnr
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import load_pipeline
 from model.checkpoints.official_names import dit_config
 from model.checkpoints.tiny import tiny_pipeline
+from model.fp8_choice import why_not_fp8
 from model.memory.lanes import lanes_of
-from model.memory.needs import OFFICIAL_SIZE, needed, tokens
+from model.memory.needs import OFFICIAL_SIZE, PART_TOKENS, Plan, needed, tokens
 from model.memory.offload import stream_weights
-from model.network.fp8_linear import quantize_rows
+from model.network.feed_forward import feed_forward
+from model.network.fp8_linear import Fp8Linear, quantize_rows
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
 
-PRICES_S = {"toy": 60, "forward": 150, "parts": 60, "job": 150, "offload": 90, "profile": 40, "fp8": 20}
-LARGEST_E4M3 = 448.0
+PRICES_S = {
+    "toy": 60,
+    "forward": 150,
+    "fp8": 15,
+    "attention": 10,
+    "parts": 60,
+    "presets": 30,
+    "job": 100,
+    "profile": 30,
+    "offload": 80,
+    "compile": 120,
+}
+LIMIT = 2.0
+"""Times its price after which a part is ended."""
+TINY_LIMIT_S = 600.0
 TEXT = UMT5Config(
     vocab_size=256384,
     d_model=4096,
@@ -125,11 +149,7 @@ class Run:
     def __init__(self, device: torch.device, tiny: bool, seconds: float, output: Path) -> None:
         self.device, self.tiny, self.output = device, tiny, output
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.shapes = (
-            [ClipShape(64, 96, pose=False)]
-            if tiny
-            else [replace(shape, pose=False) for shape in OFFICIAL_SHAPES]
-        )
+        self.shapes = (ClipShape(64, 96, pose=True),) if tiny else OFFICIAL_SHAPES
         self._until = time.monotonic() + seconds
         self._pipeline: CoInteractPipeline | None = None
 
@@ -199,9 +219,57 @@ def part_toy(run: Run) -> None:
 def part_forward(run: Run) -> None:
     for shape in run.shapes:
         for timestep in MEASURED_TIMESTEPS:
-            figures = measure_forward(run.pipeline(), shape, timestep, rounds=3)
-            modelled = needed(OFFICIAL_SIZE, MemoryMode.RESIDENT, shape.width, shape.height).gpu
-            run.say("forward", **asdict(figures), modelled_bytes=modelled)
+            say_forward(run, "forward", shape, timestep, Plan(MemoryMode.RESIDENT), rounds=3)
+        run.pipeline().transformer.part_tokens = PART_TOKENS
+        try:
+            plan = Plan(MemoryMode.RESIDENT, in_parts=True)
+            say_forward(run, "forward", shape, MEASURED_TIMESTEPS[0], plan, rounds=2)
+        finally:
+            run.pipeline().transformer.part_tokens = None
+
+
+def say_forward(run: Run, part: str, shape: ClipShape, timestep: float, plan: Plan, rounds: int) -> None:
+    figures = measure_forward(run.pipeline(), shape, timestep, rounds)
+    modelled = needed(OFFICIAL_SIZE, plan, shape.width, shape.height).gpu
+    run.say(part, **asdict(figures), in_parts=plan.in_parts, modelled_bytes=modelled)
+
+
+def part_attention(run: Run) -> None:
+    """Every backend at each size; the first line of all says which one the forwards run on."""
+    config = run.pipeline().transformer.config
+    for shape in run.shapes:
+        count = tokens(shape.width, shape.height)
+        attention = AttentionShape(count, config.num_attention_heads, config.attention_head_dim)
+        for found in measure_attention(attention, run.device, run.dtype):
+            rate = None if found.seconds is None else attention.flop / found.seconds / 1e12
+            run.say(
+                "attention", size=shape.size, backend=found.backend, teraflops=rate, why_not=found.why_not
+            )
+
+
+def part_presets(run: Run) -> None:
+    """One clip of the trained small checkpoint in each preset that it has, against the exact one."""
+    pipeline = load_pipeline(BUNDLED_CHECKPOINT, run.device, run.dtype)
+    card, shape = read_card(BUNDLED_CHECKPOINT), ClipShape(128, 80, pose=False)
+    steps = 4 if run.tiny else card.defaults.num_inference_steps
+    exact = job_params(shape, 1, steps, card.defaults)
+    levels = noise_levels(steps, exact.flow_shift)
+    right: np.ndarray | None = None
+    for preset in (Preset.EXACT, Preset.BALANCED, Preset.FAST):
+        chosen = {"preset": preset, "computed_steps": preset_steps(card, preset, levels)}
+        params = exact.model_copy(update=chosen)
+        began = time.perf_counter()
+        [clip] = pipeline.generate_clips(job_inputs(shape, params), params)
+        seconds = time.perf_counter() - began
+        right = clip.frames if right is None else right
+        run.say(
+            "presets",
+            preset=preset,
+            computed=steps if params.computed_steps is None else len(params.computed_steps),
+            steps=steps,
+            seconds=seconds,
+            psnr_db=psnr(clip.frames, right),
+        )
 
 
 def part_parts(run: Run) -> None:
@@ -224,42 +292,64 @@ def part_offload(run: Run) -> None:
         pipeline.text_encoder, pipeline.transformer, MemoryMode.OFFLOAD, run.device, lanes_of(run.device)
     )
     gc.collect()
-    for shape in run.shapes:
-        figures = measure_forward(pipeline, shape, MEASURED_TIMESTEPS[0], rounds=2)
-        modelled = needed(OFFICIAL_SIZE, MemoryMode.OFFLOAD, shape.width, shape.height).gpu
-        run.say("offload", **asdict(figures), modelled_bytes=modelled)
-    run.drop_pipeline()
+    try:
+        for shape in run.shapes:
+            say_forward(run, "offload", shape, MEASURED_TIMESTEPS[0], Plan(MemoryMode.OFFLOAD), rounds=2)
+    finally:
+        run.drop_pipeline()
+
+
+def part_compile(run: Run) -> None:
+    """The blocks compiled by torch around our kernels, at the smaller size."""
+    shape, backend = run.shapes[0], "inductor" if run.device.type == "cuda" else "aot_eager"
+    began = time.perf_counter()
+    try:
+        run.pipeline().transformer.compile_repeated_blocks(backend=backend)
+        plan = Plan(MemoryMode.RESIDENT)
+        say_forward(run, "compile", shape, MEASURED_TIMESTEPS[0], plan, rounds=2)
+        run.say("compile", size=shape.size, backend=backend, all_s=time.perf_counter() - began)
+    finally:
+        run.drop_pipeline()
 
 
 @torch.no_grad()
 def part_fp8(run: Run) -> None:
-    """The feed-forward's product in 8 bits, a scale per row of both sides, against the network's own type."""
+    """A feed-forward as it is, with weights in 8 bits that are expanded, and multiplied in 8 bits."""
+    run.say("fp8", why_not=why_not_fp8(run.device))
     config = run.pipeline().transformer.config
-    width, inner = config.num_attention_heads * config.attention_head_dim, config.ffn_dim
+    width = config.num_attention_heads * config.attention_head_dim
+    plain = filled(
+        lambda: FeedForward(width, inner_dim=config.ffn_dim, activation_fn="gelu-approximate"),
+        run.device,
+        run.dtype,
+    )
+    eight = copy.deepcopy(plain)
+    eight.net[0].proj, eight.net[2] = in_eight_bits(plain.net[0].proj), in_eight_bits(plain.net[2])
     for shape in run.shapes:
-        states = torch.randn(tokens(shape.width, shape.height), width, device=run.device, dtype=run.dtype)
-        weight = torch.randn(inner, width, device=run.device, dtype=run.dtype)
-        weight_bits, weight_scale = quantize_rows(weight)
-        right = weight_bits.view(torch.float8_e4m3fn).t()
+        count = tokens(shape.width, shape.height)
+        states = torch.randn(1, count, width, device=run.device, dtype=run.dtype)
+        expected = feed_forward(plain, states).float()
+        for module, in_fp8 in ((plain, False), (eight, False), (eight, True)):
+            for layer in (eight.net[0].proj, eight.net[2]):
+                layer.computes_in_fp8 = in_fp8
+            spent = spend(partial(feed_forward, module, states), run.device, rounds=3)
+            error = (feed_forward(module, states).float() - expected).norm() / expected.norm()
+            run.say(
+                "fp8",
+                size=shape.size,
+                weights="bf16" if module is plain else "fp8",
+                computed_in_fp8=in_fp8,
+                seconds=spent.seconds,
+                teraflops=4 * count * width * config.ffn_dim / spent.on(run.device) / 1e12,
+                relative_error=float(error),
+            )
 
-        def eight_bits(states: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-            peaks = states.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / LARGEST_E4M3
-            left = (states / peaks.to(states.dtype)).to(torch.float8_e4m3fn)
-            return torch._scaled_mm(left, right, scale_a=peaks, scale_b=scale, out_dtype=states.dtype)
 
-        scale = weight_scale.float().t().contiguous()
-        plain = spend(partial(F.linear, states, weight), run.device, rounds=3)
-        found = spend(partial(eight_bits, states, right, scale), run.device, rounds=3)
-        expected = F.linear(states, weight).float()
-        error = (eight_bits(states, right, scale).float() - expected).norm() / expected.norm()
-        run.say(
-            "fp8",
-            size=shape.size,
-            seconds=found.seconds,
-            plain_seconds=plain.seconds,
-            times_as_fast=plain.on(run.device) / found.on(run.device),
-            relative_error=float(error),
-        )
+def in_eight_bits(layer: nn.Linear) -> Fp8Linear:
+    made = Fp8Linear(layer.in_features, layer.out_features)
+    made.weight, made.weight_scale = quantize_rows(layer.weight)
+    made.bias = layer.bias
+    return made
 
 
 def part_profile(run: Run) -> None:
@@ -271,12 +361,35 @@ def part_profile(run: Run) -> None:
 PARTS: dict[str, Callable[[Run], None]] = {
     "toy": part_toy,
     "forward": part_forward,
+    "fp8": part_fp8,
+    "attention": part_attention,
     "parts": part_parts,
+    "presets": part_presets,
     "job": part_job,
     "profile": part_profile,
-    "fp8": part_fp8,
     "offload": part_offload,
+    "compile": part_compile,
 }
+
+
+class TooLong(Exception):
+    """A part has taken its time and more."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises TooLong in the block after so many seconds."""
+
+    def end(*_: object) -> None:
+        raise TooLong(f"ended after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def main() -> int:
@@ -297,8 +410,11 @@ def main() -> int:
         if run.left < PRICES_S[part] and not run.tiny:
             run.say(part, skipped=f"it takes up to {PRICES_S[part]} s")
             continue
+        began = time.monotonic()
         try:
-            PARTS[part](run)
+            with limited(TINY_LIMIT_S if run.tiny else min(LIMIT * PRICES_S[part], run.left)):
+                PARTS[part](run)
+            run.say(part, took_s=round(time.monotonic() - began, 1))
         except Exception as error:  # noqa: BLE001 (a borrowed GPU: the other parts must still be measured)
             failed += 1
             run.say(part, error=f"{type(error).__name__}: {error}", where=traceback.format_exc(limit=-4))

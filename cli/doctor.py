@@ -33,8 +33,9 @@ from model.fp8_choice import why_not_fp8
 from model.memory.host import host_memory_bytes
 from model.memory.needs import (
     OFFICIAL_SIZE,
+    PLANS,
     CheckpointSize,
-    fitting_mode,
+    fitting_plan,
     measure_checkpoint,
     needed,
     with_fp8,
@@ -86,6 +87,7 @@ class DeviceFit:
     checkpoint: str
     size: str
     mode: MemoryMode
+    in_parts: bool
     fp8: bool
     gpu_bytes: int
     host_bytes: int
@@ -197,10 +199,10 @@ def judge_fits(name: str, size: CheckpointSize, machine: Machine, text: str) -> 
     width, height = map(int, text.split("x"))
     largest = max((gpu.total_bytes for gpu in machine.gpus), default=0)
     for variant in (size,) if size.fp8 else (size, with_fp8(size)):
-        for mode in MemoryMode:
-            need = needed(variant, mode, width, height)
+        for plan in PLANS:
+            need = needed(variant, plan, width, height)
             fits = need.gpu <= largest and need.host <= machine.host_bytes
-            yield DeviceFit(name, text, mode, variant.fp8, need.gpu, need.host, fits)
+            yield DeviceFit(name, text, plan.mode, plan.in_parts, variant.fp8, need.gpu, need.host, fits)
 
 
 def check_fit(name: str, size: CheckpointSize, card: CheckpointCard, machine: Machine) -> Finding:
@@ -217,14 +219,15 @@ def check_fit(name: str, size: CheckpointSize, card: CheckpointCard, machine: Ma
             return Finding("checkpoint", Status.WARNING, f"{message}: a video takes hours.", "Use a GPU.")
         return Finding("checkpoint", Status.OK, f"{message}: fine.")
     gpu = max(machine.gpus, key=lambda gpu: gpu.total_bytes)
-    mode = fitting_mode(size, gpu.total_bytes, machine.host_bytes, width, height)
-    if mode is not None:
-        message = f"{name}: {text} fits on {gpu.name} in mode {mode.value}."
-        if mode is MemoryMode.OFFLOAD:
+    plan = fitting_plan(size, gpu.total_bytes, machine.host_bytes, width, height)
+    if plan is not None:
+        message = f"{name}: {text} fits on {gpu.name} in mode {plan.mode.value}"
+        message += ", activations in parts." if plan.in_parts else "."
+        if plan.mode is MemoryMode.OFFLOAD:
             message += " Weights stream from main memory."
-        message += _together(size, machine, gpu, (width, height), mode)
+        message += _together(size, machine, gpu, (width, height), plan.mode)
         return Finding("checkpoint", Status.OK, message)
-    offload = needed(size, MemoryMode.OFFLOAD, width, height)
+    offload = needed(size, PLANS[-1], width, height)
     if offload.gpu <= gpu.total_bytes:
         message = (
             f"{name}: {text} would fit on {gpu.name} offloaded, but that needs {offload.host / 1e9:.0f} GB"
@@ -242,9 +245,9 @@ def _together(
     """The smallest group of GPUs that renders one job in a faster mode than one GPU does."""
     modes = list(MemoryMode)
     for count in range(2, len(machine.gpus) + 1):
-        mode = fitting_mode(size, gpu.total_bytes, machine.host_bytes, *frame, ranks=count)
-        if mode is not None and modes.index(mode) < modes.index(alone):
-            return f" {count} GPUs together (--gpus-per-job {count}) fit it in mode {mode.value}."
+        plan = fitting_plan(size, gpu.total_bytes, machine.host_bytes, *frame, ranks=count)
+        if plan is not None and modes.index(plan.mode) < modes.index(alone):
+            return f" {count} GPUs together (--gpus-per-job {count}) fit it in mode {plan.mode.value}."
     return ""
 
 
@@ -412,21 +415,20 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
         if finding.advice:
             console.print(f"    → {finding.advice}", highlight=False)
     table = Table("checkpoint", "size", "mode", "GPU memory", "with fp8 FFN", "main memory")
-    for (name, size, mode), row in _rows(diagnosis.fits).items():
+    for (name, size, plan), row in _rows(diagnosis.fits).items():
         cells = [_cell(row.get(fp8)) for fp8 in (False, True)]
-        table.add_row(
-            name, size, mode.value, *cells, f"{max(fit.host_bytes for fit in row.values()) / 1e9:.0f} GB"
-        )
+        table.add_row(name, size, plan, *cells, f"{max(fit.host_bytes for fit in row.values()) / 1e9:.0f} GB")
     console.print(table)
     console.print(
         "Green fits here. From the memory model in docs/weights.md; a GPU worker takes the first that fits."
     )
 
 
-def _rows(fits: Sequence[DeviceFit]) -> dict[tuple[str, str, MemoryMode], dict[bool, DeviceFit]]:
-    rows: dict[tuple[str, str, MemoryMode], dict[bool, DeviceFit]] = {}
+def _rows(fits: Sequence[DeviceFit]) -> dict[tuple[str, str, str], dict[bool, DeviceFit]]:
+    rows: dict[tuple[str, str, str], dict[bool, DeviceFit]] = {}
     for fit in fits:
-        rows.setdefault((fit.checkpoint, fit.size, fit.mode), {})[fit.fp8] = fit
+        plan = f"{fit.mode.value}, in parts" if fit.in_parts else fit.mode.value
+        rows.setdefault((fit.checkpoint, fit.size, plan), {})[fit.fp8] = fit
     return rows
 
 

@@ -19,7 +19,7 @@ from model.kernels.router import FACE, HAND
 from model.memory.offload import Streams
 from model.parallel.collectives import Purpose
 from model.parallel.conditioning import share_tokens
-from model.parallel.decoding import decode_frames
+from model.parallel.decoding import BANDS_IN_TURN, decode_frames
 from model.parallel.ranks import ALONE, Arrangement, Ranks
 from model.sampling import apply_guidance, set_schedule
 from model.transformer import (
@@ -107,6 +107,7 @@ class ClipRenderer:
             tiled=params.parity or self.vae.use_tiling,
             after_chunk=lambda: on_step(Stage.DECODING, params.num_inference_steps),
             ranks=None if self.ranks is None else self.ranks.world,
+            in_turn=1 if self.transformer.part_tokens is None else BANDS_IN_TURN,
         )
         return Rendered(latents, frames, routes)
 

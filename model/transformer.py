@@ -149,6 +149,9 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
         fp8_ffn: the blocks' feed-forward weights are stored in 8 bits (`convert --fp8-ffn`).
     """
 
+    part_tokens: int | None = None
+    """So many tokens at a time pass a feed-forward; None: all, for which there must be memory."""
+
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
         "patch_embedding",
@@ -402,6 +405,7 @@ class CoInteractTransformer3DModel(ModelMixin, ConfigMixin, CacheMixin, Attentio
             experts=any(routed),
             audio_face_mask=audio_face_mask,
             return_router_logits=return_router_logits,
+            part_tokens=self.part_tokens,
         )
         router_logits = []
         for index, block in enumerate(self._layers()):

@@ -35,7 +35,8 @@ from model.checkpoints.errors import CheckpointError, Fault, Problem, unreadable
 from model.checkpoints.official import LFS_ADVICE, is_lfs_pointer
 from model.clip import ClipRenderer
 from model.memory.lanes import lanes_of
-from model.memory.offload import choose_mode, stream_weights
+from model.memory.needs import PART_TOKENS, Plan
+from model.memory.offload import choose_plan, stream_weights
 from model.parallel.arrangement import check_ranks
 from model.pipeline import CoInteractPipeline
 from model.transformer import CoInteractTransformer3DModel
@@ -73,8 +74,8 @@ def load_pipeline(
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no model_index.json")
     started = time.monotonic()
-    mode = memory or _fastest_mode(folder, device, ranks)
-    host = torch.device("cpu")
+    plan = _plan(folder, device, ranks, memory)
+    mode, host = plan.mode, torch.device("cpu")
     pipeline = CoInteractPipeline(
         transformer=load_model(
             CoInteractTransformer3DModel,
@@ -102,11 +103,13 @@ def load_pipeline(
     pipeline.streams = stream_weights(
         pipeline.text_encoder, pipeline.transformer, mode, device, lanes_of(device)
     )
+    pipeline.transformer.part_tokens = PART_TOKENS if plan.in_parts else None
     peaks = f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of main memory"
     if device.type == "cuda":
         peaks += f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of GPU memory"
     seconds = time.monotonic() - started
-    logger.info("loaded %s on %s in %.1f s, mode %s, %s", folder, device, seconds, mode.value, peaks)
+    how = f"mode {mode.value}{', activations in parts' if plan.in_parts else ''}"
+    logger.info("loaded %s on %s in %.1f s, %s, %s", folder, device, seconds, how, peaks)
     return pipeline
 
 
@@ -114,10 +117,12 @@ def load_renderer(
     folder: Path, device: torch.device, dtype: torch.dtype, memory: MemoryMode | None, ranks: int
 ) -> ClipRenderer:
     """Load what one of `ranks` needs that is not the first: it encodes nothing. Errors as `load_pipeline`."""
-    mode = memory or _fastest_mode(folder, device, ranks)
+    plan = _plan(folder, device, ranks, memory)
+    mode = plan.mode
     place = torch.device("cpu") if mode is MemoryMode.OFFLOAD else device
     transformer = load_model(CoInteractTransformer3DModel, folder / "transformer", place, dtype)
     check_ranks(ranks, transformer.config.num_attention_heads)
+    transformer.part_tokens = PART_TOKENS if plan.in_parts else None
     return ClipRenderer(
         transformer,
         vae=load_model(AutoencoderKLWan, folder / "vae", device, dtype),
@@ -129,11 +134,11 @@ def load_renderer(
     )
 
 
-def _fastest_mode(folder: Path, device: torch.device, ranks: int) -> MemoryMode:
+def _plan(folder: Path, device: torch.device, ranks: int, wanted: MemoryMode | None) -> Plan:
     if device.type != "cuda":
-        return MemoryMode.RESIDENT
+        return Plan(wanted or MemoryMode.RESIDENT)
     sizes = [tuple(map(int, size.split("x"))) for size in read_card(folder).sizes]
-    return choose_mode(folder, device, [(width, height) for width, height in sizes], ranks)
+    return choose_plan(folder, device, [(width, height) for width, height in sizes], ranks, wanted)
 
 
 def load_model(cls: type[Model], folder: Path, device: torch.device, dtype: torch.dtype) -> Model:

@@ -25,6 +25,12 @@ HIDDEN_STATES_PER_TOKEN = 7.8
 is kept, and there is a pose.
 """
 
+IN_PARTS_STATES_PER_TOKEN = 6.6
+"""The same if the tokens pass the feed-forwards in parts."""
+
+PART_TOKENS = 8192
+"""Tokens of a part. They keep a GPU busy, and their inner values take a quarter of a gigabyte."""
+
 DECODE_BYTES_PER_PIXEL = 9_500
 ENCODE_BYTES_PER_PIXEL = 6_800
 """Peaks of the VAE in bf16, per pixel of a frame. Its causal cache makes the number of frames irrelevant."""
@@ -93,6 +99,19 @@ OFFICIAL_SIZE = CheckpointSize(
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How a checkpoint is to be rendered, so that it fits."""
+
+    mode: MemoryMode
+    in_parts: bool = False
+    """Whether tokens pass the feed-forwards in parts, and frames the VAE's decoder: hardly slower."""
+
+
+PLANS = tuple(Plan(mode, in_parts) for mode in MemoryMode for in_parts in (False, True))
+"""Fastest first."""
+
+
+@dataclass(frozen=True)
 class Need:
     """Peak memory of rendering one size in one mode."""
 
@@ -107,19 +126,22 @@ def tokens(width: int, height: int) -> int:
     return int((CLIP_LATENT_FRAMES + 1 + 1 + MOTION_FRAMES_OF_TOKENS) * frame)
 
 
-def needed(size: CheckpointSize, mode: MemoryMode, width: int, height: int, ranks: int = 1) -> Need:
+def needed(size: CheckpointSize, plan: Plan, width: int, height: int, ranks: int = 1) -> Need:
     """Peak memory of rendering `width` × `height` with guidance on `ranks` devices: of the first, which also
     encodes, and of the main memory that all of them use.
     """
     guidance, sequence = degrees(ranks, guided=True)
     pixels = width * height
     held = tokens(width, height) / sequence
-    states = HIDDEN_STATES_PER_TOKEN if sequence == 1 else SHARED_STATES_PER_TOKEN
+    states = IN_PARTS_STATES_PER_TOKEN if plan.in_parts else HIDDEN_STATES_PER_TOKEN
+    if sequence > 1:
+        states = SHARED_STATES_PER_TOKEN
     denoising = int(states * LOADED_BYTES * size.width * held) + LATENT_BYTES_PER_PIXEL * pixels
     denoising += CACHED_BYTES * size.layers * size.width // guidance
-    # Several ranks decode a band each, which takes less than encoding whole frames on the first.
-    coding = (DECODE_BYTES_PER_PIXEL if ranks == 1 else ENCODE_BYTES_PER_PIXEL) * pixels
-    weights = size.vae + size.audio_encoder
+    # Decoding bands of a frame, one after the other or each on its rank, takes less than encoding whole ones.
+    in_bands = plan.in_parts or ranks > 1
+    coding = (ENCODE_BYTES_PER_PIXEL if in_bands else DECODE_BYTES_PER_PIXEL) * pixels
+    mode, weights = plan.mode, size.vae + size.audio_encoder
     if mode is MemoryMode.OFFLOAD:
         weights += size.transformer_rest + 2 * size.transformer_block  # one computes, the next one arrives
     else:
@@ -142,14 +164,14 @@ def host_needed(size: CheckpointSize, mode: MemoryMode, ranks: int = 1) -> int:
     return HOST_BYTES * ranks + streaming
 
 
-def fitting_mode(
+def fitting_plan(
     size: CheckpointSize, gpu_bytes: int, host_bytes: int, width: int, height: int, ranks: int = 1
-) -> MemoryMode | None:
-    """The fastest mode that fits; None if none does."""
-    for mode in MemoryMode:
-        need = needed(size, mode, width, height, ranks)
+) -> Plan | None:
+    """The fastest that fits; None if none does."""
+    for plan in PLANS:
+        need = needed(size, plan, width, height, ranks)
         if need.gpu <= gpu_bytes and need.host <= host_bytes:
-            return mode
+            return plan
     return None
 
 

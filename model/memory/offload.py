@@ -11,7 +11,7 @@ from transformers import UMT5EncoderModel
 from contract.memory import MemoryMode
 from model.memory.host import host_memory_bytes
 from model.memory.lanes import Lanes
-from model.memory.needs import fitting_mode, host_needed, measure_checkpoint
+from model.memory.needs import PLANS, Plan, fitting_plan, host_needed, measure_checkpoint, needed
 from model.memory.streaming import BlockStream
 from model.transformer import CoInteractTransformer3DModel
 
@@ -69,14 +69,24 @@ def _move_outer_layers(transformer: CoInteractTransformer3DModel, device: torch.
         setattr(transformer, name, buffer.to(device))
 
 
-def choose_mode(folder: Path, device: torch.device, sizes: list[tuple[int, int]], ranks: int) -> MemoryMode:
-    """The fastest mode in which these sizes all fit on the device, one of `ranks`; OFFLOAD if none does."""
-    if device.type != "cuda":
-        return MemoryMode.RESIDENT
+def choose_plan(
+    folder: Path,
+    device: torch.device,
+    sizes: list[tuple[int, int]],
+    ranks: int,
+    wanted: MemoryMode | None = None,
+) -> Plan:
+    """The fastest plan in which these sizes all fit on a GPU, one of `ranks`; the last one if none does.
+
+    If a mode is wanted, it is of that mode.
+    """
     total = torch.cuda.get_device_properties(device).total_memory
-    host = host_memory_bytes()
     width, height = max(sizes, key=lambda size: size[0] * size[1])
-    return fitting_mode(measure_checkpoint(folder), total, host, width, height, ranks) or MemoryMode.OFFLOAD
+    size = measure_checkpoint(folder)
+    if wanted is None:
+        return fitting_plan(size, total, host_memory_bytes(), width, height, ranks) or PLANS[-1]
+    whole = needed(size, Plan(wanted), width, height, ranks)
+    return Plan(wanted, in_parts=whole.gpu > total)
 
 
 def next_mode(folder: Path, mode: MemoryMode, ranks: int) -> MemoryMode | None:

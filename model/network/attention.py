@@ -84,22 +84,16 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
 
         With an `exchange` they are those of all ranks' tokens for this rank's heads.
         """
-        if exchange is not None:
-            # They travel while the queries are computed.
-            keys = exchange.keys_to_heads(self._turned(self.to_k(states), self.norm_k, rotary_emb))
-            values = exchange.keys_to_heads(self.to_v(states).unflatten(-1, (self.heads, -1)))
-            asked = self._turned(self.to_q(states[:, :asking]), self.norm_q, rotary_emb[:asking])
-            return exchange.queries_to_heads(asked).wait(), (keys.wait(), values.wait())
-        query, key = norm_rotary(
-            self.to_q(states[:, :asking]),
-            self.to_k(states),
-            self.norm_q.weight,
-            self.norm_k.weight,
-            rotary_emb,
-            self.heads,
-            self.eps,
-        )
-        return query, (key, self.to_v(states).unflatten(-1, (self.heads, -1)))
+        # One after the other, so that only one of them is held unturned.
+        key = self._turned(self.to_k(states), self.norm_k, rotary_emb)
+        if exchange is None:
+            query = self._turned(self.to_q(states[:, :asking]), self.norm_q, rotary_emb[:asking])
+            return query, (key, self.to_v(states).unflatten(-1, (self.heads, -1)))
+        # They travel while the queries are computed.
+        keys = exchange.keys_to_heads(key)
+        values = exchange.keys_to_heads(self.to_v(states).unflatten(-1, (self.heads, -1)))
+        asked = self._turned(self.to_q(states[:, :asking]), self.norm_q, rotary_emb[:asking])
+        return exchange.queries_to_heads(asked).wait(), (keys.wait(), values.wait())
 
     def _turned(self, states: torch.Tensor, norm: nn.RMSNorm, rotary_emb: RotaryTable) -> torch.Tensor:
         """Queries alone, or keys alone."""
@@ -110,10 +104,18 @@ class CoInteractAttention(nn.Module, AttentionModuleMixin):
         self, query: torch.Tensor, key_value: KeyValue, exchange: HeadExchange | None = None
     ) -> torch.Tensor:
         """Attention of queries (B, N, heads, head_dim) to keys and values → (B, N, D), this rank's tokens."""
+        return self.project(self.attend(query, key_value), exchange)
+
+    def attend(self, query: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
+        """The first half of `forward`: (B, N, heads, head_dim). What it was asked with can go then."""
         attended: torch.Tensor = self.processor(self, query, key_value)
+        return attended.type_as(query)
+
+    def project(self, attended: torch.Tensor, exchange: HeadExchange | None = None) -> torch.Tensor:
+        """The second half."""
         if exchange is not None:
             attended = exchange.to_tokens(attended, self.heads)
-        output: torch.Tensor = self.to_out[0](attended.flatten(2, 3).type_as(query))
+        output: torch.Tensor = self.to_out[0](attended.flatten(2, 3))
         return output
 
 

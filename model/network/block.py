@@ -65,6 +65,7 @@ class BlockMode:
     audio_face_mask: bool = False
     target_queries_only: bool = False  # for the last block: nobody reads the reference tokens after it
     return_router_logits: bool = False
+    part_tokens: int | None = None  # so many at a time pass the feed-forward; None: all
 
 
 class CoInteractBlock(nn.Module):
@@ -158,8 +159,9 @@ class CoInteractBlock(nn.Module):
                 self.norm2.eps,
             )
         del normed  # a name keeps tokens · width bytes alive that nobody reads again
-        attended = self.attn1(query, key_value, exchange)
+        attended = self.attn1.attend(query, key_value)
         del query, key_value
+        attended = self.attn1.project(attended, exchange)
         video, normed = gated_add_norm(
             video[:, :asking],
             attended,
@@ -183,23 +185,11 @@ class CoInteractBlock(nn.Module):
         del attended
 
         # 3. Feed-forward, and experts on target tokens
-        added = feed_forward(self.ffn, normed)
-        target_normed = normed[:, : layout.target]
         masks_audio = mode.audio_face_mask and self.audio_injection is not None
-        logits = None
-        if mode.experts or masks_audio or mode.return_router_logits:
-            logits = self.moe.route(target_normed)
-        if mode.experts and logits is not None:
-            hand, face = self.moe(target_normed)
-            if expert_gate is not None:
-                hand, face = hand * expert_gate, face * expert_gate
-            del normed, target_normed
-            video = gated_add(video, added, modulation, GATE_FFN, group, logits, hand, face)
-            del hand, face
-        else:
-            del normed, target_normed
-            video = gated_add(video, added, modulation, GATE_FFN, group)
-        del added
+        routes = mode.experts or masks_audio or mode.return_router_logits
+        feed = self._feed_in_parts if mode.part_tokens else self._feed
+        video, logits = feed(video, normed, modulation, layout.target, mode, expert_gate, routes)
+        del normed
 
         if hoi is not None and hoi_encoder_hidden_states is not None:
             hoi_key_value = self.attn2.key_value(hoi_encoder_hidden_states)
@@ -225,6 +215,59 @@ class CoInteractBlock(nn.Module):
         if mode.return_router_logits and logits is not None:
             return hidden_states, logits
         return hidden_states
+
+    def _feed(
+        self,
+        video: torch.Tensor,
+        normed: torch.Tensor,
+        modulation: torch.Tensor,
+        target: int,
+        mode: BlockMode,
+        expert_gate: torch.Tensor | None,
+        routes: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`video` (B, N, D) and the feed-forward of `normed`, with experts on its first `target` tokens.
+
+        Returns also the router's logits (B, target, 3) if `routes`.
+        """
+        added = feed_forward(self.ffn, normed)
+        target_normed = normed[:, :target]
+        logits = self.moe.route(target_normed) if routes else None
+        if not mode.experts or not target:
+            return gated_add(video, added, modulation, GATE_FFN, target or video.shape[1]), logits
+        hand, face = self.moe(target_normed)
+        if expert_gate is not None:
+            hand, face = hand * expert_gate, face * expert_gate
+        return gated_add(video, added, modulation, GATE_FFN, target, logits, hand, face), logits
+
+    def _feed_in_parts(
+        self,
+        video: torch.Tensor,
+        normed: torch.Tensor,
+        modulation: torch.Tensor,
+        target: int,
+        mode: BlockMode,
+        expert_gate: torch.Tensor | None,
+        routes: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same for `mode.part_tokens` tokens at a time, so that what lies between is small."""
+        fed = torch.empty_like(video)
+        logits = []
+        for row, start, end in ((NOISY, 0, target), (CLEAN, target, video.shape[1])):
+            for first in range(start, end, mode.part_tokens or end):
+                span = slice(first, min(first + (mode.part_tokens or end), end))
+                fed[:, span], routed = self._feed(
+                    video[:, span],
+                    normed[:, span],
+                    modulation[:, row, None],
+                    span.stop - span.start if row == NOISY else 0,
+                    mode,
+                    expert_gate,
+                    routes and row == NOISY,
+                )
+                if routed is not None:
+                    logits.append(routed)
+        return fed, torch.cat(logits, dim=1) if logits else None
 
 
 # Step caches (first block, MagCache, …) look blocks up here.

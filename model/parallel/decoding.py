@@ -15,6 +15,9 @@ from model.parallel.collectives import Group, Purpose
 from model.sampling import frames_from_pixels, levels
 from model.vae import blend_tiles, decode_latents, decode_part, decoded_shape, tiles
 
+BANDS_IN_TURN = 2
+"""Bands in which one device decodes where memory is short: then encoding whole frames needs the most."""
+
 
 def decode_frames(
     vae: AutoencoderKLWan,
@@ -24,18 +27,35 @@ def decode_frames(
     tiled: bool,
     after_chunk: Callable[[], None],
     ranks: Group | None,
+    in_turn: int = 1,
 ) -> np.ndarray | None:
     """Frames (T, H, W, 3) uint8 of latent frames `keep_from`.., on the group's first rank; None elsewhere.
+
+    One device decodes so many bands of them `in_turn`, to hold less at once.
 
     Bands differ from whole frames by at most one level, because convolutions of another shape round
     differently. Tiles are those of the official code and give the same bits on any number of ranks.
     """
+    if ranks is None and in_turn > 1 and not tiled:
+        return _decode_in_turn(vae, latents, keep_from, after_chunk, in_turn)
     if ranks is None:
         pixels = decode_latents(vae, latents, keep_from=keep_from, tiled=tiled, after_chunk=after_chunk)
         return frames_from_pixels(pixels)
     if tiled:
         return _decode_tiles(vae, latents, keep_from, after_chunk, ranks)
     return _decode_bands(vae, latents, keep_from, after_chunk, ranks)
+
+
+def _decode_in_turn(
+    vae: AutoencoderKLWan, latents: torch.Tensor, keep_from: int, after_chunk: Callable[[], None], count: int
+) -> np.ndarray:
+    """All bands on one device."""
+    made = []
+    for turn in range(count):
+        own = band(vae, latents.shape[-2], latents.shape[-1], count, turn)
+        pixels = decode_latents(vae, latents, keep_from=keep_from, band=own, after_chunk=after_chunk)
+        made.append(frames_from_pixels(pixels))
+    return np.concatenate(made, axis=own.dim + 3)
 
 
 def _decode_bands(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,17 @@ from contract.memory import MemoryMode
 from model.checkpoints.convert import ConvertRequest, convert
 from model.checkpoints.layout import on_meta
 from model.checkpoints.official_names import dit_config
-from model.memory.needs import OFFICIAL_SIZE, fitting_mode, measure_checkpoint, needed, tokens, with_fp8
+from model.memory.needs import (
+    OFFICIAL_SIZE,
+    PLANS,
+    Plan,
+    fitting_plan,
+    measure_checkpoint,
+    needed,
+    tokens,
+    with_fp8,
+)
+from model.memory.offload import choose_plan
 from model.transformer import CoInteractTransformer3DModel
 from tests.checkpoints.official_files import OfficialFiles
 
@@ -52,47 +63,79 @@ def test_token_counts_are_those_of_a_clip_with_product_and_motion() -> None:
 
 def test_each_mode_needs_less_gpu_memory_than_the_one_before_and_larger_frames_need_more() -> None:
     for width, height in ((480, 832), (720, 1280)):
-        peaks = [needed(OFFICIAL_SIZE, mode, width, height).gpu for mode in MemoryMode]
+        peaks = [needed(OFFICIAL_SIZE, Plan(mode), width, height).gpu for mode in MemoryMode]
         assert peaks == sorted(peaks, reverse=True)
-    for mode in MemoryMode:
-        assert needed(OFFICIAL_SIZE, mode, 480, 832).gpu < needed(OFFICIAL_SIZE, mode, 720, 1280).gpu
-        assert (
-            needed(with_fp8(OFFICIAL_SIZE), mode, 720, 1280).gpu < needed(OFFICIAL_SIZE, mode, 720, 1280).gpu
-        )
+    for plan in PLANS:
+        large = needed(OFFICIAL_SIZE, plan, 720, 1280).gpu
+        assert needed(OFFICIAL_SIZE, plan, 480, 832).gpu < large
+        assert needed(with_fp8(OFFICIAL_SIZE), plan, 720, 1280).gpu < large
 
 
 def test_more_ranks_need_less_of_each_gpu_and_more_main_memory_for_what_each_streams() -> None:
-    resident = [needed(OFFICIAL_SIZE, MemoryMode.RESIDENT, 720, 1280, ranks).gpu for ranks in (1, 2, 4, 8)]
+    plan = Plan(MemoryMode.RESIDENT)
+    resident = [needed(OFFICIAL_SIZE, plan, 720, 1280, ranks).gpu for ranks in (1, 2, 4, 8)]
     assert resident == sorted(resident, reverse=True)
     # One decodes whole frames. Two decode bands and take a pass each, with all its tokens; four share the
     # tokens, and the first, which encodes whole frames, needs most for that.
     assert GB < resident[0] - resident[1] < 2 * GB
     assert 0 < resident[1] - resident[2] < 2 * GB
     assert resident[2] == resident[3]
-    hosts = [needed(OFFICIAL_SIZE, MemoryMode.OFFLOAD, 720, 1280, ranks).host for ranks in (1, 2, 4)]
+    hosts = [needed(OFFICIAL_SIZE, Plan(MemoryMode.OFFLOAD), 720, 1280, ranks).host for ranks in (1, 2, 4)]
     streamed = OFFICIAL_SIZE.transformer - OFFICIAL_SIZE.transformer_rest
     assert hosts[1] - hosts[0] > streamed
     assert hosts[2] - hosts[1] == 2 * (hosts[1] - hosts[0])
 
 
 @pytest.mark.parametrize(
-    ("gpu_gb", "host_gb", "size", "mode"),
+    ("gpu_gb", "host_gb", "size", "plan"),
     [
-        (141, 128, (720, 1280), MemoryMode.RESIDENT),
-        (80, 128, (720, 1280), MemoryMode.RESIDENT),
-        (58, 128, (720, 1280), MemoryMode.TEXT_OFFLOAD),
-        (48, 128, (480, 832), MemoryMode.TEXT_OFFLOAD),
-        (24, 128, (720, 1280), MemoryMode.OFFLOAD),
-        (16, 128, (720, 1280), MemoryMode.OFFLOAD),
-        (10, 128, (480, 832), MemoryMode.OFFLOAD),
+        (141, 128, (720, 1280), Plan(MemoryMode.RESIDENT)),
+        (80, 128, (720, 1280), Plan(MemoryMode.RESIDENT)),
+        (58, 128, (720, 1280), Plan(MemoryMode.RESIDENT, in_parts=True)),
+        (56, 128, (720, 1280), Plan(MemoryMode.TEXT_OFFLOAD)),
+        (48, 128, (480, 832), Plan(MemoryMode.TEXT_OFFLOAD)),
+        (24, 128, (720, 1280), Plan(MemoryMode.OFFLOAD)),
+        (16, 128, (720, 1280), Plan(MemoryMode.OFFLOAD)),
+        (12.88, 128, (720, 1280), Plan(MemoryMode.OFFLOAD, in_parts=True)),  # 12 GiB
+        (10, 128, (480, 832), Plan(MemoryMode.OFFLOAD)),
+        (9, 128, (480, 832), Plan(MemoryMode.OFFLOAD, in_parts=True)),
         (24, 32, (480, 832), None),  # what leaves the GPU has no room in main memory
         (8, 128, (480, 832), None),
     ],
 )
-def test_the_fastest_mode_that_fits_is_chosen(
-    gpu_gb: int, host_gb: int, size: tuple[int, int], mode: MemoryMode | None
+def test_the_fastest_plan_that_fits_is_chosen(
+    gpu_gb: float, host_gb: int, size: tuple[int, int], plan: Plan | None
 ) -> None:
-    assert fitting_mode(OFFICIAL_SIZE, gpu_gb * GB, host_gb * GB, *size) == mode
+    assert fitting_plan(OFFICIAL_SIZE, int(gpu_gb * GB), host_gb * GB, *size) == plan
+
+
+def test_a_worker_loads_the_plan_that_fits_its_gpu_or_that_of_the_mode_it_fell_to(
+    files: OfficialFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = files.write(tmp_path)
+    folder = tmp_path / "out"
+    convert(ConvertRequest(paths.base, paths.cointeract, paths.audio_encoder, folder, "bf16"))
+    size, gpu = measure_checkpoint(folder), torch.device("cuda")
+    memory = SimpleNamespace(total_memory=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+
+    def chosen(wanted: MemoryMode | None) -> Plan:
+        return choose_plan(folder, gpu, [(480, 832), (720, 1280)], 1, wanted)
+
+    for plan in PLANS:
+        memory.total_memory = needed(size, plan, 720, 1280).gpu
+        assert chosen(plan.mode) == plan
+        assert chosen(None) == next(p for p in PLANS if needed(size, p, 720, 1280).gpu <= memory.total_memory)
+    memory.total_memory = 1
+    assert chosen(None) == PLANS[-1]
+
+
+@pytest.mark.parametrize("mode", MemoryMode)
+def test_in_parts_everything_but_the_weights_is_smaller(mode: MemoryMode) -> None:
+    for width, height in ((480, 832), (720, 1280)):
+        whole, parts = (needed(OFFICIAL_SIZE, Plan(mode, cut), width, height) for cut in (False, True))
+        assert parts.gpu < whole.gpu
+        assert parts.host == whole.host
 
 
 def test_a_folder_is_measured_as_it_will_be_loaded(files: OfficialFiles, tmp_path: Path) -> None:

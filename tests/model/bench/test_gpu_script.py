@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -36,9 +37,22 @@ def test_every_part_runs_on_small_networks(script, tmp_path: Path, monkeypatch, 
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert {line["part"] for line in lines} == {"machine", "attention", *script["PARTS"]}
     assert not [line for line in lines if "error" in line or "skipped" in line]
-    toys = [line for line in lines if line["part"] == "toy"]
+    assert {line["part"] for line in lines if "took_s" in line} == set(script["PARTS"])
+    toys = [line for line in lines if line["part"] == "toy" and "mode" in line]
     assert [line["mode"] for line in toys] == ["resident", "text-offload", "offload"]
     assert {line["most_levels"] for line in toys} == {0}
+    peaks = [line for line in lines if "modelled_bytes" in line]
+    assert {(line["part"], line["in_parts"]) for line in peaks} == {
+        ("forward", False),
+        ("forward", True),
+        ("offload", False),
+        ("compile", False),
+    }
+    whole, *other = (line["relative_error"] for line in lines if "relative_error" in line)
+    assert whole == 0
+    assert all(0 < error < 0.1 for error in other)
+    presets = [line["preset"] for line in lines if line["part"] == "presets" and "preset" in line]
+    assert presets == ["exact", "balanced", "fast"]
     assert lines == [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert (tmp_path / "forward.json").stat().st_size > 0
 
@@ -94,3 +108,22 @@ def test_networks_filled_on_the_device_are_whole_and_finite(script, build) -> No
     for name, parameter in filled.named_parameters():
         expected = torch.float32 if any(part in name for part in kept) else torch.bfloat16
         assert parameter.dtype is expected, name
+
+
+def test_a_part_that_takes_too_long_is_ended_and_told(script, tmp_path: Path, monkeypatch, capsys) -> None:
+    def endless(run: object) -> None:
+        with script["limited"](0.05):
+            while True:
+                pass
+
+    monkeypatch.setitem(script["PARTS"], "toy", endless)
+    options = ["--device", "cpu", "--tiny", "--output", str(tmp_path), "--parts", "toy"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options])
+    handler = signal.getsignal(signal.SIGALRM)
+    assert script["main"]() == 1
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert "TooLong: ended after" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+
+
+def test_every_part_has_a_price(script) -> None:
+    assert list(script["PRICES_S"]) == list(script["PARTS"])
