@@ -69,9 +69,8 @@ def test_the_modules_that_pages_run_exist(page: str) -> None:
 
 def test_the_readmes_memory_is_that_of_the_weights_page() -> None:
     weights = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
-    modes = re.findall(
-        r"^\| `(?:resident|text-offload|offload)` \|.*\| ([\d.]+ GB)(?: \([\d.]+\))? \| \d+ GB \|$", weights, re.MULTILINE
-    )
+    row = r"^\| `(?:resident|text-offload|offload)` \|.*\| ([\d.]+ GB)(?: \([\d.]+\))? \| \d+ GB \|$"
+    modes = re.findall(row, weights, re.MULTILINE)
     assert len(modes) == 3
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     told = readme.partition("GPU memory at 720×1280, computed, not yet measured:")[2].partition(
