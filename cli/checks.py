@@ -200,7 +200,7 @@ def _remote_storage(storage: str, seed: int, power_cuts: int) -> AbstractContext
     try:
         from chaos.own_s3 import storage_of_our_own
     except ModuleNotFoundError as error:
-        advice = "pip install 'moto[s3]' flask flask-cors boto3, or name a bucket: s3://bucket/prefix"
+        advice = "pip install 'cointeract-server[chaos]', or name a bucket: s3://bucket/prefix"
         raise StackError(
             f"--storage s3 runs a server of its own, for which {error.name} is missing: {advice}."
         ) from error

@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OURS = {*ALLOWED, "tests", "benchmarks"} | {"cointeract_client"}
 
 EXTRAS = {
-    "contract": (), "jobs": ("s3", "traces"), "server": (), "deploy": (), "chaos": (),
+    "contract": (), "jobs": ("s3", "traces"), "server": (), "deploy": (), "chaos": ("chaos",),
     # Only what renders imports the model's packages there, when it is needed.
     "workers": ("model",), "cli": ("model",),
     "model": ("model",), "benchmarks": ("model",), "training": ("model", "train"),
