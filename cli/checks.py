@@ -1,4 +1,4 @@
-"""The commands that check things: healthy, doctor, check, chaos.
+"""The commands that check things: healthy, doctor, check, simulate, chaos.
 
 Imports inside the commands: see `cli.app`.
 """
@@ -6,6 +6,7 @@ Imports inside the commands: see `cli.app`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
@@ -110,6 +111,26 @@ def check(
         show(report, console)
     if not report.is_whole:
         raise typer.Exit(FAILED)
+
+
+@checks.command(rich_help_panel="Check the service")
+def simulate(
+    workers: Annotated[int, typer.Option(min=1, help="Simulated workers.")] = 1000,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs that wait.")] = 100_000,
+    owners: Annotated[int, typer.Option(min=1, help="Owners of them; ten have half of all.")] = 1000,
+    claims: Annotated[int, typer.Option(min=1, help="Jobs to start, of those.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the jobs' owners, sizes and durations.")] = 0,
+) -> None:
+    """Fill a queue on a Redis of its own, let simulated workers take jobs, and print what each call costs.
+
+    Queue and scheduling are the real ones; nothing is rendered, by a clock that is not waited for.
+    """
+    from chaos.simulate import Simulation
+    from chaos.simulate import simulate as run
+
+    with explained_errors():
+        figures = run(Simulation(workers, jobs, owners, claims, seed))
+    typer.echo(json.dumps(dataclasses.asdict(figures)))
 
 
 @checks.command(rich_help_panel="Check the service")

@@ -25,6 +25,7 @@ from contract.job import utcnow
 from contract.settings import Settings
 from contract.state import Job
 from contract.worker import LiveProgress, WorkerInfo
+from jobs.queue_plan import PLANNED_FROM, QueuePlan
 from jobs.redis_connection import connect
 from jobs.redis_values import (
     drop_wrong_types,
@@ -60,6 +61,10 @@ def queue_name(checkpoint: str) -> str:
 
 def _waiting_key(checkpoint: str) -> str:
     return f"{_PREFIX}waiting:{checkpoint}"
+
+
+def _plan_key(checkpoint: str) -> str:
+    return f"{_PREFIX}plan:{checkpoint}"
 
 
 def _served_key(checkpoint: str) -> str:
@@ -112,10 +117,16 @@ class JobQueue:
 
     def withdraw(self, job_id: str, checkpoint: str) -> None:
         """Take a job out of the waiting set. Its ticket stays and will have no effect."""
-        self.redis.hdel(_waiting_key(checkpoint), job_id)
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.hdel(_waiting_key(checkpoint), job_id)
+            pipeline.zrem(_plan_key(checkpoint), job_id)
+            pipeline.execute()
 
     def snapshot(self, checkpoint: str, *, max_age_s: float = _SNAPSHOT_AGE_S) -> QueueSnapshot:
-        """The waiting jobs in the order they will start, and the live workers, at most `max_age_s` old."""
+        """The waiting jobs in the order they will start, and the live workers, at most `max_age_s` old.
+
+        Of a long queue that is planned, only the first jobs are read: its cost does not grow with the queue.
+        """
         asked = time.monotonic()
         taken, snapshot = self._snapshots.get(checkpoint, (-math.inf, None))
         # While another thread takes a new one, a snapshot that is a little older will do.
@@ -137,6 +148,13 @@ class JobQueue:
                 raise
             self._snapshots[checkpoint] = (time.monotonic(), snapshot)
             return snapshot
+
+    def place(self, job_id: str, checkpoint: str) -> int | None:
+        """The place of a job in a long queue, 1 for the first; None if it does not wait."""
+        if not self.redis.hexists(_waiting_key(checkpoint), job_id):
+            return None
+        planned = self._plan(checkpoint).place(job_id)
+        return planned or self.redis.hlen(_waiting_key(checkpoint))
 
     def progress(self, job_id: str) -> LiveProgress | None:
         return hint_of(LiveProgress, cast(bytes | None, self.redis.get(_progress_key(job_id))))
@@ -190,6 +208,19 @@ class JobQueue:
             self._add_tickets(checkpoint, missing, pipeline)
             pipeline.execute()
         return missing
+
+    def plan(self, checkpoint: str) -> bool:
+        """Work out in which order a long queue starts, for all who look at it. False if it is short."""
+        plan = self._plan(checkpoint)
+        if self.redis.hlen(_waiting_key(checkpoint)) <= PLANNED_FROM:
+            plan.forget()
+            return False
+        workers = [worker for worker in self.workers() if worker.checkpoint == checkpoint]
+        plan.write([job.id for job in self._whole_snapshot(checkpoint, workers).waiting])
+        return True
+
+    def _plan(self, checkpoint: str) -> QueuePlan:
+        return QueuePlan(self.redis, _plan_key(checkpoint))
 
     def beat(self, info: WorkerInfo) -> None:
         """Renew the lease of a worker, and with it that of the attempt it names."""
@@ -301,7 +332,7 @@ class JobQueue:
         types |= {"rq:queues": "set", "rq:workers": "set"}
         for checkpoint in checkpoints:
             types |= {_waiting_key(checkpoint): "hash", _served_key(checkpoint): "zset"}
-            types[_speed_key(checkpoint)] = "string"
+            types |= {_speed_key(checkpoint): "string", _plan_key(checkpoint): "zset"}
             tickets = self.tickets(checkpoint)
             types |= {tickets.key: "list", tickets.intermediate_queue.key: "list"}
             types |= {f"rq:workers:{tickets.name}": "set"}
@@ -326,6 +357,8 @@ class JobQueue:
             pipeline.sadd(_CHECKPOINTS, job.submitted.checkpoint)
             record = record_of(WaitingJob.of(job))
             pipeline.hset(_waiting_key(job.submitted.checkpoint), job.id, record)
+            if job.attempt:  # it was interrupted, and goes on before all others
+                pipeline.zadd(_plan_key(job.submitted.checkpoint), {job.id: -1})
 
     def _add_tickets(self, checkpoint: str, count: int, pipeline: Pipeline) -> None:
         # Timeout -1: the stall watchdog, not RQ, decides how long a render may take.
@@ -334,12 +367,27 @@ class JobQueue:
 
     def _take_snapshot(self, checkpoint: str) -> QueueSnapshot:
         workers = [worker for worker in self.workers() if worker.checkpoint == checkpoint]
+        plan = self._plan(checkpoint)
         with self.redis.pipeline(transaction=False) as pipeline:
-            pipeline.time()
+            pipeline.hlen(_waiting_key(checkpoint))
+            plan.first(pipeline)
+            pipeline.get(_speed_key(checkpoint))
+            total, first, speed = pipeline.execute()
+        if total > PLANNED_FROM and first:
+            records = cast(list[bytes | None], self.redis.hmget(_waiting_key(checkpoint), first))
+            plan.drop([job_id for job_id, record in zip(first, records, strict=True) if record is None])
+            found = {name: record for name, record in zip(first, records, strict=True) if record is not None}
+            if waiting := self._readable(checkpoint, found):
+                return QueueSnapshot(utcnow(), waiting, workers, speed_of(speed), total)
+        return self._whole_snapshot(checkpoint, workers)
+
+    def _whole_snapshot(self, checkpoint: str, workers: list[WorkerInfo]) -> QueueSnapshot:
+        now = self._now()
+        with self.redis.pipeline(transaction=False) as pipeline:
             pipeline.hgetall(_waiting_key(checkpoint))
             pipeline.zrange(_served_key(checkpoint), 0, -1, withscores=True)
             pipeline.get(_speed_key(checkpoint))
-            (now, _), records, bills, speed = pipeline.execute()
+            records, bills, speed = pipeline.execute()
         recent = [record for record, at in bills if at > now - SERVED_WINDOW_S]
         running = [worker.running for worker in workers if worker.running is not None]
         return QueueSnapshot(

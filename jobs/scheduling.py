@@ -110,10 +110,17 @@ class QueueSnapshot:
 
     taken_at: datetime
     waiting: Sequence[WaitingJob]
-    """In the order they will start."""
+    """In the order they will start. Of a long queue only the first."""
     workers: Sequence[WorkerInfo]
     speed: Speed | None
     """The measured speed of a worker; None before the first measurement."""
+    total: int | None = None
+    """How many jobs wait, if `waiting` has not all of them."""
+
+    @property
+    def count(self) -> int:
+        """How many jobs wait."""
+        return len(self.waiting) if self.total is None else self.total
 
     @property
     def running(self) -> list[RunningJob]:
@@ -126,6 +133,18 @@ class QueueSnapshot:
     @cached_property
     def _positions(self) -> dict[str, int]:
         return {job.id: place for place, job in enumerate(self.waiting, start=1)}
+
+    def estimate_beyond(self, place: int, work: Work) -> tuple[datetime, datetime] | None:
+        """When a job behind those in `waiting` starts and finishes, if those before it are like the first."""
+        if self.speed is None or not self.workers or not self.waiting:
+            return None
+        mean = sum(self.speed.seconds(job.work) for job in self.waiting) / len(self.waiting)
+        start = (place - 1) * mean / len(self.workers)
+        try:
+            began = self.taken_at + timedelta(seconds=start)
+            return began, began + timedelta(seconds=self.speed.seconds(work))
+        except (OverflowError, ValueError):
+            return None
 
     def estimate(self, job_id: str) -> tuple[datetime, datetime] | None:
         """When the job starts, or started, and when it finishes if nothing else is submitted. None if that

@@ -53,6 +53,10 @@ class Hints:
     def snapshot(self, checkpoint: str) -> QueueSnapshot | None:
         return self._ask(lambda: self._queue.snapshot(checkpoint), None)
 
+    def place(self, job_id: str, checkpoint: str) -> int | None:
+        """The place of a job in a queue of which a snapshot has not all."""
+        return self._ask(lambda: self._queue.place(job_id, checkpoint), None)
+
     def progress(self, job_id: str) -> LiveProgress | None:
         return self._ask(lambda: self._queue.progress(job_id), None)
 

@@ -13,6 +13,7 @@ from contract.params import GenerationParams
 from contract.presets import preset_defaults, preset_steps
 from contract.request import FILE_FIELDS
 from contract.sampling import noise_levels
+from contract.speed import Work
 from contract.state import Job
 from contract.worker import LiveProgress
 from jobs.scheduling import WaitingJob
@@ -96,12 +97,17 @@ def _percent(job: Job, progress: LiveProgress) -> float:
 
 
 def estimates(
-    hints: Hints, checkpoint: str, job_id: str, newcomer: WaitingJob | None = None
+    hints: Hints, checkpoint: str, job_id: str, work: Work, newcomer: WaitingJob | None = None
 ) -> tuple[int | None, datetime | None, datetime | None]:
     """Place in the queue, start and finish, as far as they are known, as if `newcomer` were queued last."""
     snapshot = hints.snapshot(checkpoint)
     if snapshot is None:
         return None, None, None
+    known = snapshot.position(job_id)
+    if snapshot.total is not None and known is None:
+        place = snapshot.total + 1 if newcomer is not None else hints.place(job_id, checkpoint)
+        if place is not None:
+            return place, *(snapshot.estimate_beyond(place, work) or (None, None))
     if newcomer is not None:
         snapshot = replace(snapshot, waiting=[*snapshot.waiting, newcomer])
     start, finish = snapshot.estimate(job_id) or (None, None)
@@ -115,7 +121,8 @@ def job_view(job: Job, hints: Hints | None, base_url: str = "") -> JobView:
     progress = _progress(job, live)
     position, start, finish = None, None, None
     if hints is not None and not job.state.is_terminal:
-        position, start, finish = estimates(hints, submitted.checkpoint, job.id)
+        left = Work.of(params, params.num_clips - len(job.clips))
+        position, start, finish = estimates(hints, submitted.checkpoint, job.id, left)
     expires = job.completed_at + timedelta(seconds=submitted.retention_s) if job.completed_at else None
     error = None
     if job.error is not None:

@@ -50,6 +50,8 @@ from workers.metrics import (
 
 log = logging.getLogger(__name__)
 
+PLAN_SHARE = 0.1
+"""Largest share of the time that planning a long queue may take."""
 SCAN_SHARE = 0.05
 """Largest share of the time that listing the stored jobs may take, however many there are."""
 
@@ -72,6 +74,7 @@ class Reaper:
     _epoch: str = ""
     _last_round: float = 0.0
     _next_scan: float = 0.0
+    _next_plan: dict[str, float] = field(default_factory=dict)
     _next_expiry: float = 0.0
     _next_sign: float = 0.0
     _trouble: str = ""
@@ -209,12 +212,21 @@ class Reaper:
                     REPAIRS.labels("withdrawn").inc()
             if issued := self.queue.top_up_tickets(checkpoint):
                 REPAIRS.labels("ticket").inc(issued)
+            self._plan(checkpoint)
             try:
                 self._run_rq_maintenance(checkpoint)
             except RedisError:
                 raise
             except Exception:  # RQ trusts what it finds in Redis; our repairs must not depend on that
                 log.exception("RQ's maintenance of %s failed", checkpoint)
+
+    def _plan(self, checkpoint: str) -> None:
+        """Work out the order of a long queue now and then, so that nobody else must."""
+        started = time.monotonic()
+        if started >= self._next_plan.get(checkpoint, 0.0) and self.queue.plan(checkpoint):
+            now = time.monotonic()
+            pause = max(self.settings.reaper_interval_s, (now - started) / PLAN_SHARE)
+            self._next_plan[checkpoint] = now + pause
 
     def _is_queued(self, job_id: str) -> bool:
         """Ask the journal at the last moment: what this round has read may be out of date."""

@@ -214,7 +214,7 @@ def get_queue(services: ServicesOf, principal: Admin) -> QueueList:
                 model=model,
                 workers=len(snapshot.workers),
                 running=len(snapshot.running),
-                waiting=len(snapshot.waiting),
+                waiting=snapshot.count,
                 data=shown,
             )
         )

@@ -90,7 +90,7 @@ async def validate(request: Request, services: ServicesOf, principal: Submitter)
         work=Work.of(checked.params),
     )
     position, start, finish = await asyncio.to_thread(
-        estimates, services.hints, checked.card.name, newcomer.id, newcomer
+        estimates, services.hints, checked.card.name, newcomer.id, newcomer.work, newcomer
     )
     return ValidationView(
         model=checked.card.name,

@@ -68,6 +68,76 @@ def test_announced_jobs_wait_in_the_order_they_will_start(queue: JobQueue) -> No
     assert queue.tickets("c").count == 4
 
 
+@pytest.fixture
+def long_queue(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> JobQueue:
+    """A queue that is too long to be read as a whole, of two owners, planned."""
+    monkeypatch.setattr("jobs.queue.PLANNED_FROM", 10)
+    monkeypatch.setattr("jobs.queue_plan.SEEN", 4)
+    for number in range(20):
+        queue.announce(job(f"{number:02d}", owner="a" if number < 15 else "b"))
+    assert queue.plan("c")
+    return queue
+
+
+def seen(queue: JobQueue) -> list[str]:
+    return [waiting.id for waiting in queue.snapshot("c", max_age_s=0).waiting]
+
+
+def test_of_a_long_queue_everybody_reads_the_beginning_only_in_the_fair_order(long_queue: JobQueue) -> None:
+    queue = long_queue
+    reads = queue.redis.info("commandstats")["cmdstat_hgetall"]["calls"]
+    snapshot = queue.snapshot("c", max_age_s=0)
+    assert [waiting.id for waiting in snapshot.waiting] == ["00", "15", "01", "16"]
+    assert snapshot.count == 20
+    assert queue.redis.info("commandstats")["cmdstat_hgetall"]["calls"] == reads, "not all was read"
+    assert [queue.place(name, "c") for name in ("00", "15", "14")] == [1, 2, 20]
+    assert queue.place("gone", "c") is None
+
+
+def test_what_is_claimed_leaves_the_plan_and_what_comes_later_waits_behind_it(long_queue: JobQueue) -> None:
+    queue = long_queue
+    queue.withdraw("00", "c")
+    queue.redis.hdel("cointeract:waiting:c", "15")  # by an older version, which knows no plan
+    queue.announce(job("20", owner="new"))
+    assert seen(queue) == ["01", "16", "02"], "one of the four that were read had gone"
+    assert seen(queue) == ["01", "16", "02", "17"]
+    assert queue.place("20", "c") == 19
+    assert queue.plan("c")
+    assert "20" in seen(queue), "the next plan has it"
+
+
+def test_an_interrupted_job_goes_on_before_all_that_is_planned(long_queue: JobQueue) -> None:
+    long_queue.announce(job("05").model_copy(update={"attempt": 1}))
+    assert seen(long_queue)[0] == "05"
+
+
+def test_without_a_plan_a_long_queue_is_read_as_a_whole(long_queue: JobQueue) -> None:
+    long_queue.redis.delete("cointeract:plan:c")
+    assert len(seen(long_queue)) == 20
+    assert long_queue.plan("c")
+    for number in range(4):  # all that a snapshot reads: nobody renews the plan
+        long_queue.redis.hdel("cointeract:waiting:c", f"{number:02d}", f"{number + 15:02d}")
+    assert seen(long_queue), "somebody may work"
+
+
+def test_a_queue_that_is_short_again_has_no_plan(long_queue: JobQueue) -> None:
+    for number in range(15):
+        long_queue.withdraw(f"{number:02d}", "c")
+    assert not long_queue.plan("c")
+    assert not long_queue.redis.exists("cointeract:plan:c")
+    assert seen(long_queue) == ["15", "16", "17", "18", "19"]
+
+
+def test_a_job_far_behind_is_estimated_by_those_before_it(long_queue: JobQueue) -> None:
+    long_queue.beat(worker())
+    snapshot = long_queue.snapshot("c", max_age_s=0)
+    found = snapshot.estimate_beyond(11, snapshot.waiting[0].work)
+    assert found is not None
+    assert [(at - snapshot.taken_at).total_seconds() for at in found] == [30.0, 33.0], (
+        "ten jobs of 3 s before it"
+    )
+
+
 def test_a_withdrawn_job_waits_no_more(queue: JobQueue) -> None:
     queue.announce(job("1"))
     queue.withdraw("1", "c")
