@@ -38,14 +38,13 @@ from jobs.redis_connection import connect
 from jobs.redis_server import running_redis
 from jobs.scheduling import may_start
 from jobs.tickets import Ticket
+from workers.reaper import PLAN_SHARE
 
 CHECKPOINT: Final = "simulated"
 HEAVY_OWNERS: Final = 10
 """So many owners have half of all jobs."""
 SPEED: Final = Speed(per_step=0.2, per_clip=1.0, per_job=1.0)
 """About a minute for each clip of these jobs."""
-PLAN_SHARE: Final = 0.1
-"""Of the reaper's time, as in `workers.reaper`."""
 SIZES: Final = (1000, 10_000)
 """Shorter queues at which the cost of a snapshot is measured, too."""
 _CLOCK: Final = "simulated:now"

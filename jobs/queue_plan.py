@@ -21,7 +21,7 @@ PLANNED_FROM: Final = 2000
 """A queue up to this long is read as a whole by everybody, which takes about 20 ms, and needs no plan."""
 SEEN: Final = 256
 """How many jobs of a longer one are read for a snapshot."""
-KEPT_S: Final = 600
+PLAN_KEPT_S: Final = 600
 """A plan that nobody renews is forgotten after this time."""
 _AT_ONCE: Final = 1000
 """Places written with one command, which holds up Redis for about a millisecond."""
@@ -44,7 +44,7 @@ class QueuePlan:
         while chunk := list(islice(places, _AT_ONCE)):
             with self.redis.pipeline(transaction=False) as pipeline:
                 pipeline.zadd(fresh, {job_id: place for place, job_id in chunk})
-                pipeline.expire(fresh, KEPT_S)
+                pipeline.expire(fresh, PLAN_KEPT_S)
                 pipeline.execute()
         self.redis.rename(fresh, self.key)
 
