@@ -40,7 +40,7 @@ from jobs.scheduling import may_start
 from jobs.tickets import Ticket
 from workers.reaper import PLAN_SHARE
 
-CHECKPOINT: Final = "simulated"
+SIMULATED: Final = "simulated"
 HEAVY_OWNERS: Final = 10
 """So many owners have half of all jobs."""
 SPEED: Final = Speed(per_step=0.2, per_clip=1.0, per_job=1.0)
@@ -126,7 +126,7 @@ def _heartbeats(url: str, workers: int) -> Iterator[None]:
 
 def _info(number: int, running: RunningJob | None) -> WorkerInfo:
     return WorkerInfo(
-        name=f"w-{number}", checkpoint=CHECKPOINT, device="cuda:0", ready=True, running=running, speed=SPEED
+        name=f"w-{number}", checkpoint=SIMULATED, device="cuda:0", ready=True, running=running, speed=SPEED
     )
 
 
@@ -148,7 +148,7 @@ def _job(number: int, owner: str, clips: int) -> Job:
     submitted = Submitted(
         at=utcnow(),
         owner=owner,
-        checkpoint=CHECKPOINT,
+        checkpoint=SIMULATED,
         trained=False,
         params=params,
         inputs=InputFiles(person_image=file, audio=file),
@@ -195,7 +195,7 @@ class _Run:
         self.figures.enqueue_p50_ms, self.figures.enqueue_p99_ms = _percentiles(times)
         self.figures.redis_bytes_per_job = round((self._memory() - before) / self.simulation.jobs, 1)
         self._measure_snapshots(self.simulation.jobs)
-        seconds, _ = _timed(lambda: self.queue._whole_snapshot(CHECKPOINT, []))
+        seconds, _ = _timed(lambda: self.queue._whole_snapshot(SIMULATED, []))
         self.figures.whole_snapshot_ms = round(1000 * seconds, 1)
 
     def _add(self, job: Job) -> float:
@@ -208,8 +208,8 @@ class _Run:
         return int(self.queue.redis.info("memory")["used_memory"])
 
     def _measure_snapshots(self, size: int) -> None:
-        self.queue.plan(CHECKPOINT)
-        times = [_timed(lambda: self.queue.snapshot(CHECKPOINT, max_age_s=0))[0] for _ in range(15)]
+        self.queue.plan(SIMULATED)
+        times = [_timed(lambda: self.queue.snapshot(SIMULATED, max_age_s=0))[0] for _ in range(15)]
         self.figures.snapshot_ms[size] = round(1000 * statistics.median(times), 2)
 
     # Claiming
@@ -251,23 +251,23 @@ class _Run:
     def _plan_now_and_then(self) -> None:
         """Plan as often, by the virtual clock, as the reaper has time for by the real one."""
         if self.now >= self.next_plan:
-            seconds, _ = _timed(lambda: self.queue.plan(CHECKPOINT))
+            seconds, _ = _timed(lambda: self.queue.plan(SIMULATED))
             self.plans.append(seconds)
             self.next_plan = self.now + max(1.0, seconds / PLAN_SHARE)
 
     def _claim(self, number: int) -> Job | None:
         """What a worker does between two jobs, but for the journal."""
-        tickets = self.queue.tickets(CHECKPOINT)
+        tickets = self.queue.tickets(SIMULATED)
         found = Queue.dequeue_any(
             [tickets], None, connection=self.queue.redis, job_class=Ticket, serializer=JSONSerializer
         )
         if found is not None:
             found[0].delete()
-        snapshot = self.queue.snapshot(CHECKPOINT, max_age_s=0)
+        snapshot = self.queue.snapshot(SIMULATED, max_age_s=0)
         for waiting in snapshot.waiting:
             if may_start(waiting, snapshot.running):
                 job = self.jobs[waiting.id]
-                self.queue.withdraw(job.id, CHECKPOINT)
+                self.queue.withdraw(job.id, SIMULATED)
                 self.queue.beat(_info(number, _running(job)))
                 self.served[job.submitted.owner] += job.submitted.cost
                 self.waiting[job.submitted.owner] -= 1
