@@ -36,7 +36,6 @@ from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.queue import JobQueue
 from jobs.redis_connection import connect
 from jobs.redis_server import running_redis
-from jobs.scheduling import may_start
 from jobs.tickets import Ticket
 from workers.reaper import PLAN_SHARE
 
@@ -45,7 +44,7 @@ HEAVY_OWNERS: Final = 10
 """So many owners have half of all jobs."""
 SPEED: Final = Speed(per_step=0.2, per_clip=1.0, per_job=1.0)
 """About a minute for each clip of these jobs."""
-SIZES: Final = (1000, 10_000)
+SHORTER: Final = (1000, 10_000)
 """Shorter queues at which the cost of a snapshot is measured, too."""
 _CLOCK: Final = "simulated:now"
 Value = TypeVar("Value")
@@ -190,7 +189,7 @@ class _Run:
         for number in range(self.simulation.jobs):
             job = _job(number, self._owner(), self.random.randint(1, 4))
             times.append(self._add(job))
-            if number + 1 in SIZES:
+            if number + 1 in SHORTER:
                 self._measure_snapshots(number + 1)
         self.figures.enqueue_p50_ms, self.figures.enqueue_p99_ms = _percentiles(times)
         self.figures.redis_bytes_per_job = round((self._memory() - before) / self.simulation.jobs, 1)
@@ -263,16 +262,15 @@ class _Run:
         )
         if found is not None:
             found[0].delete()
-        snapshot = self.queue.snapshot(SIMULATED, max_age_s=0)
-        for waiting in snapshot.waiting:
-            if may_start(waiting, snapshot.running):
-                job = self.jobs[waiting.id]
-                self.queue.withdraw(job.id, SIMULATED)
-                self.queue.beat(_info(number, _running(job)))
-                self.served[job.submitted.owner] += job.submitted.cost
-                self.waiting[job.submitted.owner] -= 1
-                return job
-        return None
+        waiting = next(self.queue.startable(SIMULATED), None)
+        if waiting is None:
+            return None
+        job = self.jobs[waiting.id]
+        self.queue.withdraw(job.id, SIMULATED)
+        self.queue.beat(_info(number, _running(job)))
+        self.served[job.submitted.owner] += job.submitted.cost
+        self.waiting[job.submitted.owner] -= 1
+        return job
 
     def _judge_fairness(self) -> None:
         """Among owners that have had jobs waiting all the time."""

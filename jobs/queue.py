@@ -13,7 +13,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
@@ -24,7 +24,7 @@ from rq.serializers import JSONSerializer
 from contract.job import utcnow
 from contract.settings import Settings
 from contract.state import Job
-from contract.worker import LiveProgress, WorkerInfo
+from contract.worker import LiveProgress, RunningJob, WorkerInfo
 from jobs.queue_plan import PLANNED_FROM, QueuePlan
 from jobs.redis_connection import connect
 from jobs.redis_values import (
@@ -36,7 +36,7 @@ from jobs.redis_values import (
     texts_of,
     waiting_of,
 )
-from jobs.scheduling import PRICE, QueueSnapshot, WaitingJob, start_order
+from jobs.scheduling import PRICE, QueueSnapshot, WaitingJob, may_start, start_order
 from jobs.tickets import RENDER_NEXT, Ticket
 
 if TYPE_CHECKING:
@@ -149,6 +149,21 @@ class JobQueue:
             self._snapshots[checkpoint] = (time.monotonic(), snapshot)
             return snapshot
 
+    def startable(self, checkpoint: str) -> Iterator[WaitingJob]:
+        """The jobs that may start now, the next one first. Of a long queue only the first are read, and other
+        workers only if an owner has a limit.
+        """
+        planned = self._planned(checkpoint)
+        running: list[RunningJob] | None = None
+        if planned is None:
+            snapshot = self.snapshot(checkpoint, max_age_s=0)
+            planned, running = (list(snapshot.waiting), snapshot.count), snapshot.running
+        for job in planned[0]:
+            if running is None and job.max_running is not None:
+                running = [each.running for each in self._workers_of(checkpoint) if each.running is not None]
+            if may_start(job, running or ()):
+                yield job
+
     def place(self, job_id: str, checkpoint: str) -> int | None:
         """The place of a job in a long queue, 1 for the first; None if it does not wait."""
         if not self.redis.hexists(_waiting_key(checkpoint), job_id):
@@ -215,8 +230,8 @@ class JobQueue:
         if self.redis.hlen(_waiting_key(checkpoint)) <= PLANNED_FROM:
             plan.forget()
             return False
-        workers = [worker for worker in self.workers() if worker.checkpoint == checkpoint]
-        plan.write([job.id for job in self._whole_snapshot(checkpoint, workers).waiting])
+        order = self._whole_snapshot(checkpoint, self._workers_of(checkpoint)).waiting
+        plan.write([job.id for job in order])
         return True
 
     def _plan(self, checkpoint: str) -> QueuePlan:
@@ -366,20 +381,31 @@ class JobQueue:
         self.tickets(checkpoint).enqueue_many([ticket] * count, pipeline=pipeline)
 
     def _take_snapshot(self, checkpoint: str) -> QueueSnapshot:
-        workers = [worker for worker in self.workers() if worker.checkpoint == checkpoint]
+        workers = self._workers_of(checkpoint)
+        planned = self._planned(checkpoint)
+        if planned is None:
+            return self._whole_snapshot(checkpoint, workers)
+        waiting, total = planned
+        speed = speed_of(cast(bytes | None, self.redis.get(_speed_key(checkpoint))))
+        return QueueSnapshot(utcnow(), waiting, workers, speed, total)
+
+    def _workers_of(self, checkpoint: str) -> list[WorkerInfo]:
+        return [worker for worker in self.workers() if worker.checkpoint == checkpoint]
+
+    def _planned(self, checkpoint: str) -> tuple[list[WaitingJob], int] | None:
+        """The first jobs of a long queue that is planned, and how many wait; None for another queue."""
         plan = self._plan(checkpoint)
         with self.redis.pipeline(transaction=False) as pipeline:
             pipeline.hlen(_waiting_key(checkpoint))
             plan.first(pipeline)
-            pipeline.get(_speed_key(checkpoint))
-            total, first, speed = pipeline.execute()
-        if total > PLANNED_FROM and first:
-            records = cast(list[bytes | None], self.redis.hmget(_waiting_key(checkpoint), first))
-            plan.drop([job_id for job_id, record in zip(first, records, strict=True) if record is None])
-            found = {name: record for name, record in zip(first, records, strict=True) if record is not None}
-            if waiting := self._readable(checkpoint, found):
-                return QueueSnapshot(utcnow(), waiting, workers, speed_of(speed), total)
-        return self._whole_snapshot(checkpoint, workers)
+            total, first = pipeline.execute()
+        if total <= PLANNED_FROM or not first:
+            return None
+        records = cast(list[bytes | None], self.redis.hmget(_waiting_key(checkpoint), first))
+        plan.drop([job_id for job_id, record in zip(first, records, strict=True) if record is None])
+        found = {name: record for name, record in zip(first, records, strict=True) if record is not None}
+        waiting = self._readable(checkpoint, found)
+        return (waiting, total) if waiting else None
 
     def _whole_snapshot(self, checkpoint: str, workers: list[WorkerInfo]) -> QueueSnapshot:
         now = self._now()

@@ -31,7 +31,6 @@ from contract.worker import LiveProgress, RunningJob
 from jobs.artifacts import STORAGE_AWAY, ArtifactStore
 from jobs.journal import JobNotFound, Journal, Outdated, UnreadableJob, verdict
 from jobs.queue import JobQueue
-from jobs.scheduling import may_start
 from jobs.traces import Traces
 from jobs.usage import SpentUsage, note_usage
 from workers.attempt_trace import AttemptTrace
@@ -89,15 +88,12 @@ class Runner:
 
     def render_next(self, checkpoint: str) -> None:
         """Render the next waiting job of `checkpoint`, if there is one. Each ticket calls this."""
-        snapshot = self.queue.snapshot(checkpoint, max_age_s=0)
-        for waiting in snapshot.waiting:
+        for waiting in self.queue.startable(checkpoint):
             if self.stopping.is_set():
                 return
             if not self.may_work():
                 log.warning("nothing is claimed: the worker is drained, or its lease is not renewed")
                 return
-            if not may_start(waiting, snapshot.running):
-                continue
             job = self._claim(waiting.id, checkpoint)
             if job is not None:
                 _Attempt(self, job).run()

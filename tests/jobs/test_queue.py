@@ -111,6 +111,21 @@ def test_an_interrupted_job_goes_on_before_all_that_is_planned(long_queue: JobQu
     assert seen(long_queue)[0] == "05"
 
 
+def test_jobs_of_an_owner_at_its_limit_are_passed_over_in_a_plan_too(
+    long_queue: JobQueue,
+) -> None:
+    queue = long_queue
+    limited = job("05")
+    limited = limited.model_copy(
+        update={"submitted": limited.submitted.model_copy(update={"max_running": 1})}
+    )
+    queue.announce(limited.model_copy(update={"attempt": 1}))
+    queue.beat(worker(running="elsewhere"))  # of the owner "a"
+    assert [waiting.id for waiting in queue.startable("c")] == ["00", "15", "01"]
+    queue.redis.delete("cointeract:plan:c")
+    assert len(list(queue.startable("c"))) == 19, "without a plan, too"
+
+
 def test_without_a_plan_a_long_queue_is_read_as_a_whole(long_queue: JobQueue) -> None:
     long_queue.redis.delete("cointeract:plan:c")
     assert len(seen(long_queue)) == 20
