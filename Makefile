@@ -59,10 +59,12 @@ client: $(INSTALLED)
 	$(BIN)/python -m tools.async_client
 	$(BIN)/ruff format --quiet client
 
-# What tests/server/test_generated_clients.py makes clients with. Needs node and npm.
+# What tests/server/test_generated_clients.py makes clients with, and LiteLLM for tests/server/test_litellm.py. Needs node and npm.
 clients:
 	python3 -m venv .clients/python
 	.clients/python/bin/pip install --quiet openapi-python-client==0.29.1
+	python3 -m venv .clients/litellm
+	.clients/litellm/bin/pip install --quiet litellm==1.110.2
 	npm install --prefix .clients --no-audit --no-fund openapi-typescript@7.13 openapi-fetch@0.17 typescript@5 @types/node@20
 
 # Refresh the lock from what is installed and tested now.
