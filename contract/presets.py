@@ -30,7 +30,10 @@ def check_preset(fields: GenerateFields, card: CheckpointCard) -> None:
     preset = fields.preset
     if preset not in card.presets:
         offered = ", ".join(card.presets)
-        detail = f"This checkpoint was not distilled for a few steps; it offers {offered}."
+        detail = (
+            f"Preset {preset} runs the few steps that a checkpoint was distilled for. {card.name} was not: "
+            f"its card has no settings `draft`. It offers {offered}."
+        )
         raise FieldError("preset_not_supported", detail, "preset", offered)
     if fields.computed_steps is not None and preset not in LEAST_SAVING:
         detail = f"Preset {preset} computes every step; {' and '.join(LEAST_SAVING)} leave some out."

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.app import app
+from contract.card import CheckpointDefaults
+from contract.video import CLIP_FRAMES, FPS
 from deploy.samples import BUNDLED_CHECKPOINT
 from deploy.up import checkpoint_card
+from model.checkpoints.card_file import rewrite_card
 from model.checkpoints.tiny import write_tiny_checkpoint
+from model.transformer import CoInteractTransformer3DModel
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +72,32 @@ def test_without_a_checkpoint_the_bundled_one_renders_and_says_what_it_is(folder
     assert checkpoint_card(BUNDLED_CHECKPOINT).note.split(":")[0] in done.output
     with av.open(str(folder / "out.mp4")) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (80, 128)
+
+
+def test_a_draft_takes_the_few_steps_of_a_distilled_checkpoint_and_is_refused_by_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distilled = folder / "distilled"
+    shutil.copytree(folder / "tiny", distilled)
+    few = CheckpointDefaults(num_inference_steps=2, guidance_scale=1.0, flow_shift=5.0, negative_prompt="")
+    rewrite_card(checkpoint_card(distilled).model_copy(update={"draft": few}), distilled)
+    timesteps: list[float] = []
+    plain = CoInteractTransformer3DModel.forward
+
+    def watched(self: Any, latents: torch.Tensor, timestep: float, *more: Any, **named: Any) -> Any:
+        timesteps.append(float(timestep))
+        return plain(self, latents, timestep, *more, **named)
+
+    monkeypatch.setattr(CoInteractTransformer3DModel, "forward", watched)
+    options = ("--size", "64x64", "--preset", "draft")
+    done = generate(folder, "--checkpoint", str(distilled), *options)
+    assert done.exit_code == 0, done.output
+    clips = -(-round(SPEECH_S * FPS) // CLIP_FRAMES)
+    # No pass without the prompt, and the noise levels of the draft's own flow shift: 1 and 2.5 / 3.
+    assert timesteps == pytest.approx([1000.0, 1000 * 2.5 / 3] * clips)
+    refused = generate(folder, "--checkpoint", str(folder / "tiny"), *options)
+    assert refused.exit_code == 1
+    assert "its card has no settings `draft`" in " ".join(refused.output.split())
 
 
 def test_files_are_decoded_as_a_server_decodes_them(folder: Path) -> None:

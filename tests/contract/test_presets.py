@@ -56,7 +56,7 @@ def test_draft_takes_the_few_steps_of_a_distilled_checkpoint_and_is_refused_by_o
     params = params_of(CARD.model_copy(update={"draft": FEW}), preset="draft")
     assert (params.num_inference_steps, params.guidance_scale, params.flow_shift) == (4, 1.0, 5.0)
     assert params.computed_steps is None
-    with pytest.raises(FieldError, match="not distilled") as refused:
+    with pytest.raises(FieldError, match="has no settings `draft`") as refused:
         params_of(preset="draft")
     assert (refused.value.code, refused.value.field) == ("preset_not_supported", "preset")
     assert refused.value.limit == "exact, balanced, fast, parity"

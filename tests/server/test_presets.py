@@ -46,7 +46,22 @@ def test_a_preset_that_the_checkpoint_does_not_offer_is_refused_before_files_are
     problem = answer.json()
     assert answer.status_code == 422
     assert (problem["code"], problem["field"]) == ("preset_not_supported", "preset")
+    assert "tiny was not: its card has no settings `draft`" in problem["detail"]
     assert "exact, balanced, fast, parity" in problem["detail"]
+
+
+def test_a_distilled_checkpoint_drafts_in_its_own_steps_unless_the_request_says_others(api: Api) -> None:
+    few = CheckpointDefaults(num_inference_steps=2, guidance_scale=1.0, flow_shift=5.0, negative_prompt="")
+    publish_card(api.store, CARD.model_copy(update={"name": "distilled", "draft": few}))
+    job = api.client.post("/v1/generate", files=form(model="distilled", preset="draft")).json()
+    assert job["exact"] is False
+    assert job["params"]["preset"] == "draft"
+    settings = ("num_inference_steps", "guidance_scale", "flow_shift", "computed_steps")
+    assert [job["params"][name] for name in settings] == [2, 1.0, 5.0, None]
+    more = form(model="distilled", preset="draft", num_inference_steps=3)
+    assert api.client.post("/v1/validate", files=more).json()["params"]["num_inference_steps"] == 3
+    plain = api.client.post("/v1/validate", files=form(model="distilled")).json()
+    assert plain["params"]["num_inference_steps"] == CARD.defaults.num_inference_steps
 
 
 def test_a_form_may_name_the_computed_steps(api: Api) -> None:
