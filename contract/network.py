@@ -25,6 +25,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def network_of(address: str) -> str:
+    """Whom the client with this address counts for where clients share: its IPv4 address, or its IPv6 network
+    of 64 bits, in which one client may choose among any number of addresses.
+    """
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, 64), strict=False))
+
+
 def goes_through_proxies(url: str) -> bool:
     """Whether the environment's proxies are to be used for `url`: never on the way to this machine itself."""
     return not is_loopback(urlsplit(url).hostname or "")

@@ -13,7 +13,7 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
 from contract.job import JOB_ID, Priority
-from contract.network import is_loopback
+from contract.network import is_loopback, network_of
 from contract.settings import Settings
 from contract.state import Job
 from jobs.journal import JobNotFound, UnreadableJob
@@ -47,7 +47,7 @@ def tenant_of(principal: Principal, request: Request) -> str:
     """Whose share of the capacity a request takes: the key's or, without keys, the client's address."""
     if principal.owner != ANONYMOUS_OWNER or request.client is None:
         return principal.owner
-    return f"{ANONYMOUS_OWNER} {request.client.host}"
+    return f"{ANONYMOUS_OWNER} {network_of(request.client.host)}"
 
 
 ANONYMOUS: Final = Principal(ANONYMOUS_OWNER, frozenset(Scope), KeyLimits(), Priority.HIGH)

@@ -42,7 +42,7 @@ from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
 from server.openapi_document import Application, operation_name
-from server.protocol import BoundedHttpProtocol
+from server.protocol import protocol_of_server
 from server.routes import (
     admin,
     derived,
@@ -252,7 +252,7 @@ def uvicorn_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         app,
         host=host,
         port=port,
-        http=BoundedHttpProtocol,
+        http=protocol_of_server(MOST_CONNECTIONS),
         ws="none",
         log_config=None,
         access_log=False,

@@ -9,6 +9,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from contract.network import network_of
 from jobs.traces import NO_SPAN, Span
 from server.errors import ApiError, printable
 from server.loop_shares import CHUNK, REQUEST
@@ -95,7 +96,7 @@ class Guard:
         shares, waits = self._services.loop_shares, self._services.metrics.loop_waits
         credentials = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         token = credentials.decode("latin-1").partition(" ")[2]
-        tenant = shares.tenant(token, scope["client"][0] if scope["client"] else "")
+        tenant = shares.tenant(token, network_of(scope["client"][0]) if scope["client"] else "")
         is_probe = scope["path"] in PROBES
 
         async def use(weight: float) -> float:

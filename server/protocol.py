@@ -1,4 +1,6 @@
-"""Adds limits that uvicorn's HTTP protocol lacks: on the size and time of heads, and on unread bodies."""
+"""Adds limits that uvicorn's HTTP protocol lacks: on the size and time of heads, on bodies and answers that
+nobody reads, and on the connections of one client.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,18 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from contract.network import network_of
+from server.shares import NoPlace, Places
+
 MAX_HEAD_BYTES: Final = 65_536
 HEAD_SECONDS: Final = 20.0
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 16 * 2**20
+STALL_SECONDS: Final = 60.0
+"""How long an answer waits for a client that reads nothing of it."""
+_NO_PLACE: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -21,8 +31,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     when the connection closes would get a socket error instead of the answer.
     """
 
+    places: Places
+    """Those of all connections of a server. A network holds as many as it leaves free."""
     head_seconds: float = HEAD_SECONDS
     linger_seconds: float = LINGER_SECONDS
+    stall_seconds: float = STALL_SECONDS
     _lingering: TimerHandle | None = None
     _unread_bytes: int = 0
     _in_head: bool = True
@@ -32,16 +45,43 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """Heads completed on this connection."""
     _body_is_complete: bool = True
     _deadline: TimerHandle | None = None
+    _stalled: TimerHandle | None = None
+    _network: str | None = None
+    """Where the client is, if it holds a place."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        network = network_of(self.client[0]) if self.client else ""
+        try:
+            self.places.take(network)
+        except NoPlace:  # before anything is read, because it takes its time to send that
+            transport.write(_NO_PLACE)
+            transport.close()
+            return
+        self._network = network
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._network is not None:
+            self.places.give_back(self._network)
+        self._can_write()
         self._head_is_complete()
         if self._lingering is not None:
             self._lingering.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._can_write()
+        super().resume_writing()
+
+    def _can_write(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def data_received(self, data: bytes) -> None:
         heads = self._heads
@@ -104,3 +144,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _refuse(self, reason: str) -> None:
         if not self.transport.is_closing():
             self.send_400_response(reason)
+
+
+def protocol_of_server(most_connections: int) -> type[BoundedHttpProtocol]:
+    """The protocol of one server, whose connections share so many places."""
+
+    class SharedHttpProtocol(BoundedHttpProtocol):
+        places = Places(most_connections)
+
+    return SharedHttpProtocol
