@@ -43,23 +43,23 @@ def with_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTran
     """
     if transformer.config.hoi_branch:
         return transformer
-    grown = _like(transformer, hoi_branch=True)
+    grown = empty_like(transformer, hoi_branch=True)
     weights = transformer.state_dict()
     for name in grown.state_dict():
         if not is_hoi(name):
             continue
         source = ".".join(HOI_SOURCES.get(part, part) for part in name.split("."))
         # The type embedding has no counterpart, as none of the video's rows fits.
-        like = weights.get(source)
+        value = weights.get(source)
         shape = grown.state_dict()[name].shape
-        weights[name] = transformer.type_embedding.weight.new_zeros(shape) if like is None else like.clone()
+        weights[name] = transformer.type_embedding.weight.new_zeros(shape) if value is None else value.clone()
     grown.load_state_dict(weights, strict=True, assign=True)
     return grown
 
 
 def without_hoi_branch(transformer: CoInteractTransformer3DModel) -> CoInteractTransformer3DModel:
     """The RGB-only network, a copy on the CPU: HOI parts dropped, LoRA merged, all else equal."""
-    pruned = _like(transformer, hoi_branch=False)
+    pruned = empty_like(transformer, hoi_branch=False)
     weights = {name: tensor for name, tensor in merged_weights(transformer).items() if not is_hoi(name)}
     pruned.load_state_dict(weights, strict=True, assign=True)
     pruned.eval()
@@ -107,7 +107,8 @@ def merged_weights(transformer: CoInteractTransformer3DModel) -> dict[str, torch
     return weights
 
 
-def _like(transformer: CoInteractTransformer3DModel, hoi_branch: bool) -> CoInteractTransformer3DModel:
+def empty_like(transformer: CoInteractTransformer3DModel, hoi_branch: bool) -> CoInteractTransformer3DModel:
+    """A network of the same sizes on the meta device."""
     settings = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
     with torch.device("meta"):  # draws no random values for 17 B weights: the given ones replace them
         made: CoInteractTransformer3DModel = CoInteractTransformer3DModel(

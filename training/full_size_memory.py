@@ -65,8 +65,11 @@ def count_tokens(width: int, height: int, *, hoi: bool) -> int:
     return CLIP_LATENT_FRAMES * grid * (2 if hoi else 1) + 2 * grid + motion
 
 
-def memory_table(rank: int, width: int, height: int) -> dict[str, float]:
+def memory_table(rank: int, width: int, height: int, devices: int = 1) -> dict[str, float]:
     """GB (10⁹ bytes) on one device: frozen weights bf16, trained ones fp32, AdamW, EMA, checkpointing.
+
+    Several devices (`shard = true`) divide all but activations, and each gathers the block that computes and
+    the next one.
 
     Activations: the input of each of 40 blocks, and within the block being recomputed about 16 vectors of
     the model's width and two of the feed-forward's per token. Text encoder, VAE and audio encoder take no
@@ -75,12 +78,15 @@ def memory_table(rank: int, width: int, height: int) -> dict[str, float]:
     parameters = count_parameters(rank)
     tokens = count_tokens(width, height, hoi=True)
     dim, ffn, layers = 5120, 13824, 40
+    frozen, trained = parameters.frozen / devices, parameters.trained / devices
+    whole = parameters.frozen * BF16 + parameters.trained * FP32
     return {
-        "frozen weights": parameters.frozen * BF16 / 1e9,
-        "trained weights": parameters.trained * FP32 / 1e9,
-        "gradients": parameters.trained * FP32 / 1e9,
-        "AdamW": 2 * parameters.trained * FP32 / 1e9,
-        "moving average (may be on the CPU)": parameters.trained * FP32 / 1e9,
+        "frozen weights": frozen * BF16 / 1e9,
+        "trained weights": trained * FP32 / 1e9,
+        "gradients": trained * FP32 / 1e9,
+        "AdamW": 2 * trained * FP32 / 1e9,
+        "moving average": trained * FP32 / 1e9,
+        "two gathered blocks": 0.0 if devices == 1 else 2 * whole / layers / 1e9,
         "inputs of blocks": tokens * dim * layers * BF16 / 1e9,
         "one block's activations": tokens * (16 * dim + 2 * ffn) * BF16 / 1e9,
     }
@@ -92,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--size", default="480x720", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--devices", type=int, default=1, help="that divide the weights (shard = true)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     width, height = (int(side) for side in options.size.split("x"))
@@ -99,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("frozen", "lora", "experts", "hoi", "trained"):
         log.info("%-36s %8.1f M parameters", name, getattr(parameters, name) / 1e6)
     log.info("%-36s %8d tokens per clip", options.size, count_tokens(width, height, hoi=True))
-    table = memory_table(options.rank, width, height)
+    table = memory_table(options.rank, width, height, options.devices)
     for name, gigabytes in {**table, "sum": sum(table.values())}.items():
         log.info("%-36s %8.1f GB", name, gigabytes)
 

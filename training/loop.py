@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast
 from diffusers.training_utils import EMAModel
+from torch.distributed.tensor import DTensor
 
 from model.checkpoints.card_file import read_card
 from model.checkpoints.load import DTYPES, load_pipeline
@@ -35,6 +36,7 @@ from .padded_prompts import use_short_prompts
 from .preparation import OnClip, prepare_cache
 from .recipe import TrainRecipe
 from .saves import begin, forget_old, point, publish, saved_steps, step_folder
+from .sharding import gathered, held_here, load_shards, save_shards, shard
 
 log = logging.getLogger(__name__)
 
@@ -158,13 +160,15 @@ class TrainingRun:
             ),
             audio_face_mask=recipe.audio_face_mask,
         )
+        if recipe.shard:  # which makes other parameters of the weights
+            shard(self.model, self.accelerator.device)
         self.trained = [weight for weight in self.transformer.parameters() if weight.requires_grad]
         self.optimizers = [
             self.accelerator.prepare(optimizer) for optimizer in make_optimizers(self.transformer, recipe)
         ]
-        self.prepared = self.accelerator.prepare(self.model)
+        self.prepared = self.model if recipe.shard else self.accelerator.prepare(self.model)
         self.pipeline.transformer = self.transformer
-        self.average = EMAModel(self.trained, decay=recipe.ema, use_ema_warmup=True, power=0.75)
+        self.average = EMAModel(held_here(self.trained), decay=recipe.ema, use_ema_warmup=True, power=0.75)
         self.average.to(self.accelerator.device)
         self.progress = _Progress()
         self.on_held_out: Callable[[Measured], None] | None = None
@@ -176,10 +180,17 @@ class TrainingRun:
         saves = saved_steps(output / STATES)
         if not saves:
             raise FileNotFoundError(f"{output} holds no state to resume from")
-        self.accelerator.load_state(str(saves[-1]))
+        if self.recipe.shard:
+            optimizers, known = self._plain_optimizers(), self.progress.state_dict()
+            self.progress.load_state_dict(load_shards(saves[-1], self.model, optimizers, self.average, known))
+        else:
+            self.accelerator.load_state(str(saves[-1]))
         if self.accelerator.is_main_process:
             _forget_steps_from(self.progress.step, output / "curve.jsonl")
             _forget_steps_from(self.progress.step + 1, output / HELD_OUT)
+
+    def _plain_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [optimizer.optimizer for optimizer in self.optimizers]
 
     def agreed(self, seconds: float) -> float:
         """The main process's clock: all must save, and end, in the same step."""
@@ -197,14 +208,34 @@ class TrainingRun:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
+        parts = []
         for part in range(recipe.gradient_accumulation):
             losses, finite = self._accumulate(step, part, share)
+            parts.append(losses)
         if finite:
-            self.average.step(self.trained)
+            self.average.step(held_here(self.trained))
             self.progress.skipped_in_a_row = 0
         else:
             self._count_skipped(step)
-        return _report(losses, step, share, rate, time.monotonic() - began, skipped=not finite)
+        means = self._mean(parts)
+        return _report(means, step, share, rate, time.monotonic() - began, skipped=not finite)
+
+    def _mean(self, parts: list[Losses]) -> dict[str, float | None]:
+        """Means over the parts of a step and over processes. What a part has no number for does not count."""
+        table = torch.tensor(
+            [
+                [math.nan if value is None else value.item() for value in vars(losses).values()]
+                for losses in parts
+            ],
+            device=self.accelerator.device,
+        )
+        table = self.accelerator.gather(table)  # (processes · parts, losses)
+        always = table.mean(dim=0).tolist()
+        means = dict(zip(vars(parts[0]), table.nanmean(dim=0).tolist(), strict=True))
+        known: dict[str, float | None] = {
+            k: None if math.isnan(value) else value for k, value in means.items()
+        }
+        return {**known, "total": always[0], "rgb": always[1]}
 
     def _count_skipped(self, step: int) -> None:
         self.progress.skipped_in_a_row += 1
@@ -222,7 +253,9 @@ class TrainingRun:
         hold the same gradients, and so agree.
         """
         recipe, accelerator = self.recipe, self.accelerator
-        rng = np.random.default_rng([recipe.seed, step, part, accelerator.process_index])
+        # Batches are numbered over all processes, so half as many of them with twice the parts take the same.
+        number = part * accelerator.num_processes + accelerator.process_index
+        rng = np.random.default_rng([recipe.seed, step, number])
         batch = draw_batch(recipe, self.cache, rng, share)
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         noise = torch.randn(batch.target.shape, generator=generator)
@@ -238,7 +271,8 @@ class TrainingRun:
             finite = True
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(self.trained, recipe.gradient_clip)
-                finite = bool(torch.isfinite(torch.as_tensor(norm)))
+                norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+                finite = bool(torch.isfinite(norm))
             for optimizer in self.optimizers:
                 if finite:
                     optimizer.step()
@@ -253,7 +287,7 @@ class TrainingRun:
         Raises:
             TrainingDiverged: a weight is not finite. Nothing is written then.
         """
-        if not all_finite(*self.trained, *self.average.shadow_params):
+        if not self._all_finite():
             raise TrainingDiverged(
                 f"after {self.progress.step} steps the weights are not finite numbers, and are not saved. "
                 "Try a smaller learning_rate"
@@ -275,15 +309,23 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         return self.recipe.output / CHECKPOINT
 
+    def _all_finite(self) -> bool:
+        """Whether weights and average are, in all processes."""
+        mine = all_finite(*held_here(self.trained), *self.average.shadow_params)
+        told = torch.tensor([float(mine)], device=self.accelerator.device)
+        return float(self.accelerator.gather(told).min()) == 1.0
+
     def _with_average(self, folder: Path) -> None:
         """What the averaged weights are for: the checkpoint, the held-out loss and samples."""
-        self.average.store(self.trained)
-        self.average.copy_to(self.trained)
+        parts = held_here(self.trained)
+        self.average.store(parts)
+        self.average.copy_to(parts)
         if self.held_out is not None:
             self._note(self.held_out.measure(self.prepared, self.progress.step))
-        if self.accelerator.is_main_process:
-            self._export(folder)
-        self.average.restore(self.trained)
+        whole = gathered(self.model, self.recipe) if self.recipe.shard else self.transformer
+        if self.accelerator.is_main_process and whole is not None:
+            self._export(folder, whole)
+        self.average.restore(parts)
 
     def _note(self, measured: Measured) -> None:
         progress = self.progress
@@ -303,19 +345,23 @@ class TrainingRun:
         if main:
             begin(folder)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
+        if self.recipe.shard:
+            progress = self.progress.state_dict()
+            save_shards(partial, self.model, self._plain_optimizers(), self.average, progress)
+        else:
+            self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if main:
             publish(partial, folder)
             forget_old(folder.parent)
 
-    def _export(self, folder: Path) -> None:
+    def _export(self, folder: Path, whole: CoInteractTransformer3DModel) -> None:
         """Write the averaged, pruned checkpoint into a folder."""
         recipe = self.recipe
         card = trained_card(
             read_card(recipe.base), recipe, steps=self.progress.step, clips=self.cache.num_clips
         )
-        export_checkpoint(folder, self.pipeline, self.transformer, card, DTYPES[recipe.stored_weights])
+        export_checkpoint(folder, self.pipeline, whole, card, DTYPES[recipe.stored_weights])
 
 
 def holds_run(output: Path) -> bool:
@@ -341,6 +387,7 @@ def _prepare_transformer(recipe: TrainRecipe, pipeline: CoInteractPipeline) -> C
     """The network, in which the weights that the recipe trains require gradients."""
     transformer = with_hoi_branch(pipeline.transformer) if recipe.hoi_weight else pipeline.transformer
     transformer.train()
+    torch.manual_seed(recipe.seed)  # for LoRA's first values, which must be the same in every process
     choose_trained(transformer, recipe.lora_rank, recipe.experts, recipe.hoi_weight > 0)
     for weight in transformer.parameters():
         if weight.requires_grad or weight.ndim < 2:  # norms run in fp32 under autocast
@@ -402,18 +449,21 @@ def _forget_steps_from(step: int, curve: Path) -> None:
         curve.write_text("".join(kept), encoding="utf-8")
 
 
-def _report(losses: Losses, step: int, share: float, rate: float, seconds: float, *, skipped: bool) -> Step:
-    def number(value: torch.Tensor | None) -> float | None:
-        return None if value is None else round(value.item(), 5)
+def _report(
+    means: dict[str, float | None], step: int, share: float, rate: float, seconds: float, *, skipped: bool
+) -> Step:
+    def number(name: str) -> float | None:
+        value = means[name]
+        return None if value is None else round(value, 5)
 
     return Step(
         step=step,
         share=round(share, 4),
-        loss=round(losses.total.item(), 5),
-        rgb=round(losses.rgb.item(), 5),
-        hoi=number(losses.hoi),
-        routing=number(losses.routing),
-        routing_accuracy=number(losses.routing_accuracy),
+        loss=number("total") or 0.0,
+        rgb=number("rgb") or 0.0,
+        hoi=number("hoi"),
+        routing=number("routing"),
+        routing_accuracy=number("routing_accuracy"),
         learning_rate=rate,
         seconds=round(seconds, 3),
         skipped=skipped,

@@ -77,6 +77,11 @@ class TrainRecipe(BaseModel):
     """Precision of the checkpoint that is written."""
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
+    shard: bool = False
+    """Divide weights, gradients, moments and average over all processes (FSDP), not only the batches.
+
+    Such a run may be resumed with another number of processes.
+    """
     seed: int = 0
 
     lora_rank: Annotated[int, Field(ge=1)] | Literal["full"] = 128
@@ -128,6 +133,8 @@ class TrainRecipe(BaseModel):
     def _check(self) -> Self:
         if self.hoi_weight == 0 and self.first_stage > 0:
             raise ValueError("without an HOI stream (hoi_weight = 0), first_stage must be 0")
+        if self.shard and (self.optimizer == "muon" or self.samples):
+            raise ValueError("shard = true goes with AdamW (Muon needs whole matrices) and without samples")
         if self.samples and self.held_out is None:
             raise ValueError("samples are rendered of held-out clips: name a CSV of them in held_out")
         if self.frozen_weights == "bf16" and self.mixed_precision == "no":
