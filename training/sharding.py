@@ -32,8 +32,7 @@ from .objective import CoGeneration
 from .recipe import TrainRecipe
 
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-PREFIX = "transformer."
+WHOLE_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def shard(model: CoGeneration, device: torch.device) -> None:
@@ -96,13 +95,13 @@ def gathered(model: CoGeneration, recipe: TrainRecipe) -> CoInteractTransformer3
     """The whole network on the CPU of the main process; None in the others. All must call it."""
     if not distributed.is_initialized():
         return model.transformer
-    weights = get_model_state_dict(model, options=WHOLE)
+    weights = get_model_state_dict(model, options=WHOLE_STATE)
     if not weights:
         return None
     whole = empty_like(model.transformer, hoi_branch=model.transformer.config.hoi_branch)
     with torch.device("meta"):
         choose_trained(whole, recipe.lora_rank, recipe.experts, recipe.hoi_weight > 0)
-    named = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+    named = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
     whole.load_state_dict(named, strict=True, assign=True)
     return whole
 
