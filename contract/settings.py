@@ -296,6 +296,11 @@ class Settings(BaseSettings):
         return self.data_dir / "s3"
 
     @property
+    def machine_dir(self) -> Path:
+        """Folder for what this machine keeps for itself."""
+        return self.data_dir if self.storage_url is None else self.remote_dir
+
+    @property
     def rq_lease_s(self) -> int:
         """Seconds until RQ gives up a ticket. Generous, because the journal and our lease decide about the
         job.

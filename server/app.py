@@ -38,6 +38,7 @@ from server.guard import Guard
 from server.hints import Hints
 from server.idempotency import IdempotencyKeys
 from server.index import JobIndex
+from server.index_copy import IndexCopy
 from server.keys import any_keys
 from server.loop_lag import measure_lag
 from server.metrics import Metrics
@@ -86,7 +87,7 @@ def _services(settings: Settings) -> Services:
         raise StartRefusedError(str(error)) from error
     queue = JobQueue(settings, settings.redis_url)
     hints = Hints(queue)
-    index = JobIndex(store, settings.max_queued_jobs)
+    index = JobIndex(store, settings.max_queued_jobs, IndexCopy(settings.machine_dir))
     fetcher = Fetcher(settings.fetch_timeout_s, private=settings.private_networks)
     try:
         secret = webhook_secret(store, settings.webhook_secret)
@@ -128,11 +129,12 @@ async def _keep_up(services: Services) -> None:
     expired_at, working = -EXPIRE_EVERY_S, True
     while True:
         try:
-            await asyncio.to_thread(services.index.refresh)
+            await asyncio.to_thread(services.index.keep_up)
             await asyncio.to_thread(_learn_speeds, services)
             await services.webhooks.round()
             if time.monotonic() - expired_at > EXPIRE_EVERY_S:
                 expired_at = time.monotonic()
+                await asyncio.to_thread(services.index.save_copy)
                 await asyncio.to_thread(_forget_old, services)
             working = True
         except OSError as error:

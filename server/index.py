@@ -6,94 +6,32 @@ not look here.
 
 from __future__ import annotations
 
-import hashlib
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
-from urllib.parse import urlsplit
 
-from contract.job import JobState, StoredFile, utcnow
-from contract.speed import Speed, Work
+from contract.job import JobState, utcnow
+from contract.speed import Speed
 from contract.state import Job
 from jobs.artifacts import ArtifactStore
 from jobs.journal import JobNotFound, Journal, UnreadableJob
 from server.errors import ApiError
+from server.index_copy import IndexCopy
+from server.job_summary import JobSummary
 from server.keys import ANONYMOUS_OWNER, KeyLimits
 from server.metrics import Unfinished
 from server.usage import DAY, UsageLedger
 
+LIST_SHARE: Final = 0.05
+"""Largest share of the time that listing all stored jobs may take."""
+CHANGED_SLACK_S: Final = 60.0
+"""A change this short before a copy of the index may be missing in it."""
 UNFINISHED: Final = (JobState.QUEUED, JobState.PROCESSING)
-
-
-@dataclass(frozen=True, slots=True)
-class JobSummary:
-    """What limits and lists need to know about a job."""
-
-    id: str
-    owner: str
-    sequence: int
-    state: JobState
-    stored_bytes: int
-    """The bytes stored, plus an estimate of those that an unfinished job will still store."""
-    gpu_seconds: float
-    checkpoint: str
-    remaining: Work | None
-    """The remaining work; None when the job is over."""
-    webhook_host: str
-    """Empty if the job named no webhook."""
-    created_at: datetime
-    labels: frozenset[bytes]
-    """The labels of its metadata, made by `label_of`."""
-    last_at: datetime
-    """When the job last used the GPU, or else when it was submitted."""
-
-    @staticmethod
-    def of(job: Job) -> JobSummary:
-        inputs = job.submitted.inputs
-        files: list[StoredFile | None] = [
-            inputs.person_image,
-            inputs.audio,
-            inputs.product_image,
-            inputs.pose_video,
-        ]
-        files += [job.video, job.poster, job.submitted.thumbnail]
-        files += [file for clip in job.clips for file in clip.shown_files]
-        if job.submitted.keep_motion:
-            files += [clip.motion for clip in job.clips]
-        elif job.clips and job.video is None:  # else workers keep the newest only, until the video is there
-            files.append(job.clips[-1].motion)
-        stored = sum(file.size for file in files if file is not None)
-        params, remaining = job.submitted.params, None
-        if not job.state.is_terminal:
-            stored = max(
-                stored,
-                params.expected_bytes(job.submitted.keep_motion)
-                + sum(file.size for file in files[:4] if file),
-            )
-            remaining = Work.of(params, params.num_clips - len(job.clips))
-        return JobSummary(
-            id=job.id,
-            owner=job.submitted.owner,
-            sequence=job.sequence,
-            state=job.state,
-            stored_bytes=stored,
-            gpu_seconds=job.gpu_seconds,
-            checkpoint=job.submitted.checkpoint,
-            remaining=remaining,
-            webhook_host=urlsplit(job.submitted.webhook_url or "").netloc,
-            created_at=job.submitted.at,
-            labels=frozenset(label_of(f"{key}:{value}") for key, value in job.submitted.metadata.items()),
-            last_at=job.completed_at or (job.clips[-1].at if job.clips else job.submitted.at),
-        )
-
-
-def label_of(text: str) -> bytes:
-    """A short stand-in for "key:value" of a job's metadata: the index keeps those of all jobs in memory."""
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 @dataclass(frozen=True)
@@ -122,7 +60,11 @@ class JobFilter:
 class JobIndex:
     """The index of one server. Threads may share it."""
 
-    def __init__(self, store: ArtifactStore, max_queued_jobs: int) -> None:
+    def __init__(self, store: ArtifactStore, max_queued_jobs: int, copy: IndexCopy | None = None) -> None:
+        self._copy = copy
+        self._next_list = 0.0
+        self._as_of: float | None = None
+        """When the first look began, by the storage's clock."""
         self._store, self._journal, self._max_queued_jobs = store, Journal(store), max_queued_jobs
         self.usage = UsageLedger(store)
         self._jobs: dict[str, JobSummary] = {}
@@ -141,28 +83,71 @@ class JobIndex:
     def refresh(self) -> None:
         """Catch up with the store. Raises OSError if it cannot be listed; one bad job is passed over."""
         with self._refreshing:
-            known = dict(
-                self._jobs
-            )  # before listing: a job that is put meanwhile must not be taken for a gone one
+            is_first = self._load()
+            # Before listing: a job that is put meanwhile must not be taken for a gone one.
+            known = dict(self._jobs)
             stored = self._journal.ids()
-            gone = known.keys() - stored
-            fresh: dict[str, JobSummary] = {}
-            for job_id in stored:
-                try:
-                    if (summary := self._news_of(job_id, known.get(job_id))) is not None:
-                        fresh[job_id] = summary
-                except JobNotFound:
-                    continue
-                except UnreadableJob as error:
-                    self._store.passed_over.note("job", job_id, error)
-                    gone |= {job_id}
-                except OSError as error:  # what was read before still counts
-                    self._store.passed_over.note("job", job_id, error)
-            spent = self.usage.unread()
+            self._catch_up(stored, known, known.keys() - stored)
+        if is_first:
+            self.save_copy()
+
+    def keep_up(self) -> None:
+        """Catch up with the unfinished jobs; with all jobs as often as a share of the time allows, however
+        many there are. Raises OSError.
+        """
+        started = time.monotonic()
+        if started < self._next_list:
+            with self._refreshing:
+                known = {job_id: job for job_id, job in dict(self._jobs).items() if job.remaining is not None}
+                self._catch_up(list(known), known, set())
+            return
+        self.refresh()
+        now = time.monotonic()
+        self._next_list = now + (now - started) / LIST_SHARE
+
+    def _catch_up(self, job_ids: Sequence[str], known: Mapping[str, JobSummary], gone: set[str]) -> None:
+        fresh: dict[str, JobSummary] = {}
+        for job_id in job_ids:
+            try:
+                if (summary := self._news_of(job_id, known.get(job_id))) is not None:
+                    fresh[job_id] = summary
+            except JobNotFound:
+                continue
+            except UnreadableJob as error:
+                self._store.passed_over.note("job", job_id, error)
+                gone |= {job_id}
+            except OSError as error:  # what was read before still counts
+                self._store.passed_over.note("job", job_id, error)
+        spent = self.usage.unread()
+        with self._lock:
+            for job_id in gone | fresh.keys():
+                self._set(job_id, fresh.get(job_id))
+            self.usage.take(spent)
+
+    def _load(self) -> bool:
+        """Read the copy at the first look; returns whether this is it."""
+        if self._copy is None or self._as_of is not None:
+            return False
+        self._as_of = self._store.now()
+        self._copy.load()
+        return True
+
+    def save_copy(self) -> None:
+        """Keep what is known of finished jobs for the next start. It is right as of the start of this
+        process: what others change about finished jobs is not looked for.
+        """
+        if self._copy is not None and self._as_of is not None:
             with self._lock:
-                for job_id in gone | fresh.keys():
-                    self._set(job_id, fresh.get(job_id))
-                self.usage.take(spent)
+                jobs = list(self._jobs.values())
+            self._copy.save(jobs, self._as_of)
+
+    def _copied(self, job_id: str) -> JobSummary | None:
+        """What the copy says of a job, unless it was changed since or a moment before."""
+        found = None if self._copy is None else self._copy.jobs.get(job_id)
+        if found is None or self._copy is None:
+            return None
+        changed_at = self._journal.changed_at(job_id)
+        return None if changed_at is not None and changed_at > self._copy.as_of - CHANGED_SLACK_S else found
 
     def learn_speeds(self, speeds: Mapping[str, Speed]) -> None:
         """Note how fast each checkpoint is rendered."""
@@ -182,6 +167,8 @@ class JobIndex:
             known.state.is_terminal or not self._journal.moved_on(job_id, known.sequence)
         ):
             return None
+        if known is None and (copied := self._copied(job_id)) is not None:
+            return copied
         summary = JobSummary.of(self._journal.read(job_id))
         self._store.passed_over.forget("job", job_id)
         return summary

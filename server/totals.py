@@ -10,7 +10,7 @@ from pydantic import Field
 
 from contract.job import JobState, utcnow
 from jobs.kept_files import KeptFiles
-from server.index import JobSummary
+from server.job_summary import JobSummary
 from server.schemas import Wire
 from server.services import Services
 

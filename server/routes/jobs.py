@@ -32,8 +32,9 @@ from server.delivery.events import event_stream
 from server.delivery.files import clip_file, file_response, finished_file
 from server.errors import ApiError
 from server.idempotency import checked_key
-from server.index import JobFilter, label_of
+from server.index import JobFilter
 from server.job_log import JobLogView, job_log
+from server.job_summary import label_of
 from server.manifest import Manifest, manifest_of
 from server.openapi import FINISHED_ALREADY, GENERATE_BODY, PROBLEM, VIDEO_FILE, IdempotencyKey, Prefer
 from server.routing import Router
