@@ -22,7 +22,7 @@ from server.job_summary import JobSummary
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 1
+COPY_FORMAT: Final = 1
 _FILE: Final = "finished-jobs.jsonl"
 
 
@@ -39,7 +39,7 @@ class IndexCopy:
         try:
             with (self.folder / _FILE).open(encoding="utf-8") as file:
                 form, as_of = json.loads(file.readline())
-                if form != FORMAT:
+                if form != COPY_FORMAT:
                     return
                 self.jobs = {job.id: job for job in map(_summary, file)}
                 self.as_of = float(as_of)
@@ -55,7 +55,7 @@ class IndexCopy:
         try:
             with temporary.open("x", encoding="utf-8") as file:
                 os.fchmod(file.fileno(), 0o600)
-                file.write(json.dumps([FORMAT, as_of]) + "\n")
+                file.write(json.dumps([COPY_FORMAT, as_of]) + "\n")
                 file.writelines(_line(job) for job in jobs if job.state.is_terminal)
             temporary.rename(self.folder / _FILE)
         except OSError as error:
