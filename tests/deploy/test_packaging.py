@@ -16,7 +16,10 @@ from contract.version import installed_version
 from deploy.sbom import sbom
 from server.app import create_app
 from tests.deploy.test_dependencies import normal
-from tests.test_architecture import ALLOWED
+from tests.test_architecture import ALLOWED, imported_packages, sources
+
+OURS_ELSEWHERE = {"cointeract_client"}
+"""Ours, but not at the top of the repository."""
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -168,6 +171,22 @@ def test_the_images_hold_every_package_that_the_command_line_can_reach() -> None
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     held = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert ALLOWED["cli"] <= held
+    paths = re.search(r"PYTHONPATH=(\S+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert paths is not None
+    folders = [path.removeprefix("/app").lstrip("/") for path in paths[1].split(":")]
+    held_names = {
+        found.name
+        for folder in folders
+        for found in (ROOT / folder).iterdir()
+        if not folder or folder in held
+    }
+    imported = {
+        name
+        for package in ALLOWED["cli"]
+        for source in sources(package)
+        for name in imported_packages(source)
+    }
+    assert imported & OURS_ELSEWHERE <= held_names
     assert {"pyproject.toml", "constraints.txt", "LICENSE"} <= held
 
 
