@@ -46,6 +46,9 @@ LONGEST_CONSENT: Final = 500
 
 LONGEST_DEADLINE_S: Final = 30 * 86_400
 
+SMALLEST_SHIFT: Final = 0.01
+"""Of flow_shift. With one near nothing the noise levels would all be 0."""
+
 FILE_FIELDS: Final = tuple(InputFiles.model_fields)
 REQUIRED_FILES: Final = tuple(name for name, field in InputFiles.model_fields.items() if field.is_required())
 SPOKEN_FILE: Final = "audio"
@@ -133,7 +136,7 @@ class GenerateFields(BaseModel):
     height: int | None = Field(None, ge=16, le=16_384, description="Instead of size, with width.")
     num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps of each clip.")
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    flow_shift: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
+    flow_shift: float | None = Field(None, ge=SMALLEST_SHIFT, le=100, allow_inf_nan=False)
     product_scale: float = Field(
         1.0, ge=0.05, le=4, allow_inf_nan=False, description="Size of the product, 1 = as given."
     )

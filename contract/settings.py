@@ -126,7 +126,10 @@ class Settings(BaseSettings):
         60.0, gt=0, description="Longest wait that `Prefer: wait=N` is granted, in seconds."
     )
     max_event_streams: int = Field(
-        200, gt=0, description="Open event streams; more are refused with 429. Shared as uploads are."
+        200,
+        gt=0,
+        description="Open event streams, and requests that wait for a job; more streams get 429. "
+        "Shared as uploads are.",
     )
 
     allowed_networks: CommaSeparated = Field(

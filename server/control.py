@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -21,6 +22,7 @@ from server.index import JobFilter
 from server.keys import ANONYMOUS_OWNER
 from server.schemas import JobPatch
 from server.services import Services
+from server.shares import NoPlace
 from server.submit.check import priority_of
 from server.views import job_path, job_view
 
@@ -67,20 +69,32 @@ def wait_of(prefer: str | None, most: float) -> float | None:
     return None
 
 
-async def finished(job: Job, seconds: float, services: Services) -> Job:
-    """Wait until the job is over, for up to `seconds`. Returns the job as it is then."""
+async def finished(job: Job, seconds: float, services: Services, tenant: str) -> Job:
+    """Wait until the job is over, for up to `seconds`. Returns the job as it is then. Raises JobNotFound.
+
+    Who waits takes one of the tenant's event streams. If there is none left, nobody waits: a client may
+    prefer that, and must not rely on it.
+    """
     until = time.monotonic() + seconds
-    while not job.state.is_terminal and time.monotonic() < until and not services.stopping.is_set():
-        await asyncio.sleep(WAIT_POLL_S)
-        job = await asyncio.to_thread(services.journal.read, job.id)
+    with suppress(NoPlace), services.streams.place(tenant):
+        while not job.state.is_terminal and time.monotonic() < until and not services.stopping.is_set():
+            await asyncio.sleep(WAIT_POLL_S)
+            if await services.look(_has_news, job, services):
+                job = await asyncio.to_thread(services.journal.read, job.id)
     return job
 
 
-async def accepted(job: Job, is_new: bool, prefer: str | None, services: Services) -> Response:
+def _has_news(job: Job, services: Services) -> bool:
+    """Whether the job has moved on, or is gone. Far cheaper than reading it."""
+    journal = services.journal
+    return journal.moved_on(job.id, job.sequence) or not journal.moved_on(job.id, -1)
+
+
+async def accepted(job: Job, is_new: bool, prefer: str | None, services: Services, tenant: str) -> Response:
     """The answer to a request whose job is stored now. It waits as long as the Prefer header asks for."""
     wait = wait_of(prefer, services.settings.max_wait_s)
     if wait is not None:
-        job = await finished(job, wait, services)
+        job = await finished(job, wait, services, tenant)
     view = await asyncio.to_thread(job_view, job, services.hints, services.settings.base_url)
     headers = {"Location": services.settings.base_url + job_path(job.id)}
     if wait is not None:

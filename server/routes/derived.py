@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Path, Request, Response
 
-from server.access import ServicesOf, Submitter, WritableJob
+from server.access import ServicesOf, Submitter, WritableJob, tenant_of
 from server.control import accepted
 from server.idempotency import checked_key
 from server.openapi import EXTEND_BODY, FINISHED_ALREADY, PROBLEM, REDO_BODY, IdempotencyKey, Prefer
@@ -36,7 +36,7 @@ async def retry(
     """Make a new job of the same request. It keeps the finished clips of the old one."""
     key = checked_key(idempotency_key)
     made, is_new = await JobsFrom(job, services, principal).retry(request, key)
-    return await accepted(made, is_new, prefer, services)
+    return await accepted(made, is_new, prefer, services, tenant_of(principal, request))
 
 
 @router.post(
@@ -62,7 +62,7 @@ async def extend(
     """
     key = checked_key(idempotency_key)
     made, is_new = await JobsFrom(job, services, principal).extend(request, key)
-    return await accepted(made, is_new, prefer, services)
+    return await accepted(made, is_new, prefer, services, tenant_of(principal, request))
 
 
 @router.post(
@@ -87,6 +87,5 @@ async def redo(
     The later ones must be rendered again because each clip continues the one before.
     """
     key = checked_key(idempotency_key)
-    return await accepted(
-        *await JobsFrom(job, services, principal).redo(request, key, clip), prefer, services
-    )
+    made, is_new = await JobsFrom(job, services, principal).redo(request, key, clip)
+    return await accepted(made, is_new, prefer, services, tenant_of(principal, request))

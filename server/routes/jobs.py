@@ -26,6 +26,7 @@ from server.access import (
     Submitter,
     Watcher,
     WritableJob,
+    tenant_of,
 )
 from server.control import accepted, cancel, change, delete, listed
 from server.delivery.events import event_stream
@@ -74,7 +75,7 @@ async def generate(
     """Store a job durably, and queue it. After the answer 202 it is not lost, whatever crashes."""
     key = checked_key(idempotency_key)
     job, created = await submit(request, key, services, principal)
-    return await accepted(job, created, prefer, services)
+    return await accepted(job, created, prefer, services, tenant_of(principal, request))
 
 
 @router.post(

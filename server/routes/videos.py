@@ -9,7 +9,16 @@ from fastapi import Header, Query, Request, Response
 from starlette.responses import JSONResponse
 
 from contract.state import Job
-from server.access import DownloadableJob, Principal, ReadableJob, Reader, ServicesOf, Submitter, WritableJob
+from server.access import (
+    DownloadableJob,
+    Principal,
+    ReadableJob,
+    Reader,
+    ServicesOf,
+    Submitter,
+    WritableJob,
+    tenant_of,
+)
 from server.control import delete, finished, listed, wait_of
 from server.delivery.files import file_response, finished_file
 from server.errors import ApiError
@@ -36,7 +45,7 @@ async def create(
     job = await _created(request, idempotency_key, services, principal)
     wait = wait_of(prefer, services.settings.max_wait_s)
     if wait is not None:
-        job = await finished(job, wait, services)
+        job = await finished(job, wait, services, tenant_of(principal, request))
     answer = await asyncio.to_thread(_answer, job, services)  # it asks Redis, which may be slow to answer
     if wait is not None:
         answer.headers["Preference-Applied"] = f"wait={wait:g}"
@@ -71,7 +80,7 @@ async def create_and_wait(
     `job_not_finished`, and `Location` names the video: ask there, or repeat with the same Idempotency-Key.
     """
     job = await _created(request, idempotency_key, services, principal)
-    job = await finished(job, services.settings.max_wait_s, services)
+    job = await finished(job, services.settings.max_wait_s, services, tenant_of(principal, request))
     try:
         answer = await asyncio.to_thread(
             file_response, services.store, finished_file(job, job.video, "video"), request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +20,7 @@ from jobs.journal import IllegalEntry
 from jobs.queue import JobQueue
 from server.keys import create_key, revoke_key
 from server.submit.openai import FIELD_OF_REFERENCE
-from tests.server.conftest import CARD, Api, wait_for
+from tests.server.conftest import CARD, Api, ApiFactory, wait_for
 from tests.server.inputs import audio_bytes, form
 from tests.server.journals import VIDEO, fail, finish_clip, start, succeed
 
@@ -477,3 +477,26 @@ def test_clients_cannot_make_up_labels(api: Api) -> None:
     text = api.client.get("/metrics").text
     assert 'method="other"' in text
     assert "made" not in text.lower()
+
+
+def test_who_waits_takes_an_event_stream_and_is_answered_at_once_if_none_is_left(
+    make_api: ApiFactory,
+) -> None:
+    api = make_api(max_event_streams=2)
+    with ThreadPoolExecutor(2) as pool:
+
+        def ask() -> Future[Any]:
+            return pool.submit(api.client.post, "/v1/generate", files=form(), headers={"Prefer": "wait=60"})
+
+        waiting = ask()
+        wait_for(lambda: api.services.streams.held == 1, 20)
+        (first,) = api.store.list_names("jobs")
+        try:
+            answer = ask().result(30)
+        finally:
+            for job in api.store.list_names("jobs"):
+                succeed(api, job)
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        assert answer.json()["id"] != first
+        assert waiting.result(30).json()["status"] == "succeeded"
+    assert api.services.streams.held == 0

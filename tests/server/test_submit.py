@@ -269,6 +269,7 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"guidance_scale": "1e999"}, 422, "invalid_value", "guidance_scale"),
     ({"guidance_scale": "-1"}, 422, "out_of_range", "guidance_scale"),
     ({"flow_shift": "0"}, 422, "out_of_range", "flow_shift"),
+    ({"flow_shift": "1e-20"}, 422, "out_of_range", "flow_shift"),
     ({"product_scale": "9"}, 422, "out_of_range", "product_scale"),
     ({"size": "113x192"}, 422, "unsupported_size", "size"),
     ({"size": "48x192"}, 422, "unsupported_size", "size"),
