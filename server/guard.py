@@ -73,7 +73,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1")
+        # Of several, a proxy before us may have read another one: together they are no name.
+        host = b",".join(value for name, value in scope["headers"] if name == b"host").decode("latin-1")
         settings = self._services.settings
         if not is_known_host(host, settings):
             detail = (

@@ -353,6 +353,9 @@ def test_only_known_names_for_this_machine_are_answered(
 
     for host in ["evil.example:8000", "evilinner.example", "127.0.0.1.evil.example", "apix", "", "a b"]:
         assert status(host) == 421, host
+    for first, second in [("evil.example", "localhost"), ("localhost", "evil.example")]:
+        answer = api.client.get("/v1/jobs", headers=[*headers.items(), ("Host", first), ("Host", second)])
+        assert answer.status_code == 421, (first, second)
     for host in [
         "localhost:8000",
         "[::1]:8000",

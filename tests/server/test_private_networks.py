@@ -136,6 +136,8 @@ def test_a_named_host_may_have_addresses_of_private_use_only() -> None:
         ("minio.internal", 80, "127.0.0.1"),
         ("minio.internal", 80, "0.0.0.0"),
         ("minio.internal", 80, "169.254.169.254"),
+        ("minio.internal", 9000, "fd00:ec2::254"),
+        ("minio.internal", 9000, "100.100.100.200"),
         ("minio.internal", 80, "fe80::1%eth0"),
         ("minio.internal", 80, "224.0.0.1"),
         ("minio.internal", 80, "nonsense"),
