@@ -45,7 +45,7 @@ class Video(Wire):
     size: str
     seed: int
     error: VideoError | None
-    remixed_from_video_id: None = None
+    remixed_from_video_id: str | None = Field(None, description="The job that it was made from.")
 
 
 class VideoList(Wire):
@@ -111,4 +111,5 @@ def video_of(job: Job, hints: Hints) -> Video:
         size=f"{params.width}x{params.height}",
         seed=params.seed,
         error=error,
+        remixed_from_video_id=job.submitted.parent,
     )

@@ -21,12 +21,14 @@ from server.access import (
 )
 from server.control import delete, finished, listed, wait_of
 from server.delivery.files import file_response, finished_file
+from server.delivery.spritesheet import spritesheet_response
 from server.errors import ApiError
 from server.idempotency import checked_key
 from server.openai import Video, VideoDeleted, VideoList, video_of
-from server.openapi import FILE_SCHEMA, VIDEO_BODY, Prefer, file_of
+from server.openapi import FILE_SCHEMA, REDO_BODY, VIDEO_BODY, Prefer, file_of
 from server.routing import Router
 from server.services import Services
+from server.submit.derive import JobsFrom
 from server.submit.openai import FIELD_OF_REFERENCE, receive_video
 from server.submit.submit import submit
 
@@ -101,6 +103,19 @@ def _answer(job: Job, services: Services) -> Response:
     return JSONResponse(video_of(job, services.hints).model_dump(mode="json"), headers=headers)
 
 
+@router.post("/{job_id}/remix", response_model=Video, openapi_extra=REDO_BODY, summary="Remix a video")
+async def remix(
+    job: WritableJob,
+    request: Request,
+    services: ServicesOf,
+    principal: Submitter,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Make the video again with another `prompt`. The seed stays, unless another is given."""
+    made, _ = await JobsFrom(job, services, principal).redo(request, checked_key(idempotency_key), clip=0)
+    return await asyncio.to_thread(_answer, made, services)
+
+
 @router.get("", response_model=VideoList, summary="List videos")
 def list_videos(
     services: ServicesOf,
@@ -139,7 +154,12 @@ def content(
     job: DownloadableJob,
     services: ServicesOf,
     request: Request,
-    variant: Literal["video", "thumbnail"] = "video",
+    variant: Annotated[
+        Literal["video", "thumbnail", "spritesheet"],
+        Query(description="A spritesheet has a picture of each clip, row by row."),
+    ] = "video",
 ) -> Response:
+    if variant == "spritesheet":
+        return spritesheet_response(services.store, job, request)
     stored = job.video if variant == "video" else job.poster
     return file_response(services.store, finished_file(job, stored, variant), request)

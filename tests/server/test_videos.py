@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from PIL import Image, ImageColor
 
 from server.submit.openai import FIELD_OF_REFERENCE
 from tests.server.conftest import Api, ApiFactory, Live, wait_for
 from tests.server.inputs import PERSON, PRODUCT, SPEECH, audio_bytes, form
-from tests.server.journals import VIDEO, fail, start, succeed
+from tests.server.journals import VIDEO, fail, finish_clip, start, succeed
 
 
 def data_url(data: bytes, media_type: str) -> str:
@@ -152,3 +154,42 @@ def test_a_sync_create_that_takes_too_long_says_where_to_ask(make_api: ApiFactor
     api.client.delete(f"/v1/videos/{job_id}")
     canceled = api.client.post("/v1/videos/sync", files=[("prompt", (None, "x"))])
     assert (canceled.status_code, canceled.json()["error"]["param"]) == (422, "input_reference")
+
+
+def test_a_video_is_remixed_and_seen_at_a_glance(live: Live, client: openai.OpenAI) -> None:
+    api = Api(live.app, None)  # type: ignore[arg-type]
+    video = create(client, audio_reference=data_url(audio_bytes(seconds=9.0), "audio/wav"), seed=9)
+    with pytest.raises(openai.ConflictError) as early:
+        client.videos.download_content(video.id, variant="spritesheet")
+    assert early.value.code == "job_not_finished"
+    start(api, video.id)
+    colours = ["red", "lime", "blue"]
+    for number, colour in enumerate(colours):
+        finish_clip(api, video.id, number, poster=plain(colour))
+    succeed(api, video.id, started=True)
+    answer = client.videos.download_content(video.id, variant="spritesheet")
+    sheet = Image.open(io.BytesIO(answer.read()))
+    assert (sheet.format, sheet.size) == ("JPEG", (2 * 40, 2 * 60)), "two rows of two"
+    seen = [sheet.getpixel((20 + 40 * (k % 2), 30 + 60 * (k // 2))) for k in range(4)]
+    for colour, pixel in zip([*colours, "black"], seen, strict=True):
+        assert isinstance(pixel, tuple)
+        assert max(abs(a - b) for a, b in zip(pixel, ImageColor.getrgb(colour), strict=False)) < 12, colour
+    url = f"{live.url}/v1/videos/{video.id}/content?variant=spritesheet"
+    again = httpx.get(url, headers={"If-None-Match": answer.response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert httpx.head(url).headers["content-type"] == "image/jpeg"
+    remixed = client.videos.remix(video.id, prompt="She waves.")
+    assert (remixed.remixed_from_video_id, remixed.prompt, remixed.status) == (
+        video.id, "She waves.", "queued"
+    )  # fmt: skip
+    submitted = live.services.journal.read(remixed.id).submitted
+    assert (submitted.params.seed, submitted.params.num_clips, submitted.clips) == (9, 3, ())
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.post(f"/videos/{video.id}/remix", body={"colour": "red"}, cast_to=object)
+    assert refused.value.param == "colour"
+
+
+def plain(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 60), colour).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
