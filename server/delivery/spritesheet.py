@@ -18,7 +18,7 @@ from server.delivery.conditional import KEPT_BY_304, failed_condition
 from server.delivery.files import file_headers, finished_file
 from server.errors import ApiError
 
-QUALITY: Final = 85
+SHEET_QUALITY: Final = 85
 
 
 def spritesheet_response(store: ArtifactStore, job: Job, request: Request) -> Response:
@@ -54,5 +54,5 @@ def spritesheet(pictures: list[bytes]) -> bytes:
             sheet.paste(picture, (number % columns * width, number // columns * height))
     assert sheet is not None, "there is at least one picture"
     out = io.BytesIO()
-    sheet.save(out, "JPEG", quality=QUALITY)
+    sheet.save(out, "JPEG", quality=SHEET_QUALITY)
     return out.getvalue()
