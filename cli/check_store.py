@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from contract.settings import Settings
@@ -63,11 +62,10 @@ def as_json(report: StoreReport) -> str:
 
 def show(report: StoreReport, console: Console) -> None:
     """Print what is wrong, what is lost first, and how much was read."""
-    table = Table.grid(padding=(0, 2))
     for finding in sorted(report.findings, key=lambda each: not each.is_problem):
         style = "red" if finding.is_problem else "yellow"
-        table.add_row(f"[{style}]{finding.kind}[/]", Text(finding.key), Text(finding.message))
-    console.print(table)
+        line = Text.assemble((f"{finding.kind:<8}", style), f" {finding.key}  {finding.message}")
+        console.print(line, soft_wrap=True)  # names are to be copied: whole, whatever the terminal's width
     console.print(f"Read {_in_short(report)}, {report.kept_files} kept files, {report.records} records.")
     if report.is_whole:
         console.print("Everything that is stored is whole.", style="green")
