@@ -46,8 +46,11 @@ class Watchdog(threading.Thread):
                 self._failing_since = self._failing_since or asked
 
     def has_started(self) -> None:
-        """Note that the part has worked: from now on the shorter patience applies."""
-        self._was_healthy = True
+        """Note that the part works: from now on the shorter patience applies, and failures of its start are
+        forgotten. A slow start would otherwise end the part at the moment when it works.
+        """
+        if not self._was_healthy:
+            self._failures, self._failing_since, self._was_healthy = 0, None, True
 
     def failing_for(self) -> float | None:
         """For how many seconds it has not been healthy, if that is more than the patience; else None."""
