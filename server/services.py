@@ -53,6 +53,8 @@ class Services:
     """Set when the application stops. Open streams then end."""
     parsing: Turns = field(default_factory=lambda: Turns(2))
     """JSON bodies hold whole files in memory, so only so many are read at the same time."""
+    listing: Turns = field(default_factory=lambda: Turns(2))
+    """Lists of kept files read a thousand of them. Many at once would take all threads and the processor."""
     disk: Turns = field(default_factory=lambda: Turns(DISK_TURNS))
     speaking: Turns = field(default_factory=lambda: Turns(4))
     """How many texts the speech server is asked for at once."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import Path
+from fastapi import Path, Request
 from pydantic import Field
 
 from contract.attention import AttentionBackend
@@ -13,7 +14,7 @@ from contract.job import Priority, Stage
 from contract.memory import MemoryMode
 from contract.worker import WorkerInfo
 from jobs.cards import read_cards
-from server.access import Admin, Reader, ServicesOf
+from server.access import Admin, Reader, ServicesOf, tenant_of
 from server.errors import ApiError
 from server.keys import ANONYMOUS_OWNER, ApiKey, list_keys
 from server.openapi import PROBLEM
@@ -113,10 +114,15 @@ MOST_QUEUED_SHOWN = 100
 
 
 @router.get("/usage", response_model=UsageView, summary="Know what your key uses")
-def get_usage(services: ServicesOf, principal: Reader) -> UsageView:
+async def get_usage(request: Request, services: ServicesOf, principal: Reader) -> UsageView:
     """Jobs, files and GPU time of your key. `GET /v1/limits` has its limits."""
-    services.index.refresh()
-    return usage_of(principal.owner, services)
+
+    def look() -> UsageView:
+        services.index.refresh()
+        return usage_of(principal.owner, services)
+
+    async with services.listing.turn(tenant_of(principal, request)):
+        return await asyncio.to_thread(look)
 
 
 def _worker_view(worker: WorkerInfo, draining: bool, seconds_per_clip: float | None) -> WorkerView:

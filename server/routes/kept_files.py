@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from contract.job import utcnow
 from jobs.kept_files import KeptFile, KeptFiles
-from server.access import Principal, Reader, ServicesOf, Submitter
+from server.access import Principal, Reader, ServicesOf, Submitter, tenant_of
 from server.decoding.decoded import DecodedFile
 from server.decoding.formats import Kind
 from server.delivery.files import kept_file_response
@@ -130,9 +131,16 @@ async def create_file(request: Request, services: ServicesOf, principal: Submitt
 
 
 @router.get("", response_model=FileList, summary="List kept files")
-def list_files(services: ServicesOf, principal: Reader) -> FileList:
+async def list_files(request: Request, services: ServicesOf, principal: Reader) -> Response:
     """Your own files, newest first."""
-    return FileList(data=[_view(file) for file in KeptFiles(services.store).of(principal.owner, utcnow())])
+    async with services.listing.turn(tenant_of(principal, request)):
+        text = await asyncio.to_thread(_list_text, services, principal.owner)
+    return Response(text, media_type="application/json")
+
+
+def _list_text(services: Services, owner: str) -> bytes:
+    files = KeptFiles(services.store).of(owner, utcnow())
+    return FileList(data=[_view(file) for file in files]).model_dump_json().encode()
 
 
 @router.get("/{file_id}", response_model=File, summary="Look at a kept file")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 import soundfile
 
 from contract.job import utcnow
-from jobs.kept_files import LINGERS_S, KeptFiles
+from jobs.kept_files import LINGERS_S, KeptFile, KeptFiles
 from server.app import _forget_old
 from server.keys import KeyLimits, NewKey, create_key
 from tests.server.conftest import Api, ApiFactory
@@ -244,3 +246,28 @@ def test_a_file_deleted_while_it_is_used_is_a_clear_refusal_or_a_whole_job(api: 
         if answer.status_code == 202:
             path = f"/v1/jobs/{answer.json()['id']}/inputs/person_image"
             assert api.client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/usage"])
+def test_many_lists_of_one_key_are_made_a_few_at_a_time(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    kept(api, PERSON)
+    made, at_once, most = KeptFiles.of, 0, 0
+    lock = threading.Lock()
+
+    def slow(files: KeptFiles, owner: str, now: datetime) -> list[KeptFile]:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.05)
+        with lock:
+            at_once -= 1
+        return made(files, owner, now)
+
+    monkeypatch.setattr(KeptFiles, "of", slow)
+    with ThreadPoolExecutor(12) as clients:
+        answers = list(clients.map(lambda _: api.client.get(path), range(24)))
+    assert [answer.status_code for answer in answers] == [200] * 24
+    assert most <= 2, "else one key takes every thread, and others wait for seconds"
