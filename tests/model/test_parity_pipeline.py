@@ -85,7 +85,7 @@ def test_a_checkpoint_folder_of_the_same_weights_reproduces_it_too(tmp_path, cap
     status, lines = parity(
         capsys, "--checkpoint", tmp_path / "folder", "--cases", tmp_path / "cases.safetensors"
     )
-    assert status == 0
+    assert status == 0, lines
     assert list(lines) == ["clip0.latents", "clip0.frames"]
 
 

@@ -68,17 +68,21 @@ VIDEOS = {
 
 def render(pipeline: CoInteractPipeline, ranks: Ranks | None, params: GenerationParams, **more: Any) -> Clip:
     """One clip of random networks: chained, they would blow a difference of one level up to many."""
-    vae.TILE, vae.TILE_STRIDE = TILE, TILE_STRIDE
     pose = np.random.default_rng(3).integers(0, 256, (90, 30, 40, 3), dtype=np.uint8)
     inputs = VideoInputs(photo(1), speech(6.5), photo(2), pose)
     shape = (MOTION_FRAMES, params.height, params.width, 3)
     motion = np.random.default_rng(4).integers(0, 256, shape, dtype=np.uint8)
     first_clip = params.num_clips - 1
-    return next(
-        pipeline.generate_clips(
-            inputs, params, first_clip=first_clip, motion_frames=motion, ranks=ranks, **more
+    usual = vae.TILE, vae.TILE_STRIDE
+    vae.TILE, vae.TILE_STRIDE = TILE, TILE_STRIDE
+    try:
+        return next(
+            pipeline.generate_clips(
+                inputs, params, first_clip=first_clip, motion_frames=motion, ranks=ranks, **more
+            )
         )
-    )
+    finally:
+        vae.TILE, vae.TILE_STRIDE = usual
 
 
 @dataclass(frozen=True)
