@@ -27,6 +27,10 @@ KEYS = {
 SHIFT, CONTROL = 8, 2
 
 
+class Navigated(Exception):
+    """The page went elsewhere, or loaded again, before it could answer."""
+
+
 @dataclass
 class Page:
     """One tab."""
@@ -67,6 +71,8 @@ class Page:
         answer = self._answers[self._sent] = asyncio.get_running_loop().create_future()
         await self.socket.send(json.dumps({"id": self._sent, "method": method, "params": parameters}))
         message = await asyncio.wait_for(answer, 30)
+        if "navigated" in message.get("error", {}).get("message", ""):
+            raise Navigated(method)
         assert "error" not in message, message
         result: Message = message["result"]
         return result
@@ -85,7 +91,14 @@ class Page:
     async def until(self, expression: str, seconds: float = 20.0) -> None:
         """Wait until a JavaScript expression is true."""
         deadline = time.monotonic() + seconds
-        while not await self.run(f"Boolean({expression})"):
+
+        async def is_true() -> bool:
+            try:
+                return bool(await self.run(f"Boolean({expression})"))
+            except Navigated:
+                return False
+
+        while not await is_true():
             if time.monotonic() > deadline:
                 text = await self.run("document.body.innerText.slice(0, 1500)")
                 told = [complaint[:300] for complaint in self.complaints[:3]]

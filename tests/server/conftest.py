@@ -166,7 +166,7 @@ def serving(app: FastAPI) -> Iterator[Live]:
 @pytest.fixture
 def live(tmp_path: Path, redis_url: str) -> Iterator[Live]:
     Redis.from_url(redis_url).flushall()
-    settings = make_settings(tmp_path, redis_url, upload_timeout_s=2.0)
+    settings = make_settings(tmp_path, redis_url, upload_timeout_s=4.0)
     publish_card(FolderStore(settings.storage_dir), CARD)
     with serving(create_app(settings)) as running:
         yield running
